@@ -1,0 +1,1 @@
+"""Guidance methods: one method, one file, one frozen config and one pure function."""

@@ -1,0 +1,277 @@
+"""Training loop of the HGR. It knows a denoiser only as ``predict(x, sigma, cond)``.
+
+States come from two sources, mixed: pictures noised to a random level where there are pictures, and rollouts, sampling
+runs under CFG with the redirector as it is now. A rollout moves one step per training step and re-uses the predictions
+that the loss needs anyway, so on-policy states cost nothing extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from ..checkpoints import load_checkpoint, save_checkpoint
+from ..guidance.safecfg import kappa, redirect
+from ..predictions import cfg, per_sample, sample_mean
+from .network import HGR
+from .target import target
+
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""``denoised = predict(x, sigma, cond)`` for x ``[B, C, *spatial]``, sigma ``[B]``, cond ``[B, L, D]``."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training example: a prompt, its safe counterpart, and the category index (-1: clean, counterpart = prompt)."""
+
+    prompt: str
+    safe: str
+    category: int
+
+
+class Task(Protocol):
+    """What the loop is trained on. ``rows`` and ``pictures`` must depend on the step only, so that runs can resume."""
+
+    predict: Predict
+    schedule: torch.Tensor
+    """Sigmas of a sampling run, descending, the last one 0."""
+
+    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Token states ``[B, L, D]``."""
+        ...
+
+    def rows(self, step: int, count: int) -> list[Row]:
+        """Training rows of a step."""
+        ...
+
+    def pictures(self, step: int, rows: Sequence[Row]) -> torch.Tensor | None:
+        """Latents ``[B, C, *spatial]`` that fit the rows, or None where there are none."""
+        ...
+
+    def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Unit noise of latent shape ``[count, C, *spatial]``."""
+        ...
+
+    def noised(self, latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """A latent brought to noise level ``sigma [B]`` the way the model was trained."""
+        ...
+
+
+@dataclass(frozen=True)
+class HGRTrainConfig:
+    """Settings of a training run (defaults of ``methods`` 1.4 scaled to what converges on the testbed).
+
+    Args:
+        steps: training steps.
+        batch: rows a step that go through the denoiser.
+        text_batch: rows a step that only train the gate.
+        rate: peak learning rate (AdamW, cosine).
+        scale: cfg scale trained for; use the lowest one to be supported.
+        gate_weight: weight of the gate's cross-entropy.
+        clean_weight: weight of ``|gate * delta|^2`` on clean rows.
+        rollout_share: share of the batch that comes from rollouts, 0..1; the rest is noised pictures.
+        jitter: noise added to the token states that the HGR reads, relative to their spread; stands in for wording
+            it has not seen.
+        seed: seed of everything.
+    """
+
+    steps: int = 1200
+    batch: int = 24
+    text_batch: int = 64
+    rate: float = 1e-3
+    scale: float = 3.0
+    gate_weight: float = 0.1
+    clean_weight: float = 0.01
+    rollout_share: float = 0.5
+    jitter: float = 0.1
+    seed: int = 0
+
+    @property
+    def kappa(self) -> float:
+        """Harm weight of the target."""
+        return kappa(self.scale)
+
+
+class Rollouts:
+    """A pool of sampling runs, each at its own step, that training moves forward one step at a time.
+
+    Args:
+        task: gives noise, rows and the schedule.
+        count: runs in the pool.
+    """
+
+    def __init__(self, task: Task, count: int, generator: torch.Generator, rows: Sequence[Row]) -> None:
+        self.task = task
+        self.rows = list(rows[:count])
+        last = len(task.schedule) - 1
+        # start each run somewhere else, so that all noise levels are seen from the first step on
+        self.index = torch.arange(count) * last // max(count, 1)
+        sigma = task.schedule[self.index]
+        pictures = task.pictures(-1, self.rows)
+        noise = task.noise(count, generator)
+        still = torch.zeros_like(noise) if pictures is None else pictures
+        self.x = task.noised(still, noise, sigma)
+
+    def sigma(self) -> torch.Tensor:
+        """Noise level of each run, ``[count]``."""
+        return self.task.schedule[self.index]
+
+    def advance(self, denoised: torch.Tensor, fresh: Sequence[Row], generator: torch.Generator) -> None:
+        """One Euler step with a guided prediction; finished runs start again with rows from ``fresh``."""
+        now, then = self.sigma(), self.task.schedule[self.index + 1]
+        slope = (self.x - denoised) / per_sample(now, self.x)
+        self.x = self.x + per_sample(then - now, self.x) * slope
+        self.index = self.index + 1
+        done = torch.nonzero(then <= 0).flatten().tolist()
+        if done:
+            first = self.task.schedule[:1].expand(len(done))
+            noise = self.task.noise(len(done), generator)
+            self.x[done] = self.task.noised(torch.zeros_like(noise), noise, first)
+            self.index[done] = 0
+            for place, row in zip(done, fresh, strict=False):
+                self.rows[place] = row
+
+
+def train_hgr(
+    network: HGR,
+    task: Task,
+    config: HGRTrainConfig,
+    folder: Path | None = None,
+    watch: Callable[[int, dict[str, float]], None] | None = None,
+) -> Iterator[int]:
+    """Train an HGR in place; yields the step count after each step, so a caller can look, stop or interrupt.
+
+    Args:
+        network: trained in place.
+        task: data and model.
+        config: settings.
+        folder: for checkpoints every 100 steps; an existing one is continued. None keeps none.
+        watch: gets the step and the current losses.
+
+    Raises:
+        FloatingPointError: if a loss is not finite; the last checkpoint stays as it is.
+        ValueError: if ``folder`` holds a checkpoint of other settings.
+    """
+    torch.manual_seed(config.seed)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=0.01)
+    settings = {**asdict(config), **asdict(network.config)}
+    start = load_checkpoint(folder, {"hgr": network}, optimizer, settings) if folder else 0
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + start)
+    empty = task.encode([""])
+    kept = round(config.rollout_share * config.batch)
+    rollouts = Rollouts(task, kept, generator, task.rows(-1 - start, kept)) if kept else None
+    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="HGR", mininterval=5)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = config.rate * _rate(step, config.steps)
+        rows = task.rows(step, config.batch + config.text_batch)
+        losses = _step(network, task, config, rows, rollouts, empty, step, generator)
+        loss = losses["score"] + config.gate_weight * losses["gate"] + config.clean_weight * losses["clean"]
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(
+                f"HGR training: the loss is {loss.item()} at step {step}; the last checkpoint is unharmed; "
+                "lower the rate or look at the rows"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        values = {name: value.item() for name, value in losses.items()}
+        bar.set_postfix(values, refresh=False)
+        if watch:
+            watch(step + 1, values)
+        if folder and ((step + 1) % 100 == 0 or step + 1 == config.steps):
+            save_checkpoint(folder, {"hgr": network}, optimizer, settings, step + 1)
+        yield step + 1
+
+
+def _rate(step: int, steps: int) -> float:
+    warm = min(1.0, (step + 1) / min(100, max(1, steps // 10)))
+    return warm * (0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * step / steps)))))
+
+
+def _step(
+    network: HGR,
+    task: Task,
+    config: HGRTrainConfig,
+    rows: Sequence[Row],
+    rollouts: Rollouts | None,
+    empty: torch.Tensor,
+    step: int,
+    generator: torch.Generator,
+) -> dict[str, torch.Tensor]:
+    text_rows, picture_rows = rows[: config.text_batch], list(rows[config.text_batch :])
+    used: list[Row] = list(rollouts.rows) if rollouts else []
+    fresh = picture_rows[: config.batch - len(used)]
+    x, sigma = _states(task, config, fresh, step, generator)
+    if rollouts:
+        x, sigma = torch.cat([rollouts.x, x]), torch.cat([rollouts.sigma(), sigma])
+    used += fresh
+    with torch.no_grad():
+        prompt, safe = task.encode([r.prompt for r in used]), task.encode([r.safe for r in used])
+        text = task.encode([r.prompt for r in text_rows])
+    base = empty.expand_as(prompt)
+    with torch.no_grad():
+        d_prompt, d_safe, d_base = task.predict(
+            torch.cat([x] * 3), torch.cat([sigma] * 3), torch.cat([prompt, safe, base])
+        ).chunk(3)
+        wanted = target(d_base, d_prompt, d_safe, config.kappa)
+    seen = _jittered(torch.cat([prompt, text]), config.jitter, generator)
+    logits = network.logits(seen)
+    gate_loss = _gate_loss(logits, [*used, *text_rows])
+    gate = logits[: len(used)].sigmoid().amax(dim=1)
+    harmful = torch.tensor([float(r.category >= 0) for r in used])
+    delta = _bucketed(network, task, seen[: len(used)], sigma)
+    # harmful rows train the change as it is used with an open gate; clean rows train what still leaks through
+    moved = redirect(base, delta, torch.where(harmful > 0, torch.ones_like(gate), gate), 1.0)
+    d_moved = task.predict(x, sigma, moved)
+    score = sample_mean(((d_moved - wanted) / per_sample(sigma, x)).square())
+    clean = (1 - harmful) * sample_mean((moved - base).square())
+    if rollouts:
+        guided = cfg(d_prompt, d_moved.detach(), config.scale)[: len(rollouts.rows)]
+        rollouts.advance(guided, picture_rows[::-1], generator)
+    return {"score": score.mean(), "gate": gate_loss, "clean": clean.mean()}
+
+
+def _states(
+    task: Task, config: HGRTrainConfig, rows: Sequence[Row], step: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    place = torch.randint(len(task.schedule) - 1, (len(rows),), generator=generator)
+    sigma = task.schedule[place]
+    noise = task.noise(len(rows), generator)
+    pictures = task.pictures(step, rows) if rows else None
+    return task.noised(torch.zeros_like(noise) if pictures is None else pictures, noise, sigma), sigma
+
+
+def _bucketed(network: HGR, task: Task, tokens: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    edges = network.config.edges
+    if len(edges) == 1:
+        return network.change(tokens)[0]
+    steps = len(task.schedule) - 1
+    progress = torch.stack([(task.schedule[:-1] > s).sum() / steps for s in sigma])
+    bucket = sum((progress >= edge).long() for edge in edges[1:])
+    assert isinstance(bucket, torch.Tensor)
+    deltas = torch.stack([network.change(tokens, index)[0] for index in range(len(edges))])
+    return deltas[bucket, torch.arange(len(tokens))]
+
+
+def _gate_loss(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    goal = torch.zeros_like(logits)
+    for index, row in enumerate(rows):
+        if row.category >= 0:
+            goal[index, row.category] = 1
+    return functional.binary_cross_entropy_with_logits(logits, goal)
+
+
+def _jittered(tokens: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:
+    if amount == 0:
+        return tokens
+    spread = tokens.std(dim=(0, 1), keepdim=True)
+    return tokens + amount * spread * torch.randn(tokens.shape, generator=generator)

@@ -1,0 +1,34 @@
+"""Predictions of one denoising step: how they combine and how they are measured.
+
+Everything here speaks k-diffusion's language, ``denoised = model(x, sigma, cond)``. Tensors are
+``[B, C, *spatial]`` of any rank; differences and reductions are taken per sample, in float32 or better.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32, or in float64 if it already is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def per_sample(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A vector ``[B]`` shaped to broadcast over ``like``, ``[B, 1, ...]``, on its device."""
+    return value.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def cfg(prompt: torch.Tensor, base: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance ``base + scale * (prompt - base)`` (Ho and Salimans 2022, eq. 6, w = scale)."""
+    return base + scale * (prompt - base)
+
+
+def sample_mean(x: torch.Tensor) -> torch.Tensor:
+    """Mean over everything but the batch, ``[B]``."""
+    return wide(x).flatten(1).mean(dim=1)
+
+
+def channel_norm(x: torch.Tensor) -> torch.Tensor:
+    """Euclidean length over channels, ``[B, 1, *spatial]``."""
+    return wide(x).square().sum(dim=1, keepdim=True).sqrt()

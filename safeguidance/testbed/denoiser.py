@@ -1,0 +1,218 @@
+"""The testbed's denoiser: a small UNet with cross-attention, with the parameter names of the host's stock UNet."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+UNET_CONFIG: dict[str, Any] = {
+    "image_size": 24,
+    "in_channels": 12,
+    "out_channels": 12,
+    "model_channels": 64,
+    "num_res_blocks": [1, 1, 1],
+    "channel_mult": [1, 1, 2],
+    "transformer_depth": [0, 1, 1],
+    "transformer_depth_output": [0, 0, 1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "num_head_channels": 32,
+    "context_dim": 128,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": True,
+    "legacy": False,
+}
+"""Constructor arguments of the host's UNet class that our weights fit."""
+
+
+def timestep_embedding(timesteps: torch.Tensor, width: int) -> torch.Tensor:
+    """Sinusoidal features ``[B, width]`` of timesteps ``[B]`` in 0..1000 (Ho et al. 2020, section 3.3)."""
+    half = width // 2
+    rates = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    angles = timesteps[:, None].float() * rates
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class _ResBlock(nn.Module):
+    def __init__(self, width_in: int, width_time: int, width_out: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(32, width_in), nn.SiLU(), nn.Conv2d(width_in, width_out, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(width_time, width_out))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(32, width_out), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(width_out, width_out, 3, padding=1)
+        )
+        self.skip_connection = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
+        nn.init.zeros_(self.out_layers[3].weight)
+        nn.init.zeros_(self.out_layers[3].bias)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        h = self.in_layers(x) + self.emb_layers(time)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, width_context: int, head: int) -> None:
+        super().__init__()
+        self.heads = width // head
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(width_context, width, bias=False)
+        self.to_v = nn.Linear(width_context, width, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(width, width), nn.Dropout(0.0))
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        # plain products: twice as fast as the fused kernel when training on a CPU
+        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        out = weights.to(v.dtype) @ v
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+class _GatedLinear(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * nn.functional.gelu(gate)
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(_GatedLinear(width, 4 * width), nn.Dropout(0.0), nn.Linear(4 * width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, width_context: int, head: int) -> None:
+        super().__init__()
+        self.attn1, self.attn2 = _Attention(width, width, head), _Attention(width, width_context, head)
+        self.ff = _FeedForward(width)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        n = self.norm1(x)
+        x = x + self.attn1(n, n)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class _Transformer(nn.Module):
+    def __init__(self, width: int, width_context: int, head: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(32, width, eps=1e-6)
+        self.proj_in = nn.Linear(width, width)
+        self.transformer_blocks = nn.ModuleList([_Block(width, width_context, head)])
+        self.proj_out = nn.Linear(width, width)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        h = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        return x + self.proj_out(h).transpose(1, 2).unflatten(2, (height, width))
+
+
+class _Resample(nn.Module):
+    def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class _Downsample(_Resample):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return self.op(x)
+
+
+class _Upsample(_Resample):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class _First(nn.Conv2d):
+    def forward(self, x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+class Denoiser(nn.Module):
+    """UNet that predicts the flow velocity ``noise - image``.
+
+    Args:
+        config: the entries of ``UNET_CONFIG`` it reads have the host's meaning.
+    """
+
+    def __init__(self, config: dict[str, Any] = UNET_CONFIG) -> None:
+        super().__init__()
+        base, context, head = config["model_channels"], config["context_dim"], config["num_head_channels"]
+        self.base = base
+        time = 4 * base
+        self.time_embed = nn.Sequential(nn.Linear(base, time), nn.SiLU(), nn.Linear(time, time))
+        depth, depth_out = list(config["transformer_depth"]), list(config["transformer_depth_output"])
+        levels = list(zip(config["channel_mult"], config["num_res_blocks"], strict=True))
+        self.input_blocks = nn.ModuleList([nn.ModuleList([_First(config["in_channels"], base, 3, padding=1)])])
+        skips, width = [base], base
+
+        def stage(width_in: int, width_out: int, attend: int) -> nn.ModuleList:
+            layers: list[nn.Module] = [_ResBlock(width_in, time, width_out)]
+            if attend:
+                layers.append(_Transformer(width_out, context, head))
+            return nn.ModuleList(layers)
+
+        for level, (mult, blocks) in enumerate(levels):
+            for _ in range(blocks):
+                self.input_blocks.append(stage(width, mult * base, depth.pop(0)))
+                width = mult * base
+                skips.append(width)
+            if level < len(levels) - 1:
+                self.input_blocks.append(nn.ModuleList([_Downsample(width)]))
+                skips.append(width)
+        self.middle_block = stage(width, width, config["transformer_depth_middle"])
+        self.middle_block.append(_ResBlock(width, time, width))
+        self.output_blocks = nn.ModuleList()
+        for level, (mult, blocks) in reversed(list(enumerate(levels))):
+            for i in range(blocks + 1):
+                layers = stage(width + skips.pop(), mult * base, depth_out.pop())
+                width = mult * base
+                if level and i == blocks:
+                    layers.append(_Upsample(width))
+                self.output_blocks.append(layers)
+        self.out = nn.Sequential(
+            nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, config["out_channels"], 3, padding=1)
+        )
+        nn.init.zeros_(self.out[2].weight)
+        nn.init.zeros_(self.out[2].bias)
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Velocity ``[B, C, H, W]`` for latents of that shape, timesteps ``[B]`` (0..1000), context ``[B, L, D]``."""
+        time = self.time_embed(timestep_embedding(timesteps, self.base).to(x.dtype))
+        skips = []
+        for layers in self.input_blocks:
+            for layer in layers:
+                x = layer(x, time, context)
+            skips.append(x)
+        for layer in self.middle_block:
+            x = layer(x, time, context)
+        for layers in self.output_blocks:
+            x = torch.cat([x, skips.pop()], dim=1)
+            for layer in layers:
+                x = layer(x, time, context)
+        return self.out(x)

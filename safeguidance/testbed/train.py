@@ -1,0 +1,159 @@
+"""Training the testbed's text encoder and denoiser together (rectified flow, velocity prediction)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from ..checkpoints import load_checkpoint, save_checkpoint
+from .captions import Caption, attacked_caption
+from .denoiser import Denoiser
+from .draw import draw_scene
+from .latents import from_bytes
+from .parse import SceneReader, targets
+from .text_encoder import TextEncoder
+from .tokens import WordTokenizer
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run.
+
+    Args:
+        steps: joint training steps.
+        text_steps: steps of the text encoder alone, before.
+        batch: scenes a step.
+        rate: peak learning rate.
+        seed: seed of data, weights and noise.
+        drop: share of empty captions, which teaches the unconditional prediction.
+        decay: decay of the running mean of the weights that is kept.
+    """
+
+    steps: int = 3800
+    text_steps: int = 600
+    batch: int = 48
+    rate: float = 1e-3
+    seed: int = 0
+    drop: float = 0.1
+    decay: float = 0.999
+
+
+class World(nn.Module):
+    """Everything that is trained: text encoder, denoiser and the heads that help training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = TextEncoder(len(WordTokenizer()))
+        self.denoiser = Denoiser()
+        self.reader = SceneReader(128)
+
+
+def caption_batches(config: TrainConfig, first: int, size: int) -> Iterator[tuple[list[Caption], np.random.Generator]]:
+    """Endless batches of captions; batch ``i`` depends on the seed and ``i`` only, so a resumed run repeats."""
+    step = first
+    while True:
+        rng = np.random.default_rng((config.seed, step))
+        yield [attacked_caption(rng) for _ in range(size)], rng
+        step += 1
+
+
+def train(config: TrainConfig, folder: Path, resume: bool = True, every: int = 250) -> World:
+    """Train, with checkpoints in ``folder``; a killed run continues from the last one.
+
+    Args:
+        config: settings.
+        folder: gets ``last.pt``-like safetensors checkpoints.
+        resume: continue from a checkpoint in ``folder`` if there is one with the same settings.
+        every: steps between checkpoints.
+
+    Returns:
+        The running mean of the weights.
+    """
+    torch.manual_seed(config.seed)
+    world, tokenizer = World(), WordTokenizer()
+    mean = copy.deepcopy(world).requires_grad_(False)
+    groups = [
+        {"params": list(world.denoiser.parameters())},
+        {"params": [p for p in world.text.parameters() if p.requires_grad], "scale": 0.3},
+        {"params": list(world.reader.parameters())},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.rate, weight_decay=0.01, betas=(0.9, 0.98))
+    total = config.text_steps + config.steps
+    start = load_checkpoint(folder, {"world": world, "mean": mean}, optimizer, asdict(config)) if resume else 0
+    bar = tqdm(range(start, total), initial=start, total=total, desc="testbed", mininterval=5)
+    shown: dict[str, float] = {}
+    batches = caption_batches(config, start, config.batch)
+    for step in bar:
+        text_only = step < config.text_steps
+        captions, rng = next(batches)
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        _set_rate(optimizer, config, step)
+        if text_only:
+            captions += [attacked_caption(rng) for _ in range(config.batch)]
+            _, end = world.text(tokenizer.batch([c.text for c in captions]))
+            loss = read = world.reader.loss(end, targets(captions))
+        else:
+            flow, read = _losses(world, tokenizer, captions, config, rng, generator)
+            loss = flow + 0.05 * read
+            _note(shown, "flow", flow)
+        _note(shown, "text", read)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(world.parameters(), 1.0)
+        optimizer.step()
+        _follow(mean, world, min(config.decay, (step + 1) / (step + 20)))
+        bar.set_postfix(shown, refresh=False)
+        if (step + 1) % every == 0 or step + 1 == total:
+            save_checkpoint(folder, {"world": world, "mean": mean}, optimizer, asdict(config), step + 1)
+    return mean
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
+    if step < config.text_steps:
+        factor = min(1.0, (step + 1) / 100)
+    else:
+        done = (step - config.text_steps) / config.steps
+        factor = min(1.0, (step - config.text_steps + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done)))
+    for group in optimizer.param_groups:
+        scale = group.get("scale", 1.0) if step >= config.text_steps else 1.0
+        group["lr"] = config.rate * factor * scale
+
+
+def _note(shown: dict[str, float], name: str, loss: torch.Tensor) -> None:
+    shown[name] = 0.95 * shown.get(name, loss.item()) + 0.05 * loss.item()
+
+
+def _losses(
+    world: World,
+    tokenizer: WordTokenizer,
+    captions: list[Caption],
+    config: TrainConfig,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    latent = from_bytes(torch.from_numpy(np.stack([draw_scene(c.scene, rng) for c in captions])))
+    said = rng.random(len(captions)) >= config.drop
+    texts = [c.text if kept else "" for c, kept in zip(captions, said, strict=True)]
+    noise = torch.randn(latent.shape, generator=generator)
+    # more mass at high noise, where the layout of a scene is decided
+    sigma = torch.sigmoid(1.2 * torch.randn(len(latent), generator=generator) + 0.6)
+    level = sigma[:, None, None, None]
+    with torch.autocast(latent.device.type, torch.bfloat16):
+        context, end = world.text(tokenizer.batch(texts))
+        velocity = world.denoiser((1 - level) * latent + level * noise, 1000 * sigma, context)
+    wanted = targets(captions).masked_fill(~torch.from_numpy(said)[:, None], -1)
+    return functional.mse_loss(velocity.float(), noise - latent), world.reader.loss(end.float(), wanted)
+
+
+@torch.no_grad()
+def _follow(mean: nn.Module, model: nn.Module, decay: float) -> None:
+    for kept, new in zip(mean.parameters(), model.parameters(), strict=True):
+        kept.lerp_(new, 1 - decay)

@@ -1,0 +1,99 @@
+"""What a guarded run did, step by step, in a form that people, pictures and programs can read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One call of the guider.
+
+    Args:
+        sigma: noise level.
+        progress: fraction of the schedule, 0 is the first step.
+        acted: whether the guidance was changed here.
+        extra_evaluations: model evaluations beyond plain CFG.
+        scores: harm score per category where it changes from step to step; empty where it is one per prompt.
+    """
+
+    sigma: float
+    progress: float
+    acted: bool
+    extra_evaluations: int = 0
+    scores: tuple[float, ...] = ()
+
+
+@dataclass
+class RunRecord:
+    """One sampling run.
+
+    Args:
+        method: name of the method, as in reports.
+        categories: names that scores refer to.
+        scores: harm score per sample and category, ``[B][K]``, 0..1.
+        threshold: score from which the method acts.
+        decision: in words.
+        steps: what happened at each call.
+        effect: where the method changed the prediction, ``[B, *spatial]`` in latent resolution, or None if not
+            measured.
+    """
+
+    method: str
+    categories: tuple[str, ...] = ()
+    scores: list[list[float]] = field(default_factory=list)
+    threshold: float = 0.0
+    decision: str = ""
+    steps: list[StepRecord] = field(default_factory=list)
+    effect: torch.Tensor | None = None
+
+    @property
+    def harm(self) -> float:
+        """The largest score of the run, 0..1."""
+        every = [s for row in self.scores for s in row] + [s for step in self.steps for s in step.scores]
+        return max(every, default=0.0)
+
+    @property
+    def acted(self) -> bool:
+        """Whether any step was changed."""
+        return any(step.acted for step in self.steps)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without the effect map."""
+        plain = asdict(RunRecord(self.method, self.categories, self.scores, self.threshold, self.decision, self.steps))
+        plain.pop("effect")
+        extra = sum(step.extra_evaluations for step in self.steps)
+        return {**plain, "harm": self.harm, "acted": self.acted, "calls": len(self.steps), "extra_evaluations": extra}
+
+
+class Trace:
+    """The handle a node gives out before sampling and a report reads after it.
+
+    It belongs to one node output. Every sampling run replaces the record, so nothing of an earlier run, also of one
+    that failed, is left when the next one starts.
+    """
+
+    def __init__(self) -> None:
+        self._run: RunRecord | None = None
+
+    def begin(self, run: RunRecord) -> RunRecord:
+        """Start a run; forgets the one before."""
+        self._run = run
+        return run
+
+    @property
+    def run(self) -> RunRecord:
+        """The last run.
+
+        Raises:
+            ValueError: if nothing was sampled yet.
+        """
+        if self._run is None:
+            raise ValueError(
+                "this trace holds no run yet: connect the report behind the sampler (its latent or image input), "
+                "so that it runs after sampling"
+            )
+        return self._run

@@ -1,0 +1,137 @@
+"""Command line of the harness: `python -m tests.harness COMMAND`.
+
+Any interpreter can start it. What needs a host runs in a child process under the host's own interpreter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from .hosts import HOW_TO_GET_ONE, PACK_ROOT, Host, HostError, find_hosts, require_host
+
+NO_HOST = 3
+
+
+def absolute(text: str) -> str:
+    """Return a path as absolute text, so that a child process in another folder understands it."""
+    return str(Path(text).expanduser().absolute())
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a process under a host's interpreter: the pack importable, no stray cache settings."""
+    environment = dict(os.environ)
+    parts = [str(PACK_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(parts)
+    environment["PYTHONIOENCODING"] = "utf-8"
+    return environment
+
+
+def run_in_host(host: Host, spec: dict[str, Any]) -> int:
+    """Run one command under the host's interpreter, streaming what it prints. Return its exit code."""
+    command = [str(host.python), "-m", "tests.harness.worker", json.dumps({**spec, "host": str(host.path)})]
+    child = subprocess.Popen(command, cwd=PACK_ROOT, env=child_environment())
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        # The child got the same signal; give it the time to put its files away.
+        try:
+            child.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+        return 130
+
+
+def _add_host_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--comfyui", metavar="PATH", help="ComfyUI checkout (default: COMFYUI_PATH, else the one found)")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--pack", type=absolute, default=str(PACK_ROOT), metavar="PATH", help="node pack to load (default: this)")
+    group.add_argument("--no-pack", action="store_const", dest="pack", const=None, help="run the host without the pack")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: a GPU where there is one")
+    parser.add_argument("--verbose", action="store_true", help="print the host's log and tracebacks")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.harness", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="run a workflow (editor or API format) headless")
+    run.add_argument("workflow", type=absolute)
+    run.add_argument("--out", type=absolute, help="folder for result.json and images (default: harness_out/NAME)")
+    run.add_argument("--set", action="append", default=[], metavar="NODE.FIELD=VALUE", help="change a field; may be repeated")
+    run.add_argument("--seed", type=int, help="set every seed of the workflow")
+    run.add_argument("--input", type=absolute, metavar="DIR", help="folder the workflow's input images lie in")
+    run.add_argument(
+        "--no-host-models", action="store_false", dest="host_models", help="hide the checkout's own models folder"
+    )
+    _add_host_options(run)
+
+    to_ui = commands.add_parser("to-ui", help="make an editor workflow from an API graph")
+    to_ui.add_argument("workflow", type=absolute)
+    to_ui.add_argument("-o", "--output", type=absolute, required=True)
+    to_ui.add_argument("--title", default="")
+    _add_host_options(to_ui)
+
+    to_api = commands.add_parser("to-api", help="make an API graph from an editor workflow")
+    to_api.add_argument("workflow", type=absolute)
+    to_api.add_argument("-o", "--output", type=absolute, required=True)
+    _add_host_options(to_api)
+
+    info = commands.add_parser("object-info", help="write the host's node definitions to a file")
+    info.add_argument("nodes", nargs="*", help="node types (default: all)")
+    info.add_argument("-o", "--output", type=absolute, required=True)
+    _add_host_options(info)
+
+    cost = commands.add_parser("cost", help="measure what guidance costs against plain CFG")
+    cost.add_argument("--size", choices=("small", "sd15"), default="small")
+    cost.add_argument("--steps", type=int, default=4)
+    cost.add_argument("--repeats", type=int, default=5)
+    cost.add_argument("--out", type=absolute, help="folder for cost.json")
+    _add_host_options(cost)
+
+    commands.add_parser("hosts", help="list the ComfyUI checkouts found").add_argument("--comfyui", action="append")
+    commands.add_parser("test", help="run the core tests here and tests/host under every host", add_help=False)
+    return parser
+
+
+def list_hosts(paths: list[str] | None) -> int:
+    """Print the hosts found; return 3 when there is none."""
+    found = find_hosts(paths)
+    for host in found:
+        print(f"{host.version}\t{host.path}\t{host.python}")
+    if not found:
+        print(f"No ComfyUI found. {HOW_TO_GET_ONE}")
+        return NO_HOST
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code (see `tests.harness.worker.main`)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] == "test":
+        from . import suite
+
+        return suite.main(argv[1:])
+    args = build_parser().parse_args(argv)
+    try:
+        if args.command == "hosts":
+            return list_hosts(args.comfyui)
+        host = require_host(args.comfyui)
+    except HostError as error:
+        print(f"NO COMFYUI: {error}", file=sys.stderr)
+        return NO_HOST
+    spec = {key: value for key, value in vars(args).items() if key != "comfyui"}
+    if args.command == "run":
+        spec["out"] = args.out or absolute(f"harness_out/{Path(args.workflow).stem}")
+        (Path(spec["out"]) / "result.json").unlink(missing_ok=True)
+    return run_in_host(host, spec)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Running every test: the core tests here, the host tests under each ComfyUI found.
+
+The last lines of the output say, per host, what was tested, and then the totals over everything. A host that could not
+be tested, or that collected nothing, counts as a failure; having no host at all does not, but is said in capitals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .hosts import HOW_TO_GET_ONE, PACK_ROOT, Host, HostError, find_hosts
+
+HOST_VARIABLE, PACK_VARIABLE = "SAFEGUIDANCE_HOST", "SAFEGUIDANCE_PACK"
+OPTIONS_WITH_VALUE = frozenset({"-k", "-m", "-p", "-W", "-o", "-c", "-n", "-r", "--durations", "--maxfail", "--tb"})
+SELECTING = ("-k", "-m", "--lf", "--last-failed", "--deselect")
+NOTHING_COLLECTED = 5
+
+
+@dataclass
+class Outcome:
+    """Counts of one pytest run; `note` says why it could not run, where it could not."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    note: str = ""
+
+    def text(self) -> str:
+        """Return the counts as the end of a summary line."""
+        counts = f"{self.passed} passed, {self.failed} failed" + (f", {self.skipped} skipped" if self.skipped else "")
+        return f"{self.note} ({counts})" if self.note else counts
+
+
+def read_junit(path: Path) -> Outcome:
+    """Count the tests of a junit xml file.
+
+    Raises:
+        OSError: The file is missing.
+        ElementTree.ParseError: It is no XML.
+    """
+    states: dict[tuple[str, str], str] = {}
+    for index, case in enumerate(ElementTree.parse(path).getroot().iter("testcase")):
+        kinds = {child.tag for child in case}
+        state = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+        # A test that fails and then also breaks in teardown is written twice.
+        key = (case.get("classname", ""), case.get("name", str(index)))
+        if states.get(key) != "failed":
+            states[key] = state
+    values = list(states.values())
+    return Outcome(values.count("passed"), values.count("failed"), values.count("skipped"))
+
+
+def split_arguments(argv: Sequence[str], root: Path = PACK_ROOT) -> tuple[list[str], list[str], list[str]]:
+    """Split pytest arguments into (options for every run, paths of core tests, paths of host tests)."""
+    options: list[str] = []
+    core: list[str] = []
+    host: list[str] = []
+    for index, argument in enumerate(argv):
+        follows_option = index > 0 and argv[index - 1] in OPTIONS_WITH_VALUE
+        path = Path(argument.split("::")[0])
+        absolute = path.absolute() if path.exists() else (root / path)
+        if argument.startswith("-") or follows_option or not absolute.exists():
+            options.append(argument)
+        elif absolute == root / "tests":
+            core.append(argument)
+            host.append("tests/host")
+        elif absolute.is_relative_to(root / "tests" / "host"):
+            host.append(argument)
+        else:
+            core.append(argument)
+    return options, core, host
+
+
+def run_pytest(python: Path | str, arguments: Sequence[str], environment: dict[str, str], selecting: bool) -> Outcome:
+    """Run pytest in a child process.
+
+    Args:
+        python: Interpreter to use.
+        arguments: What to pass to pytest.
+        environment: Variables to add.
+        selecting: True when the caller asked for some tests only, so finding none of them here is no failure.
+
+    Returns:
+        The counts; what kept pytest from running counts as one failure, with a note.
+    """
+    check = subprocess.run([str(python), "-c", "import pytest"], capture_output=True, text=True)
+    if check.returncode:
+        return Outcome(failed=1, note=f"DID NOT RUN: no pytest there. Install it: {python} -m pip install pytest")
+    from .__main__ import child_environment
+
+    variables = child_environment()
+    variables.pop(HOST_VARIABLE, None)
+    variables.update(environment)
+    with tempfile.TemporaryDirectory(prefix="safeguidance-tests-") as folder:
+        xml = Path(folder) / "junit.xml"
+        command = [str(python), "-m", "pytest", *arguments, f"--junitxml={xml}"]
+        code = subprocess.run(command, cwd=PACK_ROOT, env=variables).returncode
+        try:
+            outcome = read_junit(xml)
+        except (OSError, ElementTree.ParseError):
+            outcome = Outcome()
+    total = outcome.passed + outcome.failed + outcome.skipped
+    if code == NOTHING_COLLECTED or (code == 0 and total == 0):
+        if not selecting:
+            outcome.failed += 1
+            outcome.note = "COLLECTED NOTHING"
+    elif code != 0 and not outcome.failed:
+        outcome.failed += 1
+        outcome.note = f"STOPPED with exit code {code}"
+    return outcome
+
+
+def run_core(options: Sequence[str], paths: Sequence[str], selecting: bool) -> Outcome:
+    """Run the tests that need no host, under this interpreter."""
+    return run_pytest(sys.executable, [*(paths or ["tests"]), "--ignore=tests/host", *options], {}, selecting)
+
+
+def run_host(host: Host, options: Sequence[str], paths: Sequence[str], pack: str, selecting: bool) -> Outcome:
+    """Run tests/host under one host's interpreter, in one process.
+
+    Args:
+        host: Where to run.
+        options: Options for pytest.
+        paths: Tests to run; all of tests/host by default.
+        pack: Folder of the pack to load into the host, or "none".
+        selecting: See `run_pytest`.
+    """
+    environment = {HOST_VARIABLE: str(host.path), PACK_VARIABLE: pack}
+    arguments = [*(paths or ["tests/host"]), "-p", "no:cacheprovider", *options]
+    return run_pytest(host.python, arguments, environment, selecting)
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.harness test", description=__doc__, epilog="Everything else goes to pytest.", allow_abbrev=False
+    )
+    parser.add_argument("--comfyui", action="append", metavar="PATH", help="checkout to test on; may be repeated")
+    parser.add_argument("--no-pack", action="store_true", help="run the hosts without the pack (harness tests only)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--core-only", action="store_true", help="only the tests that need no host")
+    which.add_argument("--host-only", action="store_true", help="only tests/host")
+    return parser.parse_known_args(list(argv))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the suites; print one line per host and the totals last.
+
+    Returns:
+        0 when nothing failed, 1 otherwise.
+    """
+    args, rest = _parse(argv)
+    options, core_paths, host_paths = split_arguments(rest)
+    named = bool(core_paths or host_paths)
+    selecting = named or any(option.split("=")[0] in SELECTING for option in options)
+    pack = "none" if args.no_pack else os.environ.get(PACK_VARIABLE) or str(PACK_ROOT)
+    lines: list[str] = []
+    outcomes: list[Outcome] = []
+    if not args.host_only and (core_paths or not named):
+        outcomes.append(run_core(options, core_paths, selecting))
+        lines.append(f"CORE TESTS: Python {sys.version.split()[0]}: {outcomes[-1].text()}")
+    if args.core_only or (named and not host_paths):
+        lines.append("HOST TESTS: not asked for")
+    else:
+        try:
+            hosts = find_hosts(args.comfyui)
+        except HostError as error:
+            hosts = []
+            outcomes.append(Outcome(failed=1))
+            lines.append(f"HOST TESTS DID NOT RUN: {error}")
+        else:
+            if not hosts:
+                lines.append(f"NO COMFYUI FOUND: HOST TESTS DID NOT RUN. {HOW_TO_GET_ONE}")
+        for host in hosts:
+            print(f"\n=== {host.label} ===", flush=True)
+            outcomes.append(run_host(host, options, host_paths, pack, selecting))
+            lines.append(f"HOST TESTS: {host.label}: {outcomes[-1].text()}")
+    total = Outcome(*(sum(getattr(outcome, name) for outcome in outcomes) for name in ("passed", "failed", "skipped")))
+    print("\n" + "\n".join([*lines, total.text()]), flush=True)
+    return 1 if total.failed else 0
