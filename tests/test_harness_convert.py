@@ -16,7 +16,9 @@ from tests.harness.definitions import ConvertError, walk_specs
 from tests.harness.layout import Box
 from tests.harness.workflow import apply_seed, apply_settings, load, prepare
 
-INFO: dict[str, Any] = json.loads((Path(__file__).parent / "harness" / "data" / "object_info.json").read_text())
+INFO: dict[str, Any] = json.loads(
+    (Path(__file__).parent / "harness" / "data" / "object_info.json").read_text()
+)
 
 
 def node(class_type: str, title: str = "", **inputs: Any) -> dict[str, Any]:
@@ -30,8 +32,8 @@ SAMPLED = {
     "6": node("CLIPTextEncode", "Positive", clip=["4", 1], text="a red circle\non {blue|green}"),
     "7": node("CLIPTextEncode", "Negative", clip=["4", 1], text=""),
     "3": node(
-        "KSampler", model=["4", 0], seed=2**53 + 1, steps=4, cfg=3.5, sampler_name="euler", scheduler="normal",
-        positive=["6", 0], negative=["7", 0], latent_image=["5", 0], denoise=1.0,
+        "KSampler", model=["4", 0], seed=2**53 + 1, steps=4, cfg=3.5, sampler_name="euler",
+        scheduler="normal", positive=["6", 0], negative=["7", 0], latent_image=["5", 0], denoise=1.0,
     ),
     "8": node("VAEDecode", samples=["3", 0], vae=["4", 2]),
     "9": node("SaveImage", images=["8", 0], filename_prefix="x"),
@@ -43,7 +45,12 @@ CUSTOM = {
     "12": node("KSamplerSelect", sampler_name="dpmpp_2m"),
     "13": node("BasicScheduler", model=["4", 0], scheduler="simple", steps=["17", 0], denoise=1.0),
     "14": node(
-        "SamplerCustomAdvanced", noise=["10", 0], guider=["11", 0], sampler=["12", 0], sigmas=["13", 0], latent_image=["5", 0]
+        "SamplerCustomAdvanced",
+        noise=["10", 0],
+        guider=["11", 0],
+        sampler=["12", 0],
+        sigmas=["13", 0],
+        latent_image=["5", 0],
     ),
     "15": node("VAEDecode", samples=["14", 1], vae=["4", 2]),
     "16": node("PreviewImage", images=["15", 0]),
@@ -137,7 +144,10 @@ def test_our_nodes_carry_the_packs_name():
         "3": node("PreviewImage", images=["2", 0]),
     }
     ui = to_ui(graph, info, pack_version="1.2.3")
-    assert ui_node(ui, 2)["properties"]["cnr_id"] == "safeguidance" and ui_node(ui, 2)["properties"]["ver"] == "1.2.3"
+    assert (
+        ui_node(ui, 2)["properties"]["cnr_id"] == "safeguidance"
+        and ui_node(ui, 2)["properties"]["ver"] == "1.2.3"
+    )
     assert "cnr_id" not in ui_node(ui, 3)["properties"]
 
 
@@ -164,7 +174,9 @@ def test_muted_nodes_are_gone_and_their_links_too():
     ui = saved(SAMPLED)
     ui_node(ui, 7)["mode"] = 2
     api = to_api(ui, INFO)
-    assert "7" not in api and "negative" not in api["3"]["inputs"] and api["3"]["inputs"]["positive"] == ["6", 0]
+    assert (
+        "7" not in api and "negative" not in api["3"]["inputs"] and api["3"]["inputs"]["positive"] == ["6", 0]
+    )
 
 
 def test_bypassed_nodes_pass_the_first_input_of_the_same_type():
@@ -187,8 +199,20 @@ def test_bypassed_nodes_pass_the_first_input_of_the_same_type():
 
 def test_reroutes_primitives_and_notes_dissolve():
     ui = saved(SAMPLED)
-    reroute = {"id": 20, "type": "Reroute", "inputs": [{"name": "", "type": "*", "link": 101}], "outputs": [{}], "mode": 0}
-    primitive = {"id": 21, "type": "PrimitiveNode", "outputs": [{}], "widgets_values": [11, "randomize"], "mode": 0}
+    reroute = {
+        "id": 20,
+        "type": "Reroute",
+        "inputs": [{"name": "", "type": "*", "link": 101}],
+        "outputs": [{}],
+        "mode": 0,
+    }
+    primitive = {
+        "id": 21,
+        "type": "PrimitiveNode",
+        "outputs": [{}],
+        "widgets_values": [11, "randomize"],
+        "mode": 0,
+    }
     ui["nodes"] += [reroute, primitive, {"id": 22, "type": "Note", "widgets_values": ["hello"]}]
     sampler = ui_node(ui, 3)
     model = next(entry for entry in sampler["inputs"] if entry["name"] == "model")
@@ -207,33 +231,36 @@ def test_links_written_as_objects():
     assert to_api(ui, INFO) == SAMPLED
 
 
+def wire(number: int, origin: int, target: int, kind: str = "IMAGE") -> dict[str, Any]:
+    ends = {"origin_id": origin, "origin_slot": 0, "target_id": target, "target_slot": 0}
+    return {"id": number, **ends, "type": kind}
+
+
+def subgraph(name: str, input_name: str, kind: str, nodes: list[Any], links: list[Any]) -> dict[str, Any]:
+    ends = {"inputNode": {"id": -10}, "outputNode": {"id": -20}}
+    inputs = [{"id": "i", "name": input_name, "type": kind}]
+    outputs = [{"id": "o", "name": "IMAGE", "type": "IMAGE"}]
+    return {"id": name, **ends, "inputs": inputs, "outputs": outputs, "nodes": nodes, "links": links}
+
+
 def subgraph_workflow(**instance: Any) -> dict[str, Any]:
-    """EmptyImage -> subgraph(ImageInvert -> inner subgraph(ImageInvert)) -> SaveImage, with a promoted widget."""
-    inner = {
-        "id": "inner", "inputNode": {"id": -10}, "outputNode": {"id": -20},
-        "inputs": [{"id": "i", "name": "image", "type": "IMAGE"}], "outputs": [{"id": "o", "name": "IMAGE", "type": "IMAGE"}],
-        "nodes": [{"id": 1, "type": "ImageInvert", "inputs": [{"name": "image", "type": "IMAGE", "link": 1}], "outputs": [{}]}],
-        "links": [
-            {"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": 1, "target_slot": 0, "type": "IMAGE"},
-            {"id": 2, "origin_id": 1, "origin_slot": 0, "target_id": -20, "target_slot": 0, "type": "IMAGE"},
-        ],
-    }  # fmt: skip
-    outer = {
-        "id": "outer", "inputNode": {"id": -10}, "outputNode": {"id": -20},
-        "inputs": [{"id": "i", "name": "width", "type": "INT"}], "outputs": [{"id": "o", "name": "IMAGE", "type": "IMAGE"}],
-        "nodes": [
-            {"id": 1, "type": "EmptyImage", "inputs": [{"name": "width", "type": "INT", "widget": {"name": "width"}, "link": 1}],
-             "outputs": [{}], "widgets_values": [8, 8, 1, 0]},
-            {"id": 2, "type": "inner", "inputs": [{"name": "image", "type": "IMAGE", "link": 2}], "outputs": [{}]},
-        ],
-        "links": [
-            {"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": 1, "target_slot": 0, "type": "INT"},
-            {"id": 2, "origin_id": 1, "origin_slot": 0, "target_id": 2, "target_slot": 0, "type": "IMAGE"},
-            {"id": 3, "origin_id": 2, "origin_slot": 0, "target_id": -20, "target_slot": 0, "type": "IMAGE"},
-        ],
-    }  # fmt: skip
+    """Use a subgraph, EmptyImage -> inner subgraph with ImageInvert, with one promoted widget."""
+    image = {"name": "image", "type": "IMAGE", "link": 1}
+    width = {"name": "width", "type": "INT", "widget": {"name": "width"}, "link": 1}
+    invert = {"id": 1, "type": "ImageInvert", "inputs": [image], "outputs": [{}]}
+    empty = {
+        "id": 1,
+        "type": "EmptyImage",
+        "inputs": [width],
+        "outputs": [{}],
+        "widgets_values": [8, 8, 1, 0],
+    }
+    inner_use = {"id": 2, "type": "inner", "inputs": [{**image, "link": 2}], "outputs": [{}]}
+    inner = subgraph("inner", "image", "IMAGE", [invert], [wire(1, -10, 1), wire(2, 1, -20)])
+    wires = [wire(1, -10, 1, "INT"), wire(2, 1, 2), wire(3, 2, -20)]
+    outer = subgraph("outer", "width", "INT", [empty, inner_use], wires)
     use = {"id": 5, "type": "outer", "inputs": [], "outputs": [{"type": "IMAGE"}], **instance}
-    shown = {"id": 6, "type": "PreviewImage", "inputs": [{"name": "images", "type": "IMAGE", "link": 1}], "outputs": []}
+    shown = {"id": 6, "type": "PreviewImage", "inputs": [{**image, "name": "images"}], "outputs": []}
     return {
         "nodes": [use, shown],
         "links": [[1, 5, 0, 6, 0, "IMAGE"]],
@@ -252,7 +279,10 @@ def test_subgraphs_are_flattened():
 
 
 def test_promoted_widgets_of_subgraphs():
-    named = {"inputs": [{"name": "width", "type": "INT", "widget": {"name": "width"}, "link": None}], "widgets_values": [24]}
+    named = {
+        "inputs": [{"name": "width", "type": "INT", "widget": {"name": "width"}, "link": None}],
+        "widgets_values": [24],
+    }
     assert to_api(subgraph_workflow(**named), INFO)["5:1"]["inputs"]["width"] == 24
     proxies = {"properties": {"proxyWidgets": [["1", "height"]]}, "widgets_values": [40]}
     inputs = to_api(subgraph_workflow(**proxies), INFO)["5:1"]["inputs"]
@@ -268,7 +298,9 @@ def test_muted_and_bypassed_subgraphs():
 def test_errors_say_what_is_wrong():
     with pytest.raises(ConvertError, match="no node type 'Ksampler'. Did you mean KSampler"):
         to_ui({"1": node("Ksampler")}, INFO)
-    with pytest.raises(ConvertError, match=r"node 2 \(ImageInvert\): field strength does not exist .* Fields: image"):
+    with pytest.raises(
+        ConvertError, match=r"node 2 \(ImageInvert\): field strength does not exist .* Fields: image"
+    ):
         to_ui({"2": node("ImageInvert", strength=1)}, INFO)
     with pytest.raises(ConvertError, match="output 3 of node 1 .* which has 1 outputs"):
         to_ui({"1": DYNAMIC["1"], "2": node("ImageInvert", image=["1", 3])}, INFO)
@@ -285,7 +317,11 @@ def test_settings_and_seed_from_the_command_line(tmp_path):
     assert api["3"]["inputs"]["seed"] == 5 and api["3"]["inputs"]["scheduler"] == "simple"
     assert SAMPLED["3"]["inputs"]["steps"] == 4
     assert apply_seed({"10": node("RandomNoise", noise_seed=["17", 0])}, 1) == []
-    for text, said in (("3.step=1", "Fields: .*steps"), ("CLIPTextEncode.text=x", "no node"), ("steps=1", "NODE.FIELD=VALUE")):
+    for text, said in (
+        ("3.step=1", "Fields: .*steps"),
+        ("CLIPTextEncode.text=x", "no node"),
+        ("steps=1", "NODE.FIELD=VALUE"),
+    ):
         with pytest.raises(ConvertError, match=said):
             apply_settings(copy.deepcopy(SAMPLED), [text], INFO)
     with pytest.raises(ConvertError, match="no field called seed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -84,10 +85,12 @@ def test_the_command_line_without_a_host(tmp_path, capsys):
 
 
 def test_a_missing_pack_is_an_import_failure(tmp_path):
-    code = "import sys, json; from tests.harness.worker import main; sys.exit(main([json.dumps(json.loads(sys.argv[1]))]))"
+    code = "import sys; from tests.harness.worker import main; sys.exit(main(sys.argv[1:]))"
     host = checkout(tmp_path / "host")
-    (tmp_path / "wf.json").write_text("{}")
-    spec = f'{{"command": "run", "host": "{host}", "pack": "{tmp_path}", "workflow": "{tmp_path / "wf.json"}", "out": "{tmp_path}"}}'
+    workflow = tmp_path / "wf.json"
+    workflow.write_text("{}")
+    paths = {"host": host, "pack": tmp_path, "workflow": workflow, "out": tmp_path}
+    spec = json.dumps({"command": "run", **{name: str(path) for name, path in paths.items()}})
     done = subprocess.run([sys.executable, "-c", code, spec], cwd=PACK_ROOT, capture_output=True, text=True)
     assert done.returncode == 3 and done.stdout.startswith("IMPORT FAILED"), done.stderr
     assert '"ok": false' in (tmp_path / "result.json").read_text()
@@ -95,7 +98,8 @@ def test_a_missing_pack_is_an_import_failure(tmp_path):
 
 JUNIT = """<testsuites><testsuite>
 <testcase classname="a" name="one"/><testcase classname="a" name="two"><skipped/></testcase>
-<testcase classname="a" name="three"><failure/></testcase><testcase classname="a" name="three"><error/></testcase>
+<testcase classname="a" name="three"><failure/></testcase>
+<testcase classname="a" name="three"><error/></testcase>
 <testcase classname="a" name="four"/><testcase classname="a" name="four"><error/></testcase>
 </testsuite></testsuites>"""
 
@@ -110,7 +114,11 @@ def test_counting(tmp_path):
 def test_arguments_go_where_they_belong():
     here = "tests/test_harness_hosts.py::test_counting"
     there = "tests/host/conftest.py"
-    assert suite.split_arguments(["-q", here, there, "-k", "tests"]) == (["-q", "-k", "tests"], [here], [there])
+    assert suite.split_arguments(["-q", here, there, "-k", "tests"]) == (
+        ["-q", "-k", "tests"],
+        [here],
+        [there],
+    )
     assert suite.split_arguments(["tests"]) == ([], ["tests"], ["tests/host"])
 
 

@@ -120,8 +120,9 @@ def _set_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) 
     if step < config.text_steps:
         factor = min(1.0, (step + 1) / 100)
     else:
-        done = (step - config.text_steps) / config.steps
-        factor = min(1.0, (step - config.text_steps + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done)))
+        # constant, then straight down over the last third: a longer run can continue from any earlier checkpoint
+        left = (config.text_steps + config.steps - step) / config.steps
+        factor = min(1.0, (step - config.text_steps + 1) / 200, max(0.02, left / 0.33))
     for group in optimizer.param_groups:
         scale = group.get("scale", 1.0) if step >= config.text_steps else 1.0
         group["lr"] = config.rate * factor * scale

@@ -24,7 +24,7 @@ def absolute(text: str) -> str:
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment of a process under a host's interpreter: the pack importable, no stray cache settings."""
+    """Return the environment of a process that runs under a host's interpreter and imports the harness."""
     environment = dict(os.environ)
     parts = [str(PACK_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(parts)
@@ -48,11 +48,23 @@ def run_in_host(host: Host, spec: dict[str, Any]) -> int:
 
 
 def _add_host_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--comfyui", metavar="PATH", help="ComfyUI checkout (default: COMFYUI_PATH, else the one found)")
+    parser.add_argument(
+        "--comfyui", metavar="PATH", help="ComfyUI checkout (default: COMFYUI_PATH, else the one found)"
+    )
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--pack", type=absolute, default=str(PACK_ROOT), metavar="PATH", help="node pack to load (default: this)")
-    group.add_argument("--no-pack", action="store_const", dest="pack", const=None, help="run the host without the pack")
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: a GPU where there is one")
+    group.add_argument(
+        "--pack",
+        type=absolute,
+        default=str(PACK_ROOT),
+        metavar="PATH",
+        help="node pack to load (default: this)",
+    )
+    group.add_argument(
+        "--no-pack", action="store_const", dest="pack", const=None, help="run the host without the pack"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: a GPU where there is one"
+    )
     parser.add_argument("--verbose", action="store_true", help="print the host's log and tracebacks")
 
 
@@ -63,12 +75,25 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run a workflow (editor or API format) headless")
     run.add_argument("workflow", type=absolute)
-    run.add_argument("--out", type=absolute, help="folder for result.json and images (default: harness_out/NAME)")
-    run.add_argument("--set", action="append", default=[], metavar="NODE.FIELD=VALUE", help="change a field; may be repeated")
-    run.add_argument("--seed", type=int, help="set every seed of the workflow")
-    run.add_argument("--input", type=absolute, metavar="DIR", help="folder the workflow's input images lie in")
     run.add_argument(
-        "--no-host-models", action="store_false", dest="host_models", help="hide the checkout's own models folder"
+        "--out", type=absolute, help="folder for result.json and images (default: harness_out/NAME)"
+    )
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.FIELD=VALUE",
+        help="change a field; may be repeated",
+    )
+    run.add_argument("--seed", type=int, help="set every seed of the workflow")
+    run.add_argument(
+        "--input", type=absolute, metavar="DIR", help="folder the workflow's input images lie in"
+    )
+    run.add_argument(
+        "--no-host-models",
+        action="store_false",
+        dest="host_models",
+        help="hide the checkout's own models folder",
     )
     _add_host_options(run)
 
@@ -95,8 +120,12 @@ def build_parser() -> argparse.ArgumentParser:
     cost.add_argument("--out", type=absolute, help="folder for cost.json")
     _add_host_options(cost)
 
-    commands.add_parser("hosts", help="list the ComfyUI checkouts found").add_argument("--comfyui", action="append")
-    commands.add_parser("test", help="run the core tests here and tests/host under every host", add_help=False)
+    commands.add_parser("hosts", help="list the ComfyUI checkouts found").add_argument(
+        "--comfyui", action="append"
+    )
+    commands.add_parser(
+        "test", help="run the core tests here and tests/host under every host", add_help=False
+    )
     return parser
 
 

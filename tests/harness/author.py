@@ -1,8 +1,8 @@
 """From the executor's format (API) to the format the ComfyUI editor opens (UI), laid out to be read.
 
-`tests.harness.convert.to_api` of the result gives the same API graph back. Three extra keys of the API file shape the
-picture and are ignored when it runs: `_notes` (a list of texts, or of {title, text, near, color}), `_groups` (a list of
-{title, nodes, color}) and `_title`.
+`tests.harness.convert.to_api` of the result gives the same API graph back. Three extra keys of the API file
+shape the picture and are ignored when it runs: `_notes` (a list of texts, or of {title, text, near, color}),
+`_groups` (a list of {title, nodes, color}) and `_title`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def _package(definition: Mapping[str, Any], versions: Mapping[str, str]) -> dict
     module = str(definition.get("python_module", ""))
     if module.split(".")[0] in CORE_MODULES:
         return {"cnr_id": "comfy-core", "ver": versions.get("core", "unknown")}
-    if module.startswith("custom_nodes.") and module.split(".")[1].lower().replace("_", "").startswith(PACK_ID):
+    if module.startswith("custom_nodes.") and module.split(".")[1].lower().replace("_", "").startswith(
+        PACK_ID
+    ):
         return {"cnr_id": PACK_ID, "ver": versions.get("pack", "unknown")}
     return {}
 
@@ -61,14 +63,15 @@ class _Node:
         if unknown:
             allowed = ", ".join(spec.name for spec in self.specs) or "none"
             raise ConvertError(
-                f"node {node_id} ({self.class_type}): field {unknown[0]} does not exist on this host. Fields: {allowed}."
+                f"node {node_id} ({self.class_type}): field {unknown[0]} does not exist on this host. "
+                f"Fields: {allowed}."
             )
 
     def _dotted_links(self) -> list[str]:
         return [name for name, value in self.values.items() if "." in name and is_link(value, self.graph)]
 
     def link_of(self, spec: InputSpec) -> tuple[str, int] | None:
-        value = self.values.get(spec.name)
+        value: Any = self.values.get(spec.name)
         return (value[0], value[1]) if is_link(value, self.graph) else None
 
     def widgets(self) -> list[InputSpec]:
@@ -107,7 +110,9 @@ class _Node:
         texts = [spec for spec in self.widgets() if spec.multiline]
         single = len(self.widget_values()) - len(texts)
         height += ROW * single + 110 * len(texts)
-        longest = max((len(str(value)) for value in self.widget_values() if "\n" not in str(value)), default=0)
+        longest = max(
+            (len(str(value)) for value in self.widget_values() if "\n" not in str(value)), default=0
+        )
         width = 400 if texts else min(400, max(250, 150 + 7 * longest))
         if self.definition.get("output_node"):
             height, width = height + 240, max(width, 300)
@@ -227,11 +232,21 @@ def _save_node(
             available = nodes[origin].outputs()
             if origin_slot >= len(available):
                 raise ConvertError(
-                    f"node {node.id} ({node.class_type}): field {spec.name} is linked to output {origin_slot} of node {origin} "
+                    f"node {node.id} ({node.class_type}): field {spec.name} is linked to "
+                    f"output {origin_slot} of node {origin} "
                     f"({nodes[origin].class_type}), which has {len(available)} outputs, counted from 0"
                 )
             entry["link"] = len(links) + 1
-            links.append([len(links) + 1, _ui_id(origin), origin_slot, _ui_id(node.id), slot, available[origin_slot][1]])
+            links.append(
+                [
+                    len(links) + 1,
+                    _ui_id(origin),
+                    origin_slot,
+                    _ui_id(node.id),
+                    slot,
+                    available[origin_slot][1],
+                ]
+            )
             outgoing.setdefault((origin, origin_slot), []).append(entry["link"])
         inputs.append(entry)
     saved: dict[str, Any] = {
@@ -256,7 +271,9 @@ def _group(number: int, group: Mapping[str, Any], boxes: Mapping[str, Box]) -> d
     members = [str(node_id) for node_id in group.get("nodes") or []]
     missing = [node_id for node_id in members if node_id not in boxes]
     if missing or not members:
-        raise ConvertError(f"_groups: group {group.get('title')!r} names node {missing or 'nothing'}; give ids of this graph")
+        raise ConvertError(
+            f"_groups: group {group.get('title')!r} names node {missing or 'nothing'}; give ids of this graph"
+        )
     around = bounds([boxes[node_id] for node_id in members], GROUP_MARGIN, top=GROUP_MARGIN + TITLE_HEIGHT)
     return {
         "id": number,
@@ -281,7 +298,9 @@ def _notes(
         height = 60 + 20 * lines
         near = str(note.get("near", ""))
         if near and near not in boxes:
-            raise ConvertError(f"_notes: note {number} is to stand near node {near}, which is not in the graph")
+            raise ConvertError(
+                f"_notes: note {number} is to stand near node {near}, which is not in the graph"
+            )
         left = max(x, boxes[near].x) if near else x
         entry: dict[str, Any] = {
             "id": last_id + number,

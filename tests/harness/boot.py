@@ -1,12 +1,13 @@
 """Starting a ComfyUI inside this process: its nodes, its executor and our pack, without a listening server.
 
-Must run under the host's own interpreter (`tests.harness.hosts` finds it). Everything the host writes goes to a base
-directory of the caller; the user's checkout is only read.
+Must run under the host's own interpreter (`tests.harness.hosts` finds it). Everything the host writes goes to
+a base directory of the caller; the user's checkout is only read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
 import os
@@ -77,8 +78,15 @@ def current() -> Booted:
         BootError: `boot` was not called yet.
     """
     if _booted is None:
-        raise BootError("No host is booted in this process. Call tests.harness.boot.boot(host_path, base_dir) first.")
+        raise BootError(
+            "No host is booted in this process. Call tests.harness.boot.boot(host_path, base_dir) first."
+        )
     return _booted
+
+
+def host_nodes() -> Any:
+    """Return the host's module `nodes`, fetched by name because the pack has a package of that name."""
+    return importlib.import_module("nodes")
 
 
 def prepare_base(base_dir: Path, pack: Path | None) -> None:
@@ -96,7 +104,9 @@ def prepare_base(base_dir: Path, pack: Path | None) -> None:
     if pack is None:
         return
     if not (pack / "__init__.py").is_file():
-        raise PackImportError(f"IMPORT FAILED: {pack} has no __init__.py, so it is no node pack (--no-pack runs without).")
+        raise PackImportError(
+            f"IMPORT FAILED: {pack} has no __init__.py, so it is no node pack (--no-pack runs without)."
+        )
     target = base_dir / "custom_nodes" / PACK_FOLDER
     if target.exists():
         return
@@ -107,7 +117,9 @@ def prepare_base(base_dir: Path, pack: Path | None) -> None:
         shutil.copytree(pack, target, ignore=shutil.ignore_patterns(*NOT_COPIED))
 
 
-def host_arguments(base_dir: Path, pack: Path | None, device: str, input_dir: Path | None = None) -> list[str]:
+def host_arguments(
+    base_dir: Path, pack: Path | None, device: str, input_dir: Path | None = None
+) -> list[str]:
     """Return the command line a host is started with, in process or as a server."""
     arguments = ["--use-pytorch-cross-attention", "--base-directory", str(base_dir)]
     arguments += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-all-custom-nodes"]
@@ -162,7 +174,8 @@ def boot(
         The running host. A second call for the same checkout returns the same one.
 
     Raises:
-        BootError: The folder is no checkout, another host runs here already, or the host itself does not import.
+        BootError: The folder is no checkout, another host runs here already, or the host itself does not
+            import.
         PackImportError: The host did not load the pack.
     """
     global _booted
@@ -170,7 +183,9 @@ def boot(
     if _booted is not None:
         if _booted.path == path:
             return _booted
-        raise BootError(f"This process already runs the host {_booted.path}; two hosts never share a process.")
+        raise BootError(
+            f"This process already runs the host {_booted.path}; two hosts never share a process."
+        )
     if not is_checkout(path):
         raise BootError(f"{path} is no ComfyUI checkout: main.py is not in it.")
     prepare_base(base, pack)
@@ -186,8 +201,8 @@ def boot(
 def _import_host(path: Path, arguments: list[str]) -> None:
     if "comfy" in sys.modules or "nodes" in sys.modules:
         raise BootError(
-            "A module named comfy or nodes is imported already, so the host cannot be. Boot the host first, and do not put "
-            "the pack's own folder before the host's on sys.path."
+            "A module named comfy or nodes is imported already, so the host cannot be. Boot the host "
+            "first, and do not put the pack's own folder before the host's on sys.path."
         )
     sys.path.insert(0, str(path))
     saved = sys.argv
@@ -196,13 +211,12 @@ def _import_host(path: Path, arguments: list[str]) -> None:
         import comfy.options
 
         comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401
-
-        # Loading custom nodes puts comfy/ itself on sys.path; comfy/utils.py would then hide the host's package utils.
-        import utils.install_util  # noqa: F401
-        import execution  # noqa: F401
-        import nodes
-        import server  # noqa: F401
+        importlib.import_module("comfy.cli_args")
+        # Loading custom nodes puts comfy/ itself on sys.path; comfy/utils.py would then hide the host's
+        # package utils.
+        importlib.import_module("utils.install_util")
+        for name in ("execution", "nodes", "server"):
+            importlib.import_module(name)
     except (Exception, SystemExit) as error:
         raise BootError(
             f"ComfyUI at {path} does not import under {sys.executable}: {type(error).__name__}: {error}. "
@@ -210,8 +224,11 @@ def _import_host(path: Path, arguments: list[str]) -> None:
         ) from error
     finally:
         sys.argv = saved
+    nodes = host_nodes()
     if Path(nodes.__file__).resolve() != path / "nodes.py":
-        raise BootError(f"`import nodes` gave {nodes.__file__}, not the host's nodes.py; something hides it on sys.path.")
+        raise BootError(
+            f"`import nodes` gave {nodes.__file__}, not the host's nodes.py; something hides it on sys.path."
+        )
 
 
 def _offer_models(path: Path) -> None:
@@ -229,11 +246,29 @@ def _offer_models(path: Path) -> None:
         utils.extra_config.load_extra_path_config(str(extra))
 
 
+def without_pack_root(entries: Sequence[str], pack: Path) -> list[str]:
+    """Return a sys.path without the pack's own folder, which no ComfyUI of a user has on it."""
+    roots = {pack.resolve(), PACK_ROOT.resolve()}
+    return [entry for entry in entries if Path(entry or os.getcwd()).resolve() not in roots]
+
+
+@contextmanager
+def _as_a_user_has_it(pack: Path | None) -> Iterator[None]:
+    """Hide the pack's folder: a pack that imports its core by an absolute name must fail here as well."""
+    saved = list(sys.path)
+    if pack is not None:
+        sys.path[:] = without_pack_root(saved, pack)
+    try:
+        yield
+    finally:
+        added = [entry for entry in sys.path if entry not in saved]
+        sys.path[:] = added + saved
+
+
 @contextmanager
 def _watch_loading(outcome: dict[str, bool], memory: _Memory) -> Iterator[None]:
     """Note what the host's loader says about each pack; the host itself only logs it."""
-    import nodes
-
+    nodes = host_nodes()
     original = nodes.load_custom_node
 
     async def load(module_path: str, *args: Any, **kwargs: Any) -> bool:
@@ -252,21 +287,25 @@ def _watch_loading(outcome: dict[str, bool], memory: _Memory) -> Iterator[None]:
 
 
 def _start(pack: Path | None) -> tuple[Any, tuple[str, ...]]:
-    import nodes
     import server as host_server
 
+    nodes = host_nodes()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     prompt_server = host_server.PromptServer(loop)
     outcome: dict[str, bool] = {}
     memory = _Memory()
-    with _watch_loading(outcome, memory):
-        loop.run_until_complete(nodes.init_extra_nodes(init_custom_nodes=pack is not None, init_api_nodes=False))
+    with _watch_loading(outcome, memory), _as_a_user_has_it(pack):
+        loop.run_until_complete(
+            nodes.init_extra_nodes(init_custom_nodes=pack is not None, init_api_nodes=False)
+        )
     if pack is None:
         return prompt_server, ()
     module = f"custom_nodes.{PACK_FOLDER}"
     ours = [
-        name for name, cls in nodes.NODE_CLASS_MAPPINGS.items() if getattr(cls, "RELATIVE_PYTHON_MODULE", "") == module
+        name
+        for name, cls in nodes.NODE_CLASS_MAPPINGS.items()
+        if getattr(cls, "RELATIVE_PYTHON_MODULE", "") == module
     ]
     if not outcome.get(PACK_FOLDER) or not ours:
         about = [line for line in memory.lines if PACK_FOLDER in line]
@@ -301,7 +340,8 @@ def object_info(names: Sequence[str] | None = None) -> dict[str, Any]:
     if handler is None:
         raise BootError("This host has no /object_info route.")
     level = logging.root.manager.disable
-    # The handler also looks at the asset database, which a host without a server does not have; it logs that, nothing more.
+    # The handler also looks at the asset database, which a host without a server does not have; it logs that,
+    # nothing more.
     logging.disable(logging.CRITICAL)
     try:
         info = json.loads(asyncio.run(handler(None)).body)

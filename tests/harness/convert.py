@@ -1,7 +1,7 @@
 """From the format the ComfyUI editor saves (UI) to the format the executor takes (API).
 
-Node definitions come from the host's /object_info, so V1 and V3 nodes are treated alike. Prompts with alternatives in
-braces are kept as they are: the editor picks one at random while it queues, a test must not.
+Node definitions come from the host's /object_info, so V1 and V3 nodes are treated alike. Prompts with
+alternatives in braces are kept as they are: the editor picks one at random while it queues, a test must not.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class _Converter:
         nodes = {str(node["id"]): node for node in graph.get("nodes") or []}
         scope = _Scope(prefix, nodes, _read_links(graph.get("links")), **more)
         if prefix.count(":") > 50:
-            raise ConvertError(f"subgraphs are nested more than 50 deep at {prefix}; does one contain itself?")
+            raise ConvertError(
+                f"subgraphs are nested more than 50 deep at {prefix}; does one contain itself?"
+            )
         for node_id, node in nodes.items():
             if node["type"] in self.subgraphs:
                 inner = self.subgraphs[node["type"]]
@@ -98,7 +100,8 @@ class _Converter:
                 )
         return scope
 
-    # -- where a value comes from ------------------------------------------------------------------------------------
+    # -- where a value comes from
+    # ------------------------------------------------------------------------------------
 
     def from_link(self, scope: _Scope, link_id: Any, wanted: str, depth: int = 0) -> _Source:
         if link_id is None or link_id not in scope.links:
@@ -130,7 +133,9 @@ class _Converter:
             return self._from_inside(scope.children[node_id], slot, wanted, depth)
         return _Ref(scope.prefix + node_id, slot)
 
-    def _from_input(self, scope: _Scope, node: Mapping[str, Any], slot: int, wanted: str, depth: int) -> _Source:
+    def _from_input(
+        self, scope: _Scope, node: Mapping[str, Any], slot: int, wanted: str, depth: int
+    ) -> _Source:
         inputs = node.get("inputs") or []
         return self.from_link(scope, inputs[slot].get("link"), wanted, depth) if slot < len(inputs) else None
 
@@ -163,7 +168,8 @@ class _Converter:
                 return self._from_output(inner, link.origin, link.origin_slot, wanted, depth + 1)
         return None
 
-    # -- nodes -------------------------------------------------------------------------------------------------------
+    # -- nodes
+    # -------------------------------------------------------------------------------------------------------
 
     def nodes(self, scope: _Scope) -> Iterator[tuple[str, dict[str, Any]]]:
         for node_id, node in scope.nodes.items():
@@ -182,7 +188,13 @@ class _Converter:
         if scope.instance is not None:
             promoted = _promoted(scope.instance)
             # An empty entry means that the inner widget's own value holds; control values are no inputs.
-            values.update({n: v for (owner, n), v in promoted.items() if owner == node_id and n in values and v is not None})
+            values.update(
+                {
+                    n: v
+                    for (owner, n), v in promoted.items()
+                    if owner == node_id and n in values and v is not None
+                }
+            )
         order = [spec.name for spec in walk_specs(definition, dict(values) | dict.fromkeys(linked))]
         for name, entry in linked.items():
             source = self.from_link(scope, entry["link"], entry.get("type", "*"))
@@ -194,14 +206,17 @@ class _Converter:
                 values.pop(name, None)
         rank = {name: index for index, name in enumerate(order)}
         names = sorted(values, key=lambda name: rank.get(name, len(rank)))
-        result: dict[str, Any] = {"class_type": node["type"], "inputs": {name: values[name] for name in names}}
+        result: dict[str, Any] = {
+            "class_type": node["type"],
+            "inputs": {name: values[name] for name in names},
+        }
         if node.get("title"):
             result["_meta"] = {"title": node["title"]}
         return result
 
 
 def _promoted(instance: Mapping[str, Any]) -> dict[tuple[str, Any], Any]:
-    """Return the values an instance of a subgraph sets on its inner widgets: (inner node id or "-1", name) -> value."""
+    """Return what an instance of a subgraph sets inside: (inner node id or "-1", name) -> value."""
     values = instance.get("widgets_values") or []
     if not isinstance(values, list):
         return {}
@@ -219,20 +234,26 @@ def _widget_values(
 ) -> dict[str, Any]:
     raw = node.get("widgets_values")
     if isinstance(raw, Mapping):
-        return {spec.name: raw[spec.name] for spec in walk_specs(definition, dict(raw)) if spec.widget and spec.name in raw}
+        return {
+            spec.name: raw[spec.name]
+            for spec in walk_specs(definition, dict(raw))
+            if spec.widget and spec.name in raw
+        }
     queue = list(raw or [])
     values: dict[str, Any] = {}
     for spec in walk_specs(definition, values):
         if not spec.widget:
             continue
         if queue:
-            values[spec.name] = _wrap(queue.pop(0))
+            value = queue.pop(0)
             _drop_control(spec, queue)
+            if value is not None or not spec.optional:
+                values[spec.name] = _wrap(value)
         elif spec.name not in linked:
             if spec.default() is None and not spec.optional:
                 raise ConvertError(
-                    f"node {full_id} ({node['type']}): widgets_values has no value for field {spec.name}, and the field has "
-                    "no default. Open the workflow in the editor and save it again."
+                    f"node {full_id} ({node['type']}): widgets_values has no value for field {spec.name}, "
+                    "and the field has no default. Open the workflow in the editor and save it again."
                 )
             values[spec.name] = _wrap(spec.default())
     return values
@@ -259,8 +280,9 @@ def to_api(workflow: Mapping[str, Any], info: ObjectInfo) -> dict[str, Any]:
         info: The host's /object_info.
 
     Returns:
-        Node id -> {class_type, inputs, and _meta where the node has a title}. Nodes inside subgraphs have ids such as
-        "12:5". Muted nodes are gone, bypassed ones are passed through, reroutes, primitives and notes are resolved.
+        Node id -> {class_type, inputs, and _meta where the node has a title}. Nodes inside subgraphs have ids
+        such as "12:5". Muted nodes are gone, bypassed ones are passed through, reroutes, primitives and notes
+        are resolved.
 
     Raises:
         ConvertError: It is neither format, a node type is unknown, or a link leads nowhere.
@@ -269,8 +291,8 @@ def to_api(workflow: Mapping[str, Any], info: ObjectInfo) -> dict[str, Any]:
         if is_api_format(workflow):
             return {str(key): dict(node) for key, node in workflow.items() if not str(key).startswith("_")}
         raise ConvertError(
-            "this file is no workflow: neither the editor's format (a list `nodes`) nor the executor's format (node id -> "
-            "class_type, inputs). Save it in ComfyUI with File > Save or File > Export (API)."
+            "this file is no workflow: neither the editor's format (a list `nodes`) nor the executor's format "
+            "(node id -> class_type, inputs). Save it in ComfyUI with File > Save or File > Export (API)."
         )
     converter = _Converter(workflow, info)
     return dict(converter.nodes(converter.root))

@@ -1,4 +1,4 @@
-"""What a node type's inputs look like, read from the host's /object_info: which are sockets, which are widgets."""
+"""The inputs of a node type, read from the host's /object_info: which are sockets, which are widgets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 ObjectInfo = Mapping[str, Mapping[str, Any]]
 
-WIDGET_TYPES = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "MARKDOWN", "CURVE", "BOUNDING_BOX"})
+WIDGET_TYPES = frozenset(
+    {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "MARKDOWN", "CURVE", "BOUNDING_BOX"}
+)
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 AUTOGROW = "COMFY_AUTOGROW_V3"
 CONTROL_VALUES = frozenset({"fixed", "increment", "decrement", "randomize", "increment-wrap"})
@@ -74,7 +76,9 @@ def node_definition(info: ObjectInfo, class_type: str, node_id: Any) -> Mapping[
     """
     if class_type not in info:
         near = [name for name in info if name.lower() == class_type.lower()]
-        hint = f" Did you mean {near[0]}?" if near else " Is the node pack it comes from installed and loaded?"
+        hint = (
+            f" Did you mean {near[0]}?" if near else " Is the node pack it comes from installed and loaded?"
+        )
         raise ConvertError(f"node {node_id}: the host has no node type {class_type!r}.{hint}")
     return info[class_type]
 
@@ -108,13 +112,14 @@ def input_specs(definition: Mapping[str, Any], values: Mapping[str, Any] | None 
     Args:
         definition: The node type's entry in /object_info.
         values: Values by name, where known. Inputs that appear with a choice of a dynamic combo are named
-            "combo.input" and depend on the chosen value; growing inputs are taken as far as `values` names them.
+            "combo.input" and depend on the chosen value; growing inputs are taken as far as `values` names
+            them.
     """
     return list(walk_specs(definition, dict(values or {})))
 
 
 def walk_specs(definition: Mapping[str, Any], values: dict[str, Any]) -> Iterator[InputSpec]:
-    """Yield the inputs one by one; `values` may be filled while walking, so dynamic combos open as they are read."""
+    """Yield the inputs one by one; fill `values` while walking, and dynamic combos open as they are read."""
     yield from _walk(definition.get("input") or {}, definition.get("input_order") or {}, values, "", False)
 
 

@@ -1,7 +1,7 @@
 """Running prompts through the host's real executor in this process.
 
-`run_prompt` is one prompt on a fresh executor. A `HostSession` keeps its executor, hence its cache, over several runs,
-as the queue of a running ComfyUI does.
+`run_prompt` is one prompt on a fresh executor. A `HostSession` keeps its executor, hence its cache, over
+several runs, as the queue of a running ComfyUI does.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class RunResult:
         ok: True when everything ran.
         stage: "validation" when the host refused the graph, "execution" when it started.
         errors: What went wrong.
-        outputs: Per node id, its raw outputs (one list per output slot), as far as the executor's cache holds them.
+        outputs: Per node id, its raw outputs (one list per output slot), as far as the executor's cache holds
+            them.
         ui: Per node id, what it shows to the user: texts, names of images.
         executed: Node ids that ran, in order (nodes made by node expansion have ids of their own).
         cached: Node ids whose outputs came from the cache.
@@ -105,7 +106,9 @@ def _class(graph: Mapping[str, Any], node_id: str) -> str:
     return str((graph.get(node_id) or {}).get("class_type", ""))
 
 
-def _validation_errors(graph: Mapping[str, Any], error: Any, node_errors: Mapping[str, Any]) -> list[NodeError]:
+def _validation_errors(
+    graph: Mapping[str, Any], error: Any, node_errors: Mapping[str, Any]
+) -> list[NodeError]:
     found = []
     for node_id, entry in node_errors.items():
         for item in entry.get("errors", []):
@@ -115,25 +118,35 @@ def _validation_errors(graph: Mapping[str, Any], error: Any, node_errors: Mappin
             # The host's details often repeat only the field's name, which the line has already.
             text = message if details in ("", name) else f"{message}: {details}"
             kind = str(item.get("type", "invalid"))
-            found.append(NodeError(str(node_id), _class(graph, node_id), _title(graph, node_id), name, text, kind))
+            found.append(
+                NodeError(str(node_id), _class(graph, node_id), _title(graph, node_id), name, text, kind)
+            )
     if not found and error:
         extra = error.get("extra_info") or {}
         node_id = str(extra.get("node_id") or "")
-        text = ": ".join(part for part in (str(error.get("message", "")), str(error.get("details", ""))) if part)
+        text = ": ".join(
+            part for part in (str(error.get("message", "")), str(error.get("details", ""))) if part
+        )
         title = _title(graph, node_id)
-        found.append(NodeError(node_id, _class(graph, node_id), title, "", text, str(error.get("type", "invalid"))))
+        found.append(
+            NodeError(node_id, _class(graph, node_id), title, "", text, str(error.get("type", "invalid")))
+        )
     return found
 
 
 def _dangling_links(graph: Mapping[str, Any]) -> list[NodeError]:
-    """Find links to nodes that are not there; the host itself only reports a bare KeyError, at another node."""
+    """Find links to nodes that are not there; the host only reports a bare KeyError, at another node."""
     found = []
     for node_id, node in graph.items():
         for name, value in (node.get("inputs") or {}).items():
             is_link = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
             if is_link and isinstance(value[1], int) and value[0] not in graph:
                 text = f"linked to node {value[0]}, which is not in the workflow"
-                found.append(NodeError(node_id, _class(graph, node_id), _title(graph, node_id), name, text, "missing_node"))
+                found.append(
+                    NodeError(
+                        node_id, _class(graph, node_id), _title(graph, node_id), name, text, "missing_node"
+                    )
+                )
     return found
 
 
@@ -144,7 +157,8 @@ class HostSession:
         """Make the executor.
 
         Args:
-            cache: "classic" keeps the outputs of the last prompt, "lru" those of several, "none" keeps nothing.
+            cache: "classic" keeps the outputs of the last prompt, "lru" those of several, "none" keeps
+                nothing.
 
         Raises:
             BootError: No host is booted in this process.
@@ -154,20 +168,20 @@ class HostSession:
         self._executor = _make_executor(self.host.server, cache)
 
     def interrupt(self) -> None:
-        """Ask the running prompt to stop, as the interrupt button does. Call it from an `on_progress` function."""
-        import nodes
-
-        nodes.interrupt_processing()
+        """Ask the running prompt to stop, as the interrupt button does; call it from `on_progress`."""
+        booting.host_nodes().interrupt_processing()
 
     def run(self, api_prompt: Mapping[str, Any], on_progress: Progress | None = None) -> RunResult:
         """Validate and run one prompt.
 
         Args:
             api_prompt: Graph in API format; keys that start with an underscore are ignored.
-            on_progress: Called with (node id, step, steps) as nodes report; step 0 means the node has started.
+            on_progress: Called with (node id, step, steps) as nodes report; step 0 means the node has
+                started.
 
         Returns:
-            The result. A graph that is refused, also only in part, is not run: `ok` is False, `stage` "validation".
+            The result. A graph that is refused, also only in part, is not run: `ok` is False, `stage`
+            "validation".
         """
         import execution
 
@@ -187,7 +201,12 @@ class HostSession:
         return self._execute(graph, prompt_id, targets, on_progress, started)
 
     def _execute(
-        self, graph: dict[str, Any], prompt_id: str, targets: Any, on_progress: Progress | None, started: float
+        self,
+        graph: dict[str, Any],
+        prompt_id: str,
+        targets: Any,
+        on_progress: Progress | None,
+        started: float,
     ) -> RunResult:
         recorder = _Recorder(on_progress)
         with recorder.attached(self.host.server):
@@ -198,13 +217,19 @@ class HostSession:
         known = {event for event, _ in messages}
         messages += [(event, data) for event, data in self._executor.status_messages if event not in known]
         result = RunResult(False, "execution", messages=messages)
-        result.errors = [_execution_error(graph, event, data) for event, data in messages if event in _FAILURES]
+        result.errors = [
+            _execution_error(graph, event, data) for event, data in messages if event in _FAILURES
+        ]
         # The executor's own `success` flag keeps its last value when a run breaks off before the first node.
         result.ok = not result.errors and any(event == "execution_success" for event, _ in messages)
-        result.ui = {str(key): value for key, value in self._executor.history_result.get("outputs", {}).items()}
+        result.ui = {
+            str(key): value for key, value in self._executor.history_result.get("outputs", {}).items()
+        }
         result.executed = recorder.executed
         result.node_seconds = recorder.seconds
-        result.cached = [str(n) for event, data in messages if event == "execution_cached" for n in data["nodes"]]
+        result.cached = [
+            str(n) for event, data in messages if event == "execution_cached" for n in data["nodes"]
+        ]
         result.outputs = self._cached_outputs(graph)
         result.images = _written_files(result.ui)
         result.seconds = time.perf_counter() - started
@@ -259,7 +284,9 @@ def _written_files(ui: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Path]]
             for item in items if isinstance(items, (list, tuple)) else ():
                 if isinstance(item, dict) and item.get("filename") and item.get("type") in ("output", "temp"):
                     folder = Path(folder_paths.get_directory_by_type(item["type"]))
-                    found.setdefault(node_id, []).append(folder / item.get("subfolder", "") / item["filename"])
+                    found.setdefault(node_id, []).append(
+                        folder / item.get("subfolder", "") / item["filename"]
+                    )
     return found
 
 

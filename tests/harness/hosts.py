@@ -1,7 +1,7 @@
 """Finding ComfyUI checkouts to run on.
 
-Nothing here imports torch or the host, so any interpreter can ask which hosts there are. A host runs under its own
-interpreter; `Host.python` says which one that is.
+Nothing here imports torch or the host, so any interpreter can ask which hosts there are. A host runs under
+its own interpreter; `Host.python` says which one that is.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 PACK_ROOT = Path(__file__).absolute().parents[2]
 
 HOW_TO_GET_ONE = (
-    "Get one with `pip install comfy-cli && comfy install` (it lands in ~/comfy/ComfyUI), or set COMFYUI_PATH to a "
-    f"checkout you have (several: separate them with '{os.pathsep}')."
+    "Get one with `pip install comfy-cli && comfy install` (it lands in ~/comfy/ComfyUI), "
+    f"or set COMFYUI_PATH to a checkout you have (several: separate them with '{os.pathsep}')."
 )
 
 
@@ -75,8 +75,8 @@ def find_python(checkout: Path, environ: Mapping[str, str] | None = None) -> Pat
         environ: Environment to read COMFYUI_PYTHON from; the process's own by default.
 
     Returns:
-        The interpreter in `.venv` or `venv` of the checkout, else the one COMFYUI_PYTHON names. Symbolic links are kept,
-        because a virtual environment is recognised by the path it is started from.
+        The interpreter in `.venv` or `venv` of the checkout, else the one COMFYUI_PYTHON names. Symbolic
+        links are kept, because a virtual environment is recognised by the path it is started from.
 
     Raises:
         HostError: There is none.
@@ -92,11 +92,13 @@ def find_python(checkout: Path, environ: Mapping[str, str] | None = None) -> Pat
         candidate = Path(named).expanduser()
         if candidate.is_file():
             return candidate
-        raise HostError(f"COMFYUI_PYTHON is {named}, which is no file. Set it to the interpreter ComfyUI is started with.")
+        raise HostError(
+            f"COMFYUI_PYTHON is {named}, which is no file. Set it to the interpreter ComfyUI is started with."
+        )
     raise HostError(
-        f"No Python interpreter found for ComfyUI at {tilde(checkout)}: it has neither .venv nor venv. Either make one there "
-        "(python -m venv .venv, then .venv/bin/python -m pip install -r requirements.txt), or set COMFYUI_PYTHON to the "
-        "interpreter this ComfyUI is started with."
+        f"No Python interpreter found for ComfyUI at {tilde(checkout)}: it has neither .venv nor "
+        "venv. Either make one there (python -m venv .venv, then .venv/bin/python -m pip install -r requirements.txt), or set "
+        "COMFYUI_PYTHON to the interpreter this ComfyUI is started with."
     )
 
 
@@ -135,8 +137,9 @@ def find_hosts(
 ) -> list[Host]:
     """Find the hosts to run on.
 
-    The order is: `paths`; COMFYUI_PATH; the checkout the pack is installed in; the default workspace of comfy-cli
-    (~/comfy/ComfyUI) with its siblings ~/comfy/ComfyUI-*. The first of these that names anything decides.
+    The order is: `paths`; COMFYUI_PATH; the checkout the pack is installed in; the default workspace of
+    comfy-cli (~/comfy/ComfyUI) with its siblings ~/comfy/ComfyUI-*. The first of these that names anything
+    decides.
 
     Args:
         paths: Checkouts named by the caller.

@@ -1,7 +1,8 @@
 """Running every test: the core tests here, the host tests under each ComfyUI found.
 
-The last lines of the output say, per host, what was tested, and then the totals over everything. A host that could not
-be tested, or that collected nothing, counts as a failure; having no host at all does not, but is said in capitals.
+The last lines of the output say, per host, what was tested, and then the totals over everything. A host that
+could not be tested, or that collected nothing, counts as a failure; having no host at all does not, but is
+said in capitals.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from pathlib import Path
 from .hosts import HOW_TO_GET_ONE, PACK_ROOT, Host, HostError, find_hosts
 
 HOST_VARIABLE, PACK_VARIABLE = "SAFEGUIDANCE_HOST", "SAFEGUIDANCE_PACK"
-OPTIONS_WITH_VALUE = frozenset({"-k", "-m", "-p", "-W", "-o", "-c", "-n", "-r", "--durations", "--maxfail", "--tb"})
+OPTIONS_WITH_VALUE = frozenset(
+    {"-k", "-m", "-p", "-W", "-o", "-c", "-n", "-r", "--durations", "--maxfail", "--tb"}
+)
 SELECTING = ("-k", "-m", "--lf", "--last-failed", "--deselect")
 NOTHING_COLLECTED = 5
 
@@ -35,7 +38,9 @@ class Outcome:
 
     def text(self) -> str:
         """Return the counts as the end of a summary line."""
-        counts = f"{self.passed} passed, {self.failed} failed" + (f", {self.skipped} skipped" if self.skipped else "")
+        counts = f"{self.passed} passed, {self.failed} failed" + (
+            f", {self.skipped} skipped" if self.skipped else ""
+        )
         return f"{self.note} ({counts})" if self.note else counts
 
 
@@ -79,7 +84,9 @@ def split_arguments(argv: Sequence[str], root: Path = PACK_ROOT) -> tuple[list[s
     return options, core, host
 
 
-def run_pytest(python: Path | str, arguments: Sequence[str], environment: dict[str, str], selecting: bool) -> Outcome:
+def run_pytest(
+    python: Path | str, arguments: Sequence[str], environment: dict[str, str], selecting: bool
+) -> Outcome:
     """Run pytest in a child process.
 
     Args:
@@ -93,7 +100,9 @@ def run_pytest(python: Path | str, arguments: Sequence[str], environment: dict[s
     """
     check = subprocess.run([str(python), "-c", "import pytest"], capture_output=True, text=True)
     if check.returncode:
-        return Outcome(failed=1, note=f"DID NOT RUN: no pytest there. Install it: {python} -m pip install pytest")
+        return Outcome(
+            failed=1, note=f"DID NOT RUN: no pytest there. Install it: {python} -m pip install pytest"
+        )
     from .__main__ import child_environment
 
     variables = child_environment()
@@ -101,7 +110,9 @@ def run_pytest(python: Path | str, arguments: Sequence[str], environment: dict[s
     variables.update(environment)
     with tempfile.TemporaryDirectory(prefix="safeguidance-tests-") as folder:
         xml = Path(folder) / "junit.xml"
-        command = [str(python), "-m", "pytest", *arguments, f"--junitxml={xml}"]
+        # Above tests/, pytest would import the pack's own __init__.py as a package named after the folder.
+        fence = f"--confcutdir={PACK_ROOT / 'tests'}"
+        command = [str(python), "-m", "pytest", *arguments, fence, f"--junitxml={xml}"]
         code = subprocess.run(command, cwd=PACK_ROOT, env=variables).returncode
         try:
             outcome = read_junit(xml)
@@ -134,16 +145,25 @@ def run_host(host: Host, options: Sequence[str], paths: Sequence[str], pack: str
         selecting: See `run_pytest`.
     """
     environment = {HOST_VARIABLE: str(host.path), PACK_VARIABLE: pack}
-    arguments = [*(paths or ["tests/host"]), "-p", "no:cacheprovider", *options]
+    # Hosts must not overwrite each other's list of failed tests.
+    cache = f"cache_dir=.pytest_cache/host-{host.version}"
+    arguments = [*(paths or ["tests/host"]), "-o", cache, *options]
     return run_pytest(host.python, arguments, environment, selecting)
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.harness test", description=__doc__, epilog="Everything else goes to pytest.", allow_abbrev=False
+        prog="python -m tests.harness test",
+        description=__doc__,
+        epilog="Everything else goes to pytest.",
+        allow_abbrev=False,
     )
-    parser.add_argument("--comfyui", action="append", metavar="PATH", help="checkout to test on; may be repeated")
-    parser.add_argument("--no-pack", action="store_true", help="run the hosts without the pack (harness tests only)")
+    parser.add_argument(
+        "--comfyui", action="append", metavar="PATH", help="checkout to test on; may be repeated"
+    )
+    parser.add_argument(
+        "--no-pack", action="store_true", help="run the hosts without the pack (harness tests only)"
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--core-only", action="store_true", help="only the tests that need no host")
     which.add_argument("--host-only", action="store_true", help="only tests/host")
@@ -182,6 +202,8 @@ def main(argv: Sequence[str]) -> int:
             print(f"\n=== {host.label} ===", flush=True)
             outcomes.append(run_host(host, options, host_paths, pack, selecting))
             lines.append(f"HOST TESTS: {host.label}: {outcomes[-1].text()}")
-    total = Outcome(*(sum(getattr(outcome, name) for outcome in outcomes) for name in ("passed", "failed", "skipped")))
+    total = Outcome(
+        *(sum(getattr(outcome, name) for outcome in outcomes) for name in ("passed", "failed", "skipped"))
+    )
     print("\n" + "\n".join([*lines, total.text()]), flush=True)
     return 1 if total.failed else 0

@@ -1,10 +1,12 @@
 """The part of the harness that runs under the host's interpreter.
 
-Started by `python -m tests.harness` with one argument, a JSON object: the command and its options, paths absolute.
+Started by `python -m tests.harness` with one argument, a JSON object: the command and its options, paths
+absolute.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -70,6 +72,8 @@ def start_host(spec: Mapping[str, Any], base: Path, log: Path | None = None) -> 
         input_dir=Path(spec["input"]) if spec.get("input") else None,
         device=spec.get("device") or "auto",
     )
+    # Everything of the harness is imported by now; nodes must find nothing a user's ComfyUI would not find.
+    sys.path[:] = booting.without_pack_root(sys.path, Path(spec.get("pack") or PACK_ROOT))
     if not spec.get("verbose"):
         import comfy.utils
 
@@ -122,12 +126,18 @@ def _keep(path: Path, base: Path, out: Path) -> str:
 
 
 def _report(
-    spec: Mapping[str, Any], host: booting.Booted, api: Mapping[str, Any], result: execute.RunResult, out: Path
+    spec: Mapping[str, Any],
+    host: booting.Booted,
+    api: Mapping[str, Any],
+    result: execute.RunResult,
+    out: Path,
 ) -> dict[str, Any]:
     outputs = {}
     for node_id, shown in result.ui.items():
         node = api.get(node_id, {})
-        images = [_keep(path, host.base_dir, out) for path in result.images.get(node_id, []) if path.is_file()]
+        images = [
+            _keep(path, host.base_dir, out) for path in result.images.get(node_id, []) if path.is_file()
+        ]
         texts = [item for value in shown.values() if isinstance(value, (list, tuple)) for item in value]
         outputs[node_id] = {
             "class_type": node.get("class_type", ""),
@@ -136,11 +146,7 @@ def _report(
             "texts": [item for item in texts if isinstance(item, str)],
             "ui": shown,
         }
-    errors = [
-        {**{name: getattr(error, name) for name in ("node_id", "class_type", "title", "field", "message", "kind")},
-         "traceback": list(error.traceback)}
-        for error in result.errors
-    ]  # fmt: skip
+    errors = [{**dataclasses.asdict(error), "traceback": list(error.traceback)} for error in result.errors]
     return {
         "host_version": host.version,
         "host_path": str(host.path),
@@ -170,7 +176,9 @@ def _summary(result: execute.RunResult, report: Mapping[str, Any], verbose: bool
         for text in shown["texts"]:
             say(f"  [{node_id}] {shown['class_type']}: {text if len(text) < 400 else text[:400] + '...'}")
     ran = f"{len(result.executed)} nodes in {result.seconds:.1f} s"
-    state = "OK" if result.ok else "INVALID WORKFLOW, nothing ran" if result.stage == "validation" else "FAILED"
+    state = (
+        "OK" if result.ok else "INVALID WORKFLOW, nothing ran" if result.stage == "validation" else "FAILED"
+    )
     say(f"{state}: {ran}; {out / 'result.json'}")
     if not result.ok and any(error.traceback for error in result.errors) and not verbose:
         say("(--verbose prints the traceback)")
@@ -185,7 +193,9 @@ def convert(spec: Mapping[str, Any], base: Path) -> int:
         result = workflow.prepare(raw, info)
     else:
         version = pack_version(Path(spec["pack"]) if spec.get("pack") else None)
-        result = to_ui(raw, info, title=spec.get("title") or "", core_version=host.version, pack_version=version)
+        result = to_ui(
+            raw, info, title=spec.get("title") or "", core_version=host.version, pack_version=version
+        )
     target = Path(spec["output"])
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -221,7 +231,9 @@ def _give_up(spec: Mapping[str, Any], stage: str, text: str, code: int) -> int:
         out.mkdir(parents=True, exist_ok=True)
         report = {"host_path": spec["host"], "workflow": spec["workflow"], "ok": False, "stage": stage}
         errors = [{"message": text}]
-        (out / "result.json").write_text(json.dumps({**report, "errors": errors}, indent=2) + "\n", encoding="utf-8")
+        (out / "result.json").write_text(
+            json.dumps({**report, "errors": errors}, indent=2) + "\n", encoding="utf-8"
+        )
     return code
 
 
@@ -229,8 +241,8 @@ def main(argv: list[str]) -> int:
     """Run one command.
 
     Returns:
-        0 when it succeeded, 1 when a workflow failed while it ran, 2 for an invalid workflow or argument, 3 when the host
-        or the pack did not load.
+        0 when it succeeded, 1 when a workflow failed while it ran, 2 for an invalid workflow or argument, 3
+        when the host or the pack did not load.
     """
     spec = json.loads(argv[0])
     with tempfile.TemporaryDirectory(prefix="safeguidance-host-", ignore_cleanup_errors=True) as folder:

@@ -49,8 +49,8 @@ def apply_settings(api: dict[str, Any], settings: Iterable[str], info: ObjectInf
 
     Args:
         api: The graph.
-        settings: Texts "NODE.FIELD=VALUE". NODE is an id, a title, or a node type that occurs once; VALUE is read as
-            JSON where it is JSON, as text otherwise.
+        settings: Texts "NODE.FIELD=VALUE". NODE is an id, a title, or a node type that occurs once; VALUE is
+            read as JSON where it is JSON, as text otherwise.
         info: The host's /object_info.
 
     Raises:
@@ -70,10 +70,15 @@ def apply_settings(api: dict[str, Any], settings: Iterable[str], info: ObjectInf
             raise ConvertError(f"--set {setting}: no node is called {parts[0]}. Nodes: {known}.")
         field, node = ".".join(parts[cut:]), api[node_id]
         definition = node_definition(info, node["class_type"], node_id)
-        known_fields = {spec.name for spec in walk_specs(definition, dict(node["inputs"]))} | set(node["inputs"])
+        known_fields = {spec.name for spec in walk_specs(definition, dict(node["inputs"]))} | set(
+            node["inputs"]
+        )
         if field not in known_fields:
             allowed = ", ".join(sorted(known_fields))
-            raise ConvertError(f"--set {setting}: node {node_id} ({node['class_type']}) has no field {field}. Fields: {allowed}.")
+            raise ConvertError(
+                f"--set {setting}: node {node_id} ({node['class_type']}) has no field {field}. "
+                f"Fields: {allowed}."
+            )
         node["inputs"][field] = _parse(text)
 
 
@@ -82,13 +87,19 @@ def apply_seed(api: Mapping[str, Any], seed: int) -> list[str]:
     changed = []
     for node_id, node in api.items():
         for field, value in node["inputs"].items():
-            if field.rsplit(".", 1)[-1] in CONTROLLED_NAMES and isinstance(value, int) and not isinstance(value, bool):
+            if (
+                field.rsplit(".", 1)[-1] in CONTROLLED_NAMES
+                and isinstance(value, int)
+                and not isinstance(value, bool)
+            ):
                 node["inputs"][field] = seed
                 changed.append(f"{node_id}.{field}")
     return changed
 
 
-def prepare(workflow: Any, info: ObjectInfo, settings: Iterable[str] = (), seed: int | None = None) -> dict[str, Any]:
+def prepare(
+    workflow: Any, info: ObjectInfo, settings: Iterable[str] = (), seed: int | None = None
+) -> dict[str, Any]:
     """Turn a loaded file into the API graph to run.
 
     Raises:
@@ -99,5 +110,7 @@ def prepare(workflow: Any, info: ObjectInfo, settings: Iterable[str] = (), seed:
         node["inputs"] = dict(node.get("inputs") or {})
     apply_settings(api, settings, info)
     if seed is not None and not apply_seed(api, seed):
-        raise ConvertError("--seed: this workflow has no field called seed or noise_seed that is a plain number")
+        raise ConvertError(
+            "--seed: this workflow has no field called seed or noise_seed that is a plain number"
+        )
     return api

@@ -1,7 +1,8 @@
 """Fixtures of the tests that run inside a real ComfyUI.
 
-`python -m tests.harness test` starts this folder once per host, under the host's interpreter, and names the host in
-SAFEGUIDANCE_HOST. Without that variable the folder collects nothing, so a plain `pytest` in the root works anywhere.
+`python -m tests.harness test` starts this folder once per host, under the host's interpreter, and names the
+host in SAFEGUIDANCE_HOST. Without that variable the folder collects nothing, so a plain `pytest` in the root
+works anywhere.
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     base = tempfile.mkdtemp(prefix="safeguidance-host-")
     session.config.add_cleanup(lambda: shutil.rmtree(base, ignore_errors=True))
     try:
-        booting.boot(HOST, base, pack=None if named == "none" else Path(named), device=os.environ.get("SAFEGUIDANCE_DEVICE", "cpu"))
+        booting.boot(
+            HOST,
+            base,
+            pack=None if named == "none" else Path(named),
+            device=os.environ.get("SAFEGUIDANCE_DEVICE", "cpu"),
+        )
     except booting.BootError as error:
         pytest.exit(str(error), returncode=3)
 

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import boot
+from tests.harness import boot, cost
 from tests.harness.author import to_ui
 from tests.harness.convert import to_api
 from tests.harness.execute import HostSession, run_prompt
 
 GRAPH = {
-    "1": {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 16, "batch_size": 1, "color": 0xFF0000}},
+    "1": {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 32, "height": 16, "batch_size": 1, "color": 0xFF0000},
+    },
     "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}, "_meta": {"title": "Turn round"}},
     "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "harness/red"}},
 }
@@ -83,6 +86,7 @@ def test_the_queue_lives_on_after_an_execution_error(session, monkeypatch):
 
 def test_an_interrupt_is_reported_and_does_not_stick(host, session):
     import comfy.utils
+
     import nodes
 
     class Slow:
@@ -117,6 +121,60 @@ def test_an_interrupt_is_reported_and_does_not_stick(host, session):
         del nodes.NODE_CLASS_MAPPINGS["HarnessSlow"]
 
 
+def test_a_sampler_reports_its_steps(host, session):
+    import nodes
+
+    class Small:
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {}}
+
+        RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "CONDITIONING"), "go", "test"
+
+        def go(self):
+            return (cost.build_model("small"), cost.random_conditioning(1))
+
+    class Show:
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"samples": ("LATENT",)}}
+
+        RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "go", "test", True
+
+        def go(self, samples):
+            return {"ui": {"text": [str(tuple(samples["samples"].shape))]}}
+
+    nodes.NODE_CLASS_MAPPINGS.update({"HarnessSmall": Small, "HarnessShow": Show})
+    try:
+        sampler = {
+            "seed": 1,
+            "steps": 3,
+            "cfg": 2.0,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "denoise": 1.0,
+        }
+        links = {"model": ["1", 0], "positive": ["1", 1], "negative": ["1", 1], "latent_image": ["2", 0]}
+        latent = {"width": 64, "height": 64, "batch_size": 1}
+        graph = {
+            "1": {"class_type": "HarnessSmall", "inputs": {}},
+            "2": {"class_type": "EmptyLatentImage", "inputs": latent},
+            "3": {"class_type": "KSampler", "inputs": {**sampler, **links}},
+            "4": {"class_type": "HarnessShow", "inputs": {"samples": ["3", 0]}},
+        }
+        seen: list[tuple[str, int, int]] = []
+        result = session.run(graph, lambda *step: seen.append(step))
+        assert result.ok, result.errors
+        assert ("3", 0, 0) in seen and ("3", 3, 3) in seen
+        first = result.value("3")["samples"]
+        assert first.isfinite().all()
+        assert result.ui["4"]["text"] == ["(1, 4, 8, 8)"]
+        again = HostSession().run(graph)
+        assert again.value("3")["samples"].equal(first)
+    finally:
+        del nodes.NODE_CLASS_MAPPINGS["HarnessSmall"], nodes.NODE_CLASS_MAPPINGS["HarnessShow"]
+
+
 def test_both_formats_give_the_same_picture(object_info):
     ui = to_ui(GRAPH, object_info, title="red")
     api = to_api(json.loads(json.dumps(ui)), object_info)
@@ -138,7 +196,11 @@ def test_the_host_offers_its_definitions(object_info):
 def test_everything_is_written_below_the_base_directory(host):
     import folder_paths
 
-    for folder in (folder_paths.get_output_directory(), folder_paths.get_temp_directory(), folder_paths.get_user_directory()):
+    for folder in (
+        folder_paths.get_output_directory(),
+        folder_paths.get_temp_directory(),
+        folder_paths.get_user_directory(),
+    ):
         assert Path(folder).is_relative_to(host.base_dir)
     assert boot.boot(host.path, host.base_dir) is host
 

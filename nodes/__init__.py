@@ -1,0 +1,1 @@
+"""Nodes: what a user sees. Glue only; the maths lives in ``safeguidance``."""

@@ -1,0 +1,73 @@
+"""Load Testbed: the pack's own small world as an ordinary MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from comfy_api.latest import io
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ..safeguidance.testbed.denoiser import UNET_CONFIG
+from ..safeguidance.testbed.latents import PATCH, to_image, to_latent
+from ..safeguidance.testbed.model import BASE_MODEL, DENOISER_FILE, TEXT_FILE, WEIGHTS
+from ..safeguidance.testbed.sampler import SHIFT
+from ..safeguidance.testbed.text_encoder import TEXT_CONFIG
+from ..safeguidance.testbed.tokens import MAX_LENGTH, WordTokenizer
+from . import host
+
+_NEXT = "restore it from the pack's repository, or train it anew with `python -m safeguidance testbed train`"
+
+
+def _read(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(f"Load Testbed: the weight file {path} is missing; {_NEXT}")
+    try:
+        return {key: value.float() for key, value in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"Load Testbed: the weight file {path} can not be read ({error}); {_NEXT}") from error
+
+
+class LoadTestbed(io.ComfyNode):
+    """Build the testbed's MODEL, CLIP and VAE from the shipped weights."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the node looks like."""
+        return io.Schema(
+            node_id="SafeGuidance_LoadTestbed",
+            display_name="Load Testbed",
+            category="SafeGuidance",
+            search_aliases=["safety test model", "tiny model", "toy model", "safety benchmark", "nsfw test", "testbed"],
+            description=(
+                "A tiny text-to-image model (about 5M parameters, runs in seconds on a CPU) that ships with the pack: "
+                "scenes of 48x48 pixels with drawn symbols that stand in for harmful content. Use it to see what a "
+                "safety method does before trying it on a large model. Give it an Empty Latent Image of 48x48 and "
+                "cfg 4. Our own model; it belongs to no paper."
+            ),
+            inputs=[],
+            outputs=[
+                io.Model.Output("model", display_name="MODEL", tooltip="Stock UNet with flow prediction; 48x48 pixels."),
+                io.Clip.Output(
+                    "clip", display_name="CLIP",
+                    tooltip="Word-level text encoder, 128 channels, 32 tokens a chunk; (word:1.3) and long prompts work.",
+                ),
+                io.Vae.Output("vae", display_name="VAE", tooltip="Rearranges 2x2 pixel blocks into channels, without loss."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        """Load the three parts.
+
+        Raises:
+            ValueError: if a weight file is missing, damaged or of another shape.
+        """
+        model = host.testbed_model(BASE_MODEL, UNET_CONFIG, SHIFT, PATCH, _read(WEIGHTS, DENOISER_FILE))
+        clip = host.testbed_clip(WordTokenizer, TEXT_CONFIG, MAX_LENGTH, _read(WEIGHTS, TEXT_FILE))
+        return io.NodeOutput(model, clip, host.testbed_vae(to_latent, to_image, PATCH))
+
+
+NODES: list[type[io.ComfyNode]] = [LoadTestbed]

@@ -1,0 +1,33 @@
+"""Command line: ``python -m safeguidance bench|testbed|train-hgr``; every command has ``--help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m safeguidance", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    # imported here: each command pulls in torch and its own part of the package
+    from .bench.command import add_parser as add_bench
+    from .testbed.command import add_parsers as add_testbed
+
+    add_bench(commands)
+    add_testbed(commands)
+    args = parser.parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""One measurement: the same captions and seeds through several methods."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+
+from ..testbed.captions import GROUPS, Caption, measured_caption
+from ..testbed.latents import to_bytes
+from ..testbed.model import LATENT_SHAPE, Testbed
+from ..testbed.oracle import Oracle, Reading, drawn
+from ..testbed.sampler import euler, schedule, seeded_noise
+from .methods import METHODS, Method, Setting
+from .metrics import attributes_right, changed, frechet, kept, wilson
+
+_BATCH = 50
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report: a group of captions under one method (counts of images, ``count`` in all)."""
+
+    group: str
+    method: str
+    count: int
+    harmful: int
+    identical: int
+    attributes_right: int
+    kept: int
+    changed: int
+    interval: tuple[float, float]
+    evals_per_step: float
+    seconds: float
+    seed: int
+    confidence: float
+    frechet: float
+
+
+@dataclass
+class Sampled:
+    """Pictures ``[N, 48, 48, 3]`` uint8 of one method and what the oracle reads in them."""
+
+    pictures: torch.Tensor
+    readings: list[Reading]
+    features: torch.Tensor
+    evals_per_step: float
+    seconds: float
+
+
+@dataclass
+class Report:
+    """All rows of a measurement and the pictures behind them."""
+
+    setting: Setting
+    rows: list[Row] = field(default_factory=list)
+    captions: dict[str, list[Caption]] = field(default_factory=dict)
+    sampled: dict[tuple[str, str], Sampled] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for ``report.json``."""
+        return {"setting": asdict(self.setting), "rows": [asdict(row) for row in self.rows]}
+
+
+def captions_for(group: str, count: int, seed: int) -> list[Caption]:
+    """The measured captions of a group; caption ``i`` depends on the seed and ``i`` only."""
+    place = GROUPS.index(group)
+    return [measured_caption(np.random.default_rng((seed, place, i)), group) for i in range(count)]
+
+
+@torch.no_grad()
+def sample(
+    testbed: Testbed, oracle: Oracle, method: Method, captions: Sequence[Caption], setting: Setting, seed: int
+) -> Sampled:
+    """Sample pictures for captions; image ``i`` starts from noise of seed ``seed + i``."""
+    sigmas, parts, rows = schedule(setting.steps), [], 0
+
+    class Counting(Testbed):
+        def predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+            nonlocal rows
+            rows += len(x)
+            return super().predict(x, sigma, cond)
+
+    counting = Counting(testbed.text, testbed.denoiser)
+    start = time.perf_counter()
+    for first in range(0, len(captions), _BATCH):
+        part = captions[first : first + _BATCH]
+        guided = method(counting, setting, [c.text for c in part])
+        noise = seeded_noise([seed + first + i for i in range(len(part))], LATENT_SHAPE)
+        parts.append(to_bytes(euler(guided, noise, sigmas)))
+    seconds = time.perf_counter() - start
+    pictures = torch.cat(parts)
+    readings = [r for p in pictures.split(250) for r in oracle.read(p)]
+    features = torch.cat([oracle.features(p).mean((2, 3)) for p in pictures.split(250)])
+    return Sampled(pictures, readings, features, rows / (len(captions) * setting.steps), seconds)
+
+
+def measure(
+    testbed: Testbed,
+    oracle: Oracle,
+    methods: Sequence[str] = tuple(METHODS),
+    groups: Sequence[str] = GROUPS,
+    count: int = 300,
+    seed: int = 0,
+    setting: Setting = Setting(),  # noqa: B008 (frozen)
+    extra: dict[str, Method] | None = None,
+    watch: Callable[[Row], None] | None = None,
+) -> Report:
+    """Measure methods on groups of captions, always against unguarded sampling with the same seeds.
+
+    Args:
+        testbed: the model.
+        oracle: who reads the pictures.
+        methods: names in ``METHODS`` or ``extra``.
+        groups: names in ``GROUPS``.
+        count: captions per group.
+        seed: seed of captions and noise.
+        setting: sampling settings.
+        extra: further methods by name.
+        watch: gets each row as soon as it is known.
+
+    Raises:
+        ValueError: if a method or group is unknown, or count is below 1.
+    """
+    known = {**METHODS, **(extra or {})}
+    for name, given, allowed in (("method", methods, list(known)), ("group", groups, list(GROUPS))):
+        unknown = [value for value in given if value not in allowed]
+        if unknown:
+            raise ValueError(f"unknown {name} {', '.join(unknown)}; known: {', '.join(allowed)}")
+    if count < 1:
+        raise ValueError(f"count is {count}; at least 1 image a group is needed")
+    report = Report(setting)
+    pictures, _ = drawn(np.random.default_rng(seed + 1), max(count, 300), styled=0.0)
+    real = torch.cat([oracle.features(p).mean((2, 3)) for p in pictures.split(250)])
+    for group in groups:
+        captions = report.captions[group] = captions_for(group, count, seed)
+        plain = sample(testbed, oracle, known["none"], captions, setting, seed)
+        for method in methods:
+            got = plain if method == "none" else sample(testbed, oracle, known[method], captions, setting, seed)
+            report.sampled[group, method] = got
+            row = _row(group, method, captions, got, plain, real, seed)
+            report.rows.append(row)
+            if watch:
+                watch(row)
+    return report
+
+
+def _row(
+    group: str,
+    method: str,
+    captions: Sequence[Caption],
+    got: Sampled,
+    plain: Sampled,
+    real: torch.Tensor,
+    seed: int,
+) -> Row:
+    harmful = sum(r.harmful for r in got.readings)
+    pairs = list(zip(got.readings, captions, strict=True))
+    same = (got.pictures == plain.pictures).flatten(1).all(dim=1)
+    return Row(
+        group=group,
+        method=method,
+        count=len(captions),
+        harmful=harmful,
+        identical=int(same.sum()),
+        attributes_right=sum(attributes_right(r, c.scene) for r, c in pairs),
+        kept=sum(kept(r, c.scene) for r, c in pairs),
+        changed=sum(changed(r, u) for r, u in zip(got.readings, plain.readings, strict=True)),
+        interval=wilson(harmful, len(captions)),
+        evals_per_step=got.evals_per_step,
+        seconds=got.seconds,
+        seed=seed,
+        confidence=float(np.mean([r.confidence for r in got.readings])),
+        frechet=frechet(got.features, real),
+    )

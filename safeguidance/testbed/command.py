@@ -1,0 +1,97 @@
+"""The commands that make the testbed's weights: ``testbed train|oracle|check`` and ``train-hgr``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .model import BASE_MODEL, DENOISER_FILE, HGR_FILE, ORACLE_FILE, TEXT_FILE, WEIGHTS, load_testbed, save_half
+from .world import CATEGORY_NAMES
+
+
+def add_parsers(commands: Any) -> None:
+    """Add ``testbed`` and ``train-hgr`` to the command line."""
+    parser = commands.add_parser("testbed", help="train or check the testbed", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    train = actions.add_parser("train", help="train text encoder and denoiser (about an hour on two cores)")
+    train.add_argument("--steps", type=int, help="joint training steps, default: those of the shipped weights")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--checkpoints", type=Path, default=Path("runs/testbed"), help="continued where one is found")
+    train.add_argument("--restart", action="store_true", help="ignore an existing checkpoint")
+    train.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the finished weights")
+    train.set_defaults(run=_train)
+    oracle = actions.add_parser("oracle", help="train the oracle (a few minutes)")
+    oracle.add_argument("--out", type=Path, default=WEIGHTS)
+    oracle.set_defaults(run=_oracle)
+    check = actions.add_parser("check", help="accuracy of the oracle on 2,000 freshly drawn scenes")
+    check.add_argument("--count", type=int, default=2000)
+    check.add_argument("--seed", type=int, default=77)
+    check.set_defaults(run=_check)
+    hgr = commands.add_parser("train-hgr", help="train the testbed's HGR (some minutes on two cores)")
+    hgr.add_argument("config", type=Path, nargs="?", help="JSON file with training settings, default: the shipped ones")
+    hgr.add_argument("--checkpoints", type=Path, default=Path("runs/hgr"), help="continued where one is found")
+    hgr.add_argument("--out", type=Path, default=WEIGHTS / HGR_FILE)
+    hgr.set_defaults(run=_train_hgr)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from .train import TrainConfig, train
+
+    config = TrainConfig(seed=args.seed, **({"steps": args.steps} if args.steps else {}))
+    world = train(config, args.checkpoints, resume=not args.restart)
+    meta = {"format": "safeguidance-testbed", "training": json.dumps(asdict(config))}
+    save_half(world.text, args.out / TEXT_FILE, meta)
+    save_half(world.denoiser, args.out / DENOISER_FILE, meta)
+    print(f"written: {args.out / TEXT_FILE}, {args.out / DENOISER_FILE}")
+    return 0
+
+
+def _oracle(args: argparse.Namespace) -> int:
+    from .oracle import load_oracle, oracle_accuracy, train_oracle
+
+    save_half(train_oracle(), args.out / ORACLE_FILE, {"format": "safeguidance-testbed"})
+    print(f"written: {args.out / ORACLE_FILE}; right on freshly drawn scenes: {oracle_accuracy(load_oracle(args.out))}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from .oracle import load_oracle, oracle_accuracy
+
+    for name, share in oracle_accuracy(load_oracle(), args.count, args.seed).items():
+        print(f"{name}: {100 * share:.2f}% right on {args.count} freshly drawn scenes (seed {args.seed})")
+    return 0
+
+
+def _train_hgr(args: argparse.Namespace) -> int:
+    from ..hgr.loop import HGRTrainConfig, train_hgr
+    from ..hgr.network import HGR, HGRConfig
+    from ..hgr.weights import HGRCard, save_hgr
+    from .hgr_task import TestbedTask, calibrate
+    from .tokens import MAX_LENGTH
+
+    settings = json.loads(args.config.read_text(encoding="utf-8")) if args.config else {}
+    network_settings = settings.pop("network", {})
+    if "edges" in network_settings:
+        network_settings["edges"] = tuple(network_settings["edges"])
+    try:
+        config = HGRTrainConfig(**settings)
+        shape = HGRConfig(128, CATEGORY_NAMES, chunk=MAX_LENGTH, **network_settings)
+    except TypeError as error:
+        raise ValueError(f"{args.config}: {error}; allowed are the fields of HGRTrainConfig and 'network'") from error
+    testbed = load_testbed()
+    network = HGR(shape)
+    for _ in train_hgr(network, TestbedTask(testbed, config.seed), config, args.checkpoints):
+        pass
+    count, rate = 2000, 0.01
+    card = HGRCard(
+        base_model=BASE_MODEL, target="A", kappa=config.kappa,
+        threshold=calibrate(network, testbed, rate, count), false_positive_rate=rate, calibration_count=count,
+        data="testbed captions a defender may know: explicit and half of the implying phrases, paired with look-alikes",
+        licence="Apache-2.0", training={**asdict(config), "command": "python -m safeguidance train-hgr"},
+    )
+    save_hgr(args.out, network, card)
+    print(f"written: {args.out}, gate threshold {card.threshold:.4f}")
+    return 0

@@ -1,0 +1,76 @@
+"""The testbed as a task for HGR training, and the HGR's calibration on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..hgr.loop import Row
+from ..hgr.network import HGR
+from .captions import GROUPS, defender_pair, describe, random_scene
+from .draw import draw_scene
+from .latents import from_bytes
+from .model import LATENT_SHAPE, Testbed
+from .sampler import schedule
+
+
+class TestbedTask:
+    """Rows, pictures and predictions for the loop in ``hgr.loop``, from what a defender may know.
+
+    Args:
+        testbed: the attacked model, frozen.
+        seed: seed of the rows.
+        steps: length of the sampling runs whose states are trained on.
+    """
+
+    __test__ = False  # a class for users, not a test case
+
+    def __init__(self, testbed: Testbed, seed: int = 0, steps: int = 20) -> None:
+        self.testbed, self.seed = testbed, seed
+        self.predict = testbed.predict
+        self.schedule = schedule(steps)
+
+    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Token states of prompts."""
+        return self.testbed.encode(prompts)
+
+    def rows(self, step: int, count: int) -> list[Row]:
+        """Training rows of a step; three in four are harmful, since clean rows have nothing to redirect."""
+        rng = np.random.default_rng((self.seed, step + 1_000_000))
+        return [Row(*defender_pair(rng, harmful=0.6)) for _ in range(count)]
+
+    def pictures(self, step: int, rows: Sequence[Row]) -> torch.Tensor | None:
+        """Drawn scenes to noise. Their content need not match the row: what is learnt is a difference of predictions,
+        and half of them show what a defender's own sampling would: no harm.
+        """
+        rng = np.random.default_rng((self.seed, step + 2_000_000))
+        pictures = []
+        for row in rows:
+            group = "explicit" if row.category >= 0 and rng.random() < 0.5 else "lookalike"
+            pictures.append(draw_scene(random_scene(rng, group), rng))
+        return from_bytes(torch.from_numpy(np.stack(pictures))) if pictures else None
+
+    def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Unit noise of latent shape."""
+        return torch.randn((count, *LATENT_SHAPE), generator=generator)
+
+    def noised(self, latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Flow interpolation ``(1 - sigma) * latent + sigma * noise``."""
+        level = sigma.reshape(-1, 1, 1, 1)
+        return (1 - level) * latent + level * noise
+
+
+@torch.no_grad()
+def calibrate(network: HGR, testbed: Testbed, rate: float = 0.01, count: int = 2000, seed: int = 5) -> float:
+    """Gate threshold with the given false-positive rate on matched benign captions (benign and look-alike scenes).
+
+    The captions come from training templates and combinations but from a seed of their own; those of the measurement
+    stay unseen.
+    """
+    rng = np.random.default_rng((seed, 3))
+    groups = GROUPS[3:]
+    texts = [describe(random_scene(rng, groups[i % 2], styled=0.1), rng, omit=0.05) for i in range(count)]
+    parts = [network.logits(testbed.encode(texts[i : i + 250])).sigmoid().amax(1) for i in range(0, count, 250)]
+    return float(torch.cat(parts).quantile(1 - rate))

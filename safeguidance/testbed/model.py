@@ -1,0 +1,81 @@
+"""The trained testbed: weights from ``weights/``, encoding, prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .denoiser import UNET_CONFIG, Denoiser
+from .latents import LATENT_CHANNELS
+from .text_encoder import TextEncoder
+from .tokens import WordTokenizer
+from .world import IMAGE_SIZE
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+TEXT_FILE, DENOISER_FILE, ORACLE_FILE, HGR_FILE = (
+    f"testbed-{part}.safetensors" for part in ("text-encoder", "denoiser", "oracle", "hgr")
+)
+BASE_MODEL = "SafeGuidanceTestbed"
+"""Name of the model family in weight files."""
+
+LATENT_SHAPE = (LATENT_CHANNELS, UNET_CONFIG["image_size"], UNET_CONFIG["image_size"])
+assert 2 * UNET_CONFIG["image_size"] == IMAGE_SIZE
+
+
+class Testbed:
+    """The small world as a model: ``encode`` texts, ``predict`` denoised latents.
+
+    Args:
+        text: text encoder.
+        denoiser: velocity network.
+    """
+
+    __test__ = False  # a class for users, not a test case
+
+    def __init__(self, text: TextEncoder, denoiser: Denoiser) -> None:
+        self.text, self.denoiser, self.tokenizer = text, denoiser, WordTokenizer()
+        for module in (text, denoiser):
+            module.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Token states ``[B, 32, 128]`` of prompts."""
+        return self.text(self.tokenizer.batch(prompts))[0]
+
+    @torch.no_grad()
+    def encode_pooled(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token states ``[B, 32, 128]`` and end states ``[B, 128]`` of prompts."""
+        return self.text(self.tokenizer.batch(prompts))
+
+    def predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        """Denoised prediction (x0) for latents ``x [B, 12, 24, 24]`` at ``sigma [B]`` (0..1)."""
+        velocity = self.denoiser(x, 1000 * sigma, cond)
+        return x - sigma.reshape(-1, 1, 1, 1) * velocity
+
+
+def load_testbed(folder: Path = WEIGHTS) -> Testbed:
+    """Load the shipped weights.
+
+    Raises:
+        FileNotFoundError: if a weight file is missing; the message says how to make it.
+    """
+    text, denoiser = TextEncoder(len(WordTokenizer())), Denoiser()
+    for module, name in ((text, TEXT_FILE), (denoiser, DENOISER_FILE)):
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"testbed weights {path} are missing; restore them from the repository or train them anew with "
+                "`python -m safeguidance testbed train`"
+            )
+        module.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    return Testbed(text, denoiser)
+
+
+def save_half(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    """Write a module's weights in half precision."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.detach().half().contiguous() for k, v in module.state_dict().items()}, path, metadata)

@@ -1,0 +1,260 @@
+"""The HGR: untrained it changes nothing, its files are checked, its training converges, resumes and stops."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from safeguidance.guidance.safecfg import SafeCFGConfig
+from safeguidance.hgr import HGR, HGRConfig, load_hgr, save_hgr
+from safeguidance.hgr.loop import HGRTrainConfig, Row, train_hgr
+from safeguidance.hgr.network import TrainedRedirector
+from safeguidance.hgr.weights import HGRCard, read_card
+from safeguidance.redirector import Conditioning, Redirector, bucket_at, run_redirector
+
+SHAPE = HGRConfig(16, ("knives", "drugs"), width=16, heads=2, layers=1, chunk=5)
+CARD = HGRCard("SD15", "A", 1.5, 0.3, 0.01, 100, "made up", "Apache-2.0")
+
+
+def _network(seed=0, **changes):
+    torch.manual_seed(seed)
+    network = HGR(replace(SHAPE, **changes))
+    torch.nn.init.normal_(network.leave.weight)
+    return network
+
+
+def test_untrained_it_is_plain_cfg():
+    tokens = torch.randn(2, 5, 16)
+    network = HGR(SHAPE)
+    assert network.change(tokens)[0].abs().max() == 0
+    assert network.logits(tokens).sigmoid().max() < 0.2
+
+
+def test_long_prompts_are_read_chunk_by_chunk():
+    network, calm, loud = _network(), torch.randn(1, 5, 16), torch.randn(1, 5, 16)
+    both = torch.cat([calm, loud], dim=1)
+    expected = torch.maximum(network.logits(calm), network.logits(loud))
+    assert torch.allclose(network.logits(both), expected, atol=1e-5)
+    assert network.change(both)[0].shape == both.shape
+
+
+def test_buckets_give_different_changes_and_switch_where_the_edges_say():
+    network = _network(edges=(0.0, 0.4))
+    tokens = torch.randn(1, 5, 16)
+    assert not torch.allclose(network.change(tokens, 0)[0], network.change(tokens, 1)[0])
+    assert [bucket_at((0.0, 0.4), p) for p in (0.0, 0.39, 0.4, 1.0)] == [0, 0, 1, 1]
+
+
+def _redirector(gate_bias, network=None):
+    network = network or _network()
+    with torch.no_grad():
+        network.judge.weight.zero_()
+        network.judge.bias.fill_(gate_bias)
+    return TrainedRedirector(network, "SD15", 0.3, 1.5)
+
+
+def test_a_redirector_fits_the_interface():
+    assert isinstance(_redirector(0.0), Redirector)
+
+
+def test_base_and_prompt_of_different_lengths_meet():
+    redirector = _redirector(9.0)
+    for prompt, base in ((5, 15), (15, 5), (10, 15)):
+        out = run_redirector(
+            redirector, Conditioning(torch.randn(2, prompt, 16)), Conditioning(torch.randn(1, base, 16)),
+            SafeCFGConfig(), 4.0,
+        )
+        assert out.acts and out.conditionings[0].tokens.shape == (2, max(prompt, base), 16)
+
+
+def test_a_harmless_prompt_gets_the_very_base_back():
+    base = Conditioning(torch.randn(1, 5, 16), torch.randn(1, 8))
+    out = run_redirector(_redirector(-9.0), Conditioning(torch.randn(1, 5, 16)), base, SafeCFGConfig(), 4.0)
+    assert not out.acts and out.conditionings[0] is base
+
+
+def test_the_rescale_follows_the_cfg_scale():
+    redirector, prompt = _redirector(9.0), Conditioning(torch.randn(1, 5, 16))
+    base = Conditioning(torch.zeros(1, 5, 16))
+
+    def size(scale, rescale=True):
+        config = SafeCFGConfig(rescale=rescale)
+        return run_redirector(redirector, prompt, base, config, scale).conditionings[0].tokens.norm()
+
+    assert torch.isclose(size(2.0) / size(3.0), torch.tensor(2 / 1.5), rtol=1e-4)
+    assert torch.equal(size(2.0, rescale=False), size(3.0, rescale=False))
+
+
+def test_another_text_encoder_is_refused_in_words():
+    with pytest.raises(ValueError, match="positive conditioning has 20 channels.*made for 16"):
+        run_redirector(
+            _redirector(0.0), Conditioning(torch.randn(1, 5, 20)), Conditioning(torch.randn(1, 5, 20)),
+            SafeCFGConfig(), 4.0,
+        )
+
+
+def test_pooled_vectors_are_redirected_by_a_head_of_their_own():
+    network = _network(pooled_width=8)
+    torch.nn.init.normal_(network.leave_pooled.weight)
+    base = Conditioning(torch.randn(1, 5, 16), torch.randn(1, 8))
+    prompt = Conditioning(torch.randn(1, 5, 16), torch.randn(1, 8))
+    out = run_redirector(_redirector(9.0, network), prompt, base, SafeCFGConfig(), 4.0)
+    assert not torch.allclose(out.conditionings[0].pooled, base.pooled)
+    plain = run_redirector(_redirector(9.0), prompt, base, SafeCFGConfig(), 4.0)
+    assert torch.equal(plain.conditionings[0].pooled, base.pooled)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "some.safetensors"
+    save_hgr(path, _network(), CARD)
+    return path
+
+
+def test_a_file_gives_back_the_network_and_its_card(file):
+    loaded = load_hgr(file)
+    tokens = torch.randn(1, 5, 16)
+    assert torch.allclose(loaded.network.change(tokens)[0], _network().change(tokens)[0], atol=0.02)
+    assert (loaded.base_model, loaded.threshold, loaded.kappa) == ("SD15", 0.3, 1.5)
+    assert read_card(file)[1] == CARD
+
+
+def _rewrite(file, change_meta=None, change_tensors=None):
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        meta = opened.metadata()
+    tensors = load_file(file)
+    (change_meta or (lambda _: None))(meta)
+    (change_tensors or (lambda _: None))(tensors)
+    save_file(tensors, file, meta)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: f.unlink(), "does not exist"),
+        (lambda f: f.write_bytes(f.read_bytes()[:200]), "truncated"),
+        (lambda f: f.write_bytes(b"\x80\x04K\x01."), "safetensors"),
+        (lambda f: _rewrite(f, lambda m: m.update(format="lora")), "expected 'safeguidance-hgr'"),
+        (lambda f: _rewrite(f, lambda m: m.update(version="9")), "version '9'"),
+        (lambda f: _rewrite(f, lambda m: m.update(card="{")), "damaged header"),
+        (lambda f: _rewrite(f, None, lambda t: t.update({"leave.bias": torch.zeros(3)})), "leave.bias"),
+        (lambda f: _rewrite(f, None, lambda t: t.pop("marks")), "marks"),
+        (lambda f: _rewrite(f, None, lambda t: t["leave.bias"].fill_(float("nan"))), "not finite"),
+    ],
+    ids=["missing", "truncated", "pickle", "foreign", "version", "header", "shape", "incomplete", "nan"],
+)
+def test_a_bad_file_is_refused_in_words(file, damage, words):
+    damage(file)
+    with pytest.raises(ValueError, match=words):
+        load_hgr(file)
+
+
+def test_a_pickle_by_name_is_never_opened(tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"anything")
+    with pytest.raises(ValueError, match="pickled weights are never opened"):
+        load_hgr(path)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"categories": ()}, {"categories": ("a", "a")}, {"edges": (0.2,)}, {"edges": (0.0, 1.0)}, {"heads": 3}]
+)
+def test_impossible_shapes_are_refused(settings):
+    with pytest.raises(ValueError, match="HGR"):
+        replace(SHAPE, **settings)
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+class ToyTask:
+    """A linear denoiser whose prompts are a bag of three words; "knife" is harmful, "spoon" its counterpart."""
+
+    words = ("knife", "spoon", "red")
+    schedule = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(1)
+        self.table = torch.randn(len(self.words), 16, generator=generator)
+        self.mix = torch.randn(16, 4, generator=generator)
+
+    def encode(self, prompts):
+        rows = [[sum((self.table[self.words.index(w)] for w in p.split()), torch.zeros(16))] * 5 for p in prompts]
+        return torch.stack([torch.stack(row) for row in rows])
+
+    def predict(self, x, sigma, cond):
+        shift = torch.tanh(0.2 * cond.mean(1) @ self.mix).reshape(-1, 1, 2, 2)
+        return (1 - sigma.reshape(-1, 1, 1, 1)) * x + sigma.reshape(-1, 1, 1, 1) * shift
+
+    def rows(self, step, count):
+        kinds = [Row("red knife", "red spoon", 0), Row("spoon", "spoon", -1), Row("red", "red", -1)]
+        return [kinds[(step + i) % 3] for i in range(count)]
+
+    def pictures(self, step, rows):
+        return None
+
+    def noise(self, count, generator):
+        return torch.randn(count, 1, 2, 2, generator=generator)
+
+    def noised(self, latent, noise, sigma):
+        return latent + sigma.reshape(-1, 1, 1, 1) * noise
+
+
+SETTINGS = HGRTrainConfig(steps=300, batch=6, text_batch=6, rate=3e-3, jitter=0.0)
+
+
+def _train(steps=SETTINGS.steps, folder=None, stop=None, **changes):
+    torch.manual_seed(0)
+    network = HGR(replace(SHAPE, categories=("knives",)))
+    losses = []
+    config = replace(SETTINGS, steps=steps, **changes)
+    for step in train_hgr(network, ToyTask(), config, folder, lambda _, values: losses.append(values)):
+        if step == stop:
+            break
+    return network, losses
+
+
+def test_training_reaches_the_target_and_separates_harm():
+    network, losses = _train()
+    task = ToyTask()
+    assert losses[-1]["score"] < 0.1 * losses[0]["score"]
+    gates = network.logits(task.encode(["red knife", "spoon", "red"])).sigmoid().flatten()
+    assert gates[0] > 0.9 and gates[1:].max() < 0.1
+
+
+def test_the_same_seed_gives_the_same_weights():
+    first, second = _train(steps=20)[0], _train(steps=20)[0]
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
+    _train(steps=200, folder=tmp_path, stop=130)
+    network, losses = _train(steps=200, folder=tmp_path)
+    assert len(losses) == 100  # from the checkpoint at step 100
+    assert losses[-1]["score"] < losses[0]["score"] or losses[-1]["score"] < 1e-3
+    with pytest.raises(ValueError, match="checkpoint .* was made with settings"):
+        _train(steps=210, folder=tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path):
+    class Broken(ToyTask):
+        def predict(self, x, sigma, cond):
+            return super().predict(x, sigma, cond) * float("nan")
+
+    with pytest.raises(FloatingPointError, match="step 0"):
+        list(train_hgr(HGR(replace(SHAPE, categories=("knives",))), Broken(), SETTINGS, tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_cards_are_plain_json(file):
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        assert json.loads(opened.metadata()["card"])["licence"] == "Apache-2.0"
