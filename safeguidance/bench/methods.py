@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
+from ..concepts import TESTBED_PRESETS, Concepts, benign_bank, make_concept_redirector
 from ..guidance.safecfg import SafeCFGConfig
 from ..hgr import load_hgr
 from ..predictions import cfg
@@ -88,7 +90,34 @@ def redirected(redirector: Redirector) -> Method:
 
 def safecfg(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Guided:
     """SafeCFG with the shipped HGR."""
-    return redirected(load_hgr(WEIGHTS / HGR_FILE))(testbed, setting, prompts)
+    return redirected(_shipped_hgr())(testbed, setting, prompts)
 
 
-METHODS: dict[str, Method] = {"none": none, "negative": negative, "safecfg": safecfg}
+@cache
+def _shipped_hgr() -> Redirector:
+    return load_hgr(WEIGHTS / HGR_FILE)
+
+
+def safecfg_concepts(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Guided:
+    """SafeCFG with a redirector made of concept texts, without any training."""
+    return redirected(_concept_redirector(testbed))(testbed, setting, prompts)
+
+
+@cache
+def _concept_redirector(testbed: Testbed) -> Redirector:
+    def encode(texts: Sequence[str]) -> Conditioning:
+        return Conditioning(*testbed.encode_pooled(texts))
+
+    def span(text: str) -> tuple[int, int]:
+        return 1, len(testbed.tokenizer(text)["input_ids"])
+
+    concepts = Concepts(TESTBED_PRESETS)
+    return make_concept_redirector(concepts, encode, benign_bank(concepts.names), span)
+
+
+METHODS: dict[str, Method] = {
+    "none": none,
+    "negative": negative,
+    "safecfg": safecfg,
+    "safecfg-concepts": safecfg_concepts,
+}

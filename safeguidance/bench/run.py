@@ -78,20 +78,19 @@ def sample(
     """Sample pictures for captions; image ``i`` starts from noise of seed ``seed + i``."""
     sigmas, parts, rows = schedule(setting.steps), [], 0
 
-    class Counting(Testbed):
-        def predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-            nonlocal rows
-            rows += len(x)
-            return super().predict(x, sigma, cond)
+    def count(_module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal rows
+        rows += len(inputs[0])
 
-    counting = Counting(testbed.text, testbed.denoiser)
+    hook = testbed.denoiser.register_forward_pre_hook(count)
     start = time.perf_counter()
     for first in range(0, len(captions), _BATCH):
         part = captions[first : first + _BATCH]
-        guided = method(counting, setting, [c.text for c in part])
+        guided = method(testbed, setting, [c.text for c in part])
         noise = seeded_noise([seed + first + i for i in range(len(part))], LATENT_SHAPE)
         parts.append(to_bytes(euler(guided, noise, sigmas)))
     seconds = time.perf_counter() - start
+    hook.remove()
     pictures = torch.cat(parts)
     readings = [r for p in pictures.split(250) for r in oracle.read(p)]
     features = torch.cat([oracle.features(p).mean((2, 3)) for p in pictures.split(250)])

@@ -291,8 +291,8 @@ def to_api(workflow: Mapping[str, Any], info: ObjectInfo) -> dict[str, Any]:
         if is_api_format(workflow):
             return {str(key): dict(node) for key, node in workflow.items() if not str(key).startswith("_")}
         raise ConvertError(
-            "this file is no workflow: neither the editor's format (a list `nodes`) nor the executor's format "
-            "(node id -> class_type, inputs). Save it in ComfyUI with File > Save or File > Export (API)."
+            "this file is no workflow: neither the editor's format (a list `nodes`) nor the executor's "
+            "format (node id -> class_type, inputs). Save it in ComfyUI with File > Save or Export (API)."
         )
     converter = _Converter(workflow, info)
     return dict(converter.nodes(converter.root))

@@ -96,9 +96,9 @@ def find_python(checkout: Path, environ: Mapping[str, str] | None = None) -> Pat
             f"COMFYUI_PYTHON is {named}, which is no file. Set it to the interpreter ComfyUI is started with."
         )
     raise HostError(
-        f"No Python interpreter found for ComfyUI at {tilde(checkout)}: it has neither .venv nor "
-        "venv. Either make one there (python -m venv .venv, then .venv/bin/python -m pip install -r requirements.txt), or set "
-        "COMFYUI_PYTHON to the interpreter this ComfyUI is started with."
+        f"No Python interpreter found for ComfyUI at {tilde(checkout)}: it has neither .venv nor venv. "
+        "Either make one there (python -m venv .venv, then .venv/bin/python -m pip install -r "
+        "requirements.txt), or set COMFYUI_PYTHON to the interpreter this ComfyUI is started with."
     )
 
 

@@ -1,0 +1,92 @@
+"""Safety Report: what a guarded run did, as a picture, a mask, JSON and plain values."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..safeguidance.report import draw_report, effect_mask, is_harmful
+from ..safeguidance.trace import Trace
+from .safecfg import TraceType
+
+
+class SafetyReport(io.ComfyNode):
+    """Draw the last run of a trace."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the node looks like."""
+        return io.Schema(
+            node_id="SafeGuidance_SafetyReport",
+            display_name="Safety Report",
+            category="SafeGuidance",
+            search_aliases=["safety", "nsfw score", "harm score", "moderation", "trace", "explain", "audit"],
+            description=(
+                "Shows what a safety method did in the last sampling run: the picture, where guidance was changed, the "
+                "harm score per category against the threshold, the steps, and the decision in words. The outputs can "
+                "drive other nodes. Connect the image or the latent behind the sampler, so that the report runs after "
+                "it. Our own node; it belongs to no paper."
+            ),
+            is_output_node=True,
+            inputs=[
+                TraceType.Input("trace", tooltip="From SafeCFG Guider or SafeCFG (Model Patch)."),
+                io.Image.Input(
+                    "image", optional=True,
+                    tooltip="The finished picture (or pictures; the first four are drawn). Connect it or latent.",
+                ),
+                io.Latent.Input(
+                    "latent", optional=True,
+                    tooltip="The sampler's latent, where there is no picture; only used to wait for the sampler and "
+                    "for the size of the mask.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("report", display_name="report", tooltip="The report as one picture, 1200 pixels wide."),
+                io.Mask.Output(
+                    "effect", display_name="effect",
+                    tooltip="Where guidance was changed, at the image's size, 0 (nowhere) to 1 (strongest place of the "
+                    "run). All 0 where it was not measured: turn map on in the SafeCFG node.",
+                ),
+                io.String.Output("json", display_name="json", tooltip="The whole record as JSON, without the map."),
+                io.Boolean.Output(
+                    "harmful", display_name="harmful",
+                    tooltip="True where a harm score reached the threshold: the prompt was judged harmful. It says "
+                    "nothing about the finished picture.",
+                ),
+                io.Float.Output("harm", display_name="harm", tooltip="The largest harm score of the run, 0 to 1."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, trace: Trace, image: torch.Tensor | None = None, latent: Any = None) -> io.NodeOutput:
+        """Draw the report.
+
+        Raises:
+            ValueError: if neither image nor latent is connected, or nothing was sampled yet.
+        """
+        if image is None and latent is None:
+            raise ValueError(
+                "Safety Report, image: neither image nor latent is connected, so the report could run before the "
+                "sampler; allowed: an IMAGE made from the sampled latent, or that LATENT; connect one of them"
+            )
+        try:
+            run = trace.run
+        except ValueError as error:
+            raise ValueError(f"Safety Report, trace: {error}") from error
+        if image is not None:
+            batch, height, width = image.shape[:3]
+        else:
+            shape = tuple(latent["samples"].shape)
+            batch, height, width = (shape[0], *shape[-2:]) if len(shape) > 3 else (shape[0], 1, 1)
+        picture = draw_report(run, image)
+        record = json.dumps(run.as_dict(), indent=2, allow_nan=False)
+        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), "text": (run.decision,)}
+        return io.NodeOutput(
+            picture, effect_mask(run, batch, height, width), record, is_harmful(run), float(run.harm), ui=shown
+        )
+
+
+NODES: list[type[io.ComfyNode]] = [SafetyReport]

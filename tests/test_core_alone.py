@@ -1,0 +1,42 @@
+"""The core stands alone: it never imports the host, and the glue touches it in one file only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "server", "execution",
+        "latent_preview"}
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "safeguidance").rglob("*.py")), ids=lambda p: p.stem)
+def test_the_core_imports_no_host(path):
+    assert not set(_imports(path)) & HOST
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nodes").glob("*.py")), ids=lambda p: p.stem)
+def test_only_one_file_of_the_glue_reaches_into_the_host(path):
+    allowed = HOST if path.name == "host.py" else {"comfy_api"}
+    assert set(_imports(path)) & HOST <= allowed
+
+
+def test_source_is_ascii_and_files_stay_short():
+    for path in [*ROOT.glob("*.py"), *(p for d in ("safeguidance", "nodes", "tests") for p in (ROOT / d).rglob("*.py"))]:
+        text = path.read_text(encoding="utf-8")
+        assert text.isascii(), path
+        assert len(text.splitlines()) <= 400, path
+
+
+def test_node_code_moves_no_tensors_by_force():
+    for path in (ROOT / "nodes").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert ".cuda(" not in text and "autocast" not in text, path
