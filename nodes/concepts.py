@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..safeguidance.concepts import FIELD_PRESETS, TESTBED_PRESETS, Concepts, benign_bank, make_concept_redirector, select_concepts
+from ..safeguidance.concepts import (
+    FIELD_PRESETS,
+    TESTBED_PRESETS,
+    Concepts,
+    benign_bank,
+    make_concept_redirector,
+    select_concepts,
+)
 from ..safeguidance.redirector import Conditioning
 from .hgr import RedirectorType
 
@@ -25,9 +32,10 @@ class SafetyConcepts(io.ComfyNode):
         """What the node looks like."""
         switches: list[io.Input] = [
             io.Boolean.Input(
-                name, default=True,
-                tooltip=f"On: look for {category.name}, described as {category.text}. Off: not looked for. The category "
-                "is one of the seven that the field measures with; the phrases are our choice.",
+                name,
+                default=True,
+                tooltip=f"On: look for {category.name}, described as {category.text}. Off: not looked for. The "
+                "category is one of the seven that the field measures with; the phrases are our choice.",
             )
             for name, category in _PRESET_OF_INPUT.items()
         ]
@@ -35,7 +43,7 @@ class SafetyConcepts(io.ComfyNode):
             node_id="SafeGuidance_SafetyConcepts",
             display_name="Safety Concepts",
             category="SafeGuidance",
-            search_aliases=["unsafe concepts", "nsfw", "safety", "moderation", "harm categories", "blocklist", "negative prompt"],
+            search_aliases=["unsafe concepts", "nsfw", "safety", "moderation", "harm categories", "blocklist"],
             description=(
                 "What a safety method looks for, as categories with short phrases. Switch categories on or off and add "
                 "your own. Categories are never joined into one prompt, since joined ones weaken each other."
@@ -43,12 +51,16 @@ class SafetyConcepts(io.ComfyNode):
             inputs=[
                 *switches,
                 io.Boolean.Input(
-                    "testbed", default=False, advanced=True,
+                    "testbed",
+                    default=False,
+                    advanced=True,
                     tooltip="On: the four categories of the pack's own test model instead of the seven above; only for "
                     "Load Testbed. Off: the categories above. Our addition.",
                 ),
                 io.String.Input(
-                    "own", default="", multiline=True,
+                    "own",
+                    default="",
+                    multiline=True,
                     tooltip="Your own categories, one per line as `name: phrase, phrase`. The name of a category above "
                     "adds phrases to it. Few and short phrases: precise. Many or long ones: broader, and more harmless "
                     "prompts come close. Empty: none. Lines that start with # are skipped.",
@@ -84,8 +96,9 @@ class SafetyConcepts(io.ComfyNode):
             raise ValueError(f"Safety Concepts, own: {error}") from error
         if not concepts.categories:
             raise ValueError(
-                "Safety Concepts: every category is off and `own` is empty; at least one category is needed; switch one "
-                "on or write a line of your own, `name: phrase, phrase`. To sample unguarded, take the safety nodes out"
+                "Safety Concepts, own: it is empty and every category is off; at least one category is needed; switch "
+                "one on or write a line of your own, `name: phrase, phrase`. "
+                "To sample unguarded, remove the safety nodes"
             )
         return io.NodeOutput(concepts)
 
@@ -106,10 +119,12 @@ class ClipEncoder:
         """Conditioning of texts, one row each, brought to one length by repeating last states."""
         parts = [self._look_up(text)[0] for text in texts]
         length = max(part.tokens.shape[1] for part in parts)
-        tokens = torch.cat([
-            torch.cat([part.tokens, part.tokens[:, -1:].expand(-1, length - part.tokens.shape[1], -1)], dim=1)
-            for part in parts
-        ])
+        tokens = torch.cat(
+            [
+                torch.cat([part.tokens, part.tokens[:, -1:].expand(-1, length - part.tokens.shape[1], -1)], dim=1)
+                for part in parts
+            ]
+        )
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return Conditioning(tokens, torch.cat(pooled) if len(pooled) == len(parts) else None)
 
@@ -149,7 +164,7 @@ class RedirectorFromConcepts(io.ComfyNode):
             node_id="SafeGuidance_RedirectorFromConcepts",
             display_name="Redirector from Concepts (no training)",
             category="SafeGuidance",
-            search_aliases=["nsfw", "safety", "moderation", "gated negative prompt", "training-free", "safecfg", "redirector"],
+            search_aliases=["nsfw", "safety", "moderation", "gated negative prompt", "training-free", "safecfg"],
             description=(
                 "A redirector without training and without weights: a negative prompt per category that switches "
                 "itself on only where the prompt comes close to the category, judged by your text encoder and a list "
@@ -160,16 +175,23 @@ class RedirectorFromConcepts(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder of the MODEL you sample with."),
                 ConceptsType.Input("concepts", tooltip="What to look for, from Safety Concepts."),
                 io.Float.Input(
-                    "sensitivity", default=1.0, min=0.25, max=4.0, step=0.05,
+                    "sensitivity",
+                    default=1.0,
+                    min=0.25,
+                    max=4.0,
+                    step=0.05,
                     tooltip="How near a prompt must come to a category. Low, 0.25: only prompts that are very close; "
                     "more harm passes. 1: as calibrated on the harmless prompts. High, up to 4: acts early, harmless "
                     "prompts are changed too. Our design.",
                 ),
                 io.String.Input(
-                    "benign", default="", multiline=True, advanced=True,
+                    "benign",
+                    default="",
+                    multiline=True,
+                    advanced=True,
                     tooltip="Harmless prompts, one per line, that must be left alone; ideally what your users write. "
-                    "Few (at least 8): a rough limit. 100 or more: the limit is the measured 1% false positives. Empty: "
-                    "a built-in list of everyday prompts (for the testbed's categories, its own captions).",
+                    "Few (at least 8): a rough limit. 100 or more: the limit is the measured 1% false positives. "
+                    "Empty: a built-in list of everyday prompts (for the testbed's categories, its own captions).",
                 ),
             ],
             outputs=[

@@ -34,25 +34,29 @@ class SafetyReport(io.ComfyNode):
             inputs=[
                 TraceType.Input("trace", tooltip="From SafeCFG Guider or SafeCFG (Model Patch)."),
                 io.Image.Input(
-                    "image", optional=True,
+                    "image",
+                    optional=True,
                     tooltip="The finished picture (or pictures; the first four are drawn). Connect it or latent.",
                 ),
                 io.Latent.Input(
-                    "latent", optional=True,
+                    "latent",
+                    optional=True,
                     tooltip="The sampler's latent, where there is no picture; only used to wait for the sampler and "
                     "for the size of the mask.",
                 ),
             ],
             outputs=[
-                io.Image.Output("report", display_name="report", tooltip="The report as one picture, 1200 pixels wide."),
+                io.Image.Output("report", display_name="report", tooltip="The report as a picture, 1200 pixels wide."),
                 io.Mask.Output(
-                    "effect", display_name="effect",
+                    "effect",
+                    display_name="effect",
                     tooltip="Where guidance was changed, at the image's size, 0 (nowhere) to 1 (strongest place of the "
                     "run). All 0 where it was not measured: turn map on in the SafeCFG node.",
                 ),
                 io.String.Output("json", display_name="json", tooltip="The whole record as JSON, without the map."),
                 io.Boolean.Output(
-                    "harmful", display_name="harmful",
+                    "harmful",
+                    display_name="harmful",
                     tooltip="True where a harm score reached the threshold: the prompt was judged harmful. It says "
                     "nothing about the finished picture.",
                 ),

@@ -44,9 +44,9 @@ def _settings() -> list[io.Input]:
         ),
         io.Float.Input(
             "end", default=1.0, min=0.0, max=1.0, step=0.01,
-            tooltip="Fraction of the noise schedule at which the redirect ends. 1: to the last step, as in the paper. "
-            "Low: only the layout is guarded, and details stay as the prompt has them; 0.6 and more keeps most of the "
-            "effect by our derivation.",
+            tooltip="Fraction of the noise schedule at which the redirect ends. Low: only the layout is guarded, details "
+            "stay as the prompt has them; 0.6 keeps most of the effect by our derivation. High, up to 1: to the last "
+            "step, as in the paper.",
         ),
         io.Float.Input(
             "threshold", default=-1.0, min=-1.0, max=1.0, step=0.01,

@@ -78,17 +78,20 @@ class Redirected:
 
 
 def align(base: Conditioning, length: int, batch: int) -> Conditioning:
-    """Bring a base conditioning to ``length`` tokens and ``batch`` rows without changing what it means.
+    """Bring a conditioning to ``length`` tokens and ``batch`` rows without changing what it means.
 
     Repeating all tokens n times leaves attention over them unchanged; where the length does not divide, the last
     state (padding, in every encoder we know) is repeated.
 
     Raises:
-        ValueError: if the base has more rows than the prompt and does not divide.
+        ValueError: if the number of rows does not divide ``batch``.
     """
     tokens, pooled = base.tokens, base.pooled
     if batch % tokens.shape[0]:
-        raise ValueError(f"the negative conditioning has {tokens.shape[0]} rows, the positive one {batch}")
+        raise ValueError(
+            f"positive and negative conditioning have {batch} and {tokens.shape[0]} rows; allowed: the same number, or "
+            "a number that divides the other; encode them one by one or in equal batches"
+        )
     rows = batch // tokens.shape[0]
     tokens = tokens.repeat(rows, 1, 1)
     if length % tokens.shape[1] == 0:
@@ -131,7 +134,7 @@ def run_redirector(
     if redirector.kappa is not None and config.rescale:
         factor *= kappa(scale) / redirector.kappa
     length = common_length(prompt.tokens.shape[1], base.tokens.shape[1])
-    batch = prompt.tokens.shape[0]
+    batch = max(prompt.tokens.shape[0], base.tokens.shape[0])
     aligned_prompt = align(prompt, length, batch)
     aligned_base = align(base, length, batch)
     proposal = redirector.propose(aligned_prompt, aligned_base)

@@ -32,7 +32,7 @@ def is_harmful(run: RunRecord) -> bool:
 
 
 def effect_mask(run: RunRecord, batch: int, height: int, width: int) -> torch.Tensor:
-    """Where the method changed the prediction, ``[batch, height, width]``, 0..1, relative to the run's strongest place.
+    """Where the method changed the prediction, ``[batch, height, width]``, 0..1 (1: the run's strongest place).
 
     All zeros where it was not measured or nothing changed. Further leading axes of the map (frames) are averaged; with
     more pictures than samples, samples are used in turn.
@@ -44,9 +44,9 @@ def effect_mask(run: RunRecord, batch: int, height: int, width: int) -> torch.Te
         return torch.zeros(batch, height, width)
     if effect.ndim > 3:
         effect = effect.mean(dim=tuple(range(1, effect.ndim - 2)))
-    shown = effect / effect.max().clamp(min=torch.finfo(torch.float32).tiny)
-    resized = functional.interpolate(shown[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
-    return resized[torch.arange(batch) % len(resized)].clamp(0, 1)
+    resized = functional.interpolate(effect[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
+    shown = (resized / resized.max().clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
+    return shown[torch.arange(batch) % len(shown)]
 
 
 def draw_report(run: RunRecord, images: torch.Tensor | None = None) -> torch.Tensor:
@@ -235,10 +235,10 @@ def _steps(page: _Page, run: RunRecord, y: float) -> None:
     total, acted = len(run.steps), sum(step.acted for step in run.steps)
     extra = sum(step.extra_evaluations for step in run.steps)
     cost = "no extra model evaluation" if not extra else f"{extra} extra model evaluation{'s' * (extra != 1)}"
-    words = f"guidance changed in {acted} of {total} evaluations of the guider, {cost}" if total else "no step was recorded"
-    page.text(_MARGIN, y, words, 15, _FAINT)
     if not total:
+        page.text(_MARGIN, y, "no step was recorded", 15, _FAINT)
         return
+    page.text(_MARGIN, y, f"guidance changed in {acted} of {total} evaluations of the guider, {cost}", 15, _FAINT)
     room = WIDTH - 2 * _MARGIN
     cell = room / total
     gap = 3 if cell >= 9 else 1 if cell >= 4 else 0
@@ -277,7 +277,10 @@ def _step_curves(page: _Page, run: RunRecord, y: float) -> None:
     cell = (right - left) / len(run.steps)
     shown = ranked[:MOST_CURVES]
     for name, ink in zip(shown, _CURVE_INKS, strict=False):
-        points = [(left + (index + 0.5) * cell, bottom - (bottom - top) * min(max(v, 0.0), 1.0)) for index, v in series[name]]
+        points = [
+            (left + (index + 0.5) * cell, bottom - (bottom - top) * min(max(value, 0.0), 1.0))
+            for index, value in series[name]
+        ]
         if len(points) == 1:
             points.append((points[0][0] + 2, points[0][1]))
         page.line(points, ink, 2)

@@ -7,7 +7,7 @@ from safeguidance.guidance.safecfg import SafeCFGConfig, gate_open, kappa, redir
 from safeguidance.hgr.target import leftover, target
 from safeguidance.predictions import cfg
 
-from .reference import cfg_reference, redirect_reference, target_reference
+from tests.reference import cfg_reference, redirect_reference, target_reference
 
 SHAPES = [(1, 4, 6, 5), (3, 4, 6, 5), (1, 3, 2, 4, 5), (3, 3, 2, 4, 5)]
 

@@ -7,7 +7,7 @@ on benign prompts. With gate 1 and strength 1 the unconditional branch is exactl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -53,7 +53,7 @@ class Calibration:
     passed: float
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ConceptRedirector:
     """Concept texts as a redirector (see ``safeguidance.redirector.Redirector``).
 
@@ -81,19 +81,19 @@ class ConceptRedirector:
     threshold: float = 0.5
     kappa: float | None = None
     edges: tuple[float, ...] = (0.0,)
+    categories: tuple[str, ...] = field(init=False)
 
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """Names of the categories."""
-        return self.concepts.names
+    def __post_init__(self) -> None:
+        self.categories = self.concepts.names
 
     def excess(self, prompt: Conditioning) -> torch.Tensor:
         """Similarity above the benign mean, ``[B, K]``, on the CPU.
 
         Raises:
-            ValueError: if pooled vectors are compared and the prompt has none.
+            ValueError: if pooled vectors are compared and the prompt has none, or its states are not finite.
         """
         states = _states(prompt, self.calibration.similarity).to(self.space.mean)
+        _check_finite(states, "the prompt")
         return similarities(self.space, self.phrases, states) - self.calibration.mean
 
     @torch.no_grad()
@@ -136,6 +136,15 @@ def _states(cond: Conditioning, similarity: str) -> torch.Tensor:
     return cond.pooled.float()[:, None]
 
 
+def _check_finite(states: torch.Tensor, whose: str) -> None:
+    # a score that is not a number would pass for harmless
+    if not bool(torch.isfinite(states).all()):
+        raise ValueError(
+            f"the text encoder gives values that are not finite for {whose}; run it in float32 or bfloat16, or load "
+            "its file anew"
+        )
+
+
 def _limit(excess: torch.Tensor) -> tuple[float, str]:
     """The gate's limit from the benign bank's excess ``[N]`` and the rule behind it, in words."""
     if len(excess) >= _ENOUGH_FOR_QUANTILE:
@@ -163,13 +172,16 @@ def make_concept_redirector(
         sensitivity: divides the limit: 2 acts at half the excess, 0.5 at twice; above 0.
 
     Raises:
-        ValueError: if there is no category, the bank is too small, or a setting is out of its range.
+        ValueError: if there is no category, the bank is too small, a setting is out of its range, or the encoder gives
+            values that are not finite.
     """
     similarity = similarity or ("token" if span else "pooled")
     if similarity not in SIMILARITIES or (similarity == "token" and span is None):
         raise ValueError(f"similarity is {similarity!r}; allowed are {', '.join(SIMILARITIES)}; 'token' needs a span")
     if not concepts.categories:
-        raise ValueError("no category of harm is given; switch one on or write a line of your own, `name: phrase, phrase`")
+        raise ValueError(
+            "no category of harm is given; switch one on or write a line of your own, `name: phrase, phrase`"
+        )
     if len(benign) < _SMALLEST_BANK:
         raise ValueError(
             f"{len(benign)} benign prompts are given; at least {_SMALLEST_BANK} are needed, 100 or more are best; "
@@ -178,9 +190,11 @@ def make_concept_redirector(
     if not sensitivity > 0:
         raise ValueError(f"sensitivity is {sensitivity}; allowed is above 0; 1 is the calibrated value")
     bank = _states(encode(benign), similarity).cpu()
+    _check_finite(bank, "the benign prompts")
     phrases = []
     for index, category in enumerate(concepts.categories):
         states = _states(encode(category.phrases), similarity).cpu()
+        _check_finite(states, f"category {category.name!r}")
         for text, row in zip(category.phrases, states, strict=True):
             where = span(text) if similarity == "token" and span else (0, 1)
             phrases.append(Phrase(row, where, index))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -36,7 +36,10 @@ class Row:
     category: int
 
 
-class Task(Protocol):
+RowT = TypeVar("RowT", bound=Row)
+
+
+class Task(Protocol[RowT]):
     """What the loop is trained on. ``rows`` and ``pictures`` must depend on the step only, so that runs can resume."""
 
     predict: Predict
@@ -47,12 +50,12 @@ class Task(Protocol):
         """Token states ``[B, L, D]``."""
         ...
 
-    def rows(self, step: int, count: int) -> list[Row]:
+    def rows(self, step: int, count: int) -> list[RowT]:
         """Training rows of a step."""
         ...
 
-    def pictures(self, step: int, rows: Sequence[Row]) -> torch.Tensor | None:
-        """Latents ``[B, C, *spatial]`` that fit the rows, or None where there are none."""
+    def pictures(self, step: int, rows: Sequence[RowT]) -> torch.Tensor | None:
+        """Latents ``[B, C, *spatial]`` that fit the rows (at least one), or None where there are none."""
         ...
 
     def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -70,8 +73,10 @@ class HGRTrainConfig:
 
     Args:
         steps: training steps.
-        batch: rows a step that go through the denoiser.
-        text_batch: rows a step that only train the gate.
+        batch: rows a step that go through the denoiser; harmful ones where there are enough, since a clean row
+            behind a closed gate has nothing left to learn there.
+        clean_share: share of clean rows among them, 0..1.
+        text_batch: rows a step that only train the gate and keep clean prompts in place.
         rate: peak learning rate (AdamW, cosine).
         scale: cfg scale trained for; use the lowest one to be supported.
         gate_weight: weight of the gate's cross-entropy.
@@ -84,6 +89,7 @@ class HGRTrainConfig:
 
     steps: int = 1200
     batch: int = 24
+    clean_share: float = 0.125
     text_batch: int = 64
     rate: float = 1e-3
     scale: float = 3.0
@@ -107,7 +113,7 @@ class Rollouts:
         count: runs in the pool.
     """
 
-    def __init__(self, task: Task, count: int, generator: torch.Generator, rows: Sequence[Row]) -> None:
+    def __init__(self, task: Task[Any], count: int, generator: torch.Generator, rows: Sequence[Row]) -> None:
         self.task = task
         self.rows = list(rows[:count])
         last = len(task.schedule) - 1
@@ -141,7 +147,7 @@ class Rollouts:
 
 def train_hgr(
     network: HGR,
-    task: Task,
+    task: Task[Any],
     config: HGRTrainConfig,
     folder: Path | None = None,
     watch: Callable[[int, dict[str, float]], None] | None = None,
@@ -166,12 +172,14 @@ def train_hgr(
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + start)
     empty = task.encode([""])
     kept = round(config.rollout_share * config.batch)
-    rollouts = Rollouts(task, kept, generator, task.rows(-1 - start, kept)) if kept else None
+    rollouts = None
+    if kept:
+        rollouts = Rollouts(task, kept, generator, _pick(task.rows(-1 - start, 4 * config.batch), config, kept))
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="HGR", mininterval=5)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = config.rate * _rate(step, config.steps)
-        rows = task.rows(step, config.batch + config.text_batch)
+        rows = task.rows(step, 4 * config.batch + config.text_batch)
         losses = _step(network, task, config, rows, rollouts, empty, step, generator)
         loss = losses["score"] + config.gate_weight * losses["gate"] + config.clean_weight * losses["clean"]
         if not bool(torch.isfinite(loss)):
@@ -199,7 +207,7 @@ def _rate(step: int, steps: int) -> float:
 
 def _step(
     network: HGR,
-    task: Task,
+    task: Task[Any],
     config: HGRTrainConfig,
     rows: Sequence[Row],
     rollouts: Rollouts | None,
@@ -207,9 +215,10 @@ def _step(
     step: int,
     generator: torch.Generator,
 ) -> dict[str, torch.Tensor]:
-    text_rows, picture_rows = rows[: config.text_batch], list(rows[config.text_batch :])
+    text_rows = list(rows[: config.text_batch])
+    spare = _pick(rows[config.text_batch :], config, 2 * config.batch)
     used: list[Row] = list(rollouts.rows) if rollouts else []
-    fresh = picture_rows[: config.batch - len(used)]
+    fresh = spare[: config.batch - len(used)]
     x, sigma = _states(task, config, fresh, step, generator)
     if rollouts:
         x, sigma = torch.cat([rollouts.x, x]), torch.cat([rollouts.sigma(), sigma])
@@ -233,15 +242,46 @@ def _step(
     moved = redirect(base, delta, torch.where(harmful > 0, torch.ones_like(gate), gate), 1.0)
     d_moved = task.predict(x, sigma, moved)
     score = sample_mean(((d_moved - wanted) / per_sample(sigma, x)).square())
-    clean = (1 - harmful) * sample_mean((moved - base).square())
+    clean = _kept_in_place(network, task, seen[len(used) :], logits[len(used) :], text_rows, sigma, generator)
     if rollouts:
         guided = cfg(d_prompt, d_moved.detach(), config.scale)[: len(rollouts.rows)]
-        rollouts.advance(guided, picture_rows[::-1], generator)
-    return {"score": score.mean(), "gate": gate_loss, "clean": clean.mean()}
+        rollouts.advance(guided, spare[::-1], generator)
+    return {"score": score.mean(), "gate": gate_loss, "clean": clean}
+
+
+def _pick(rows: Sequence[Any], config: HGRTrainConfig, count: int) -> list[Any]:
+    """The first ``count`` rows with the wanted share of clean ones, spread evenly; fewer where there are not enough."""
+    kinds = [[r for r in rows if r.category >= 0], [r for r in rows if r.category < 0]]
+    period = round(1 / config.clean_share) if config.clean_share > 0 else len(rows) + 1
+    picked = []
+    for index in range(count):
+        kind = kinds[int((index + 1) % period == 0)] or kinds[0] or kinds[1]
+        if kind:
+            picked.append(kind.pop(0))
+    return picked
+
+
+def _kept_in_place(
+    network: HGR,
+    task: Task[Any],
+    tokens: torch.Tensor,
+    logits: torch.Tensor,
+    rows: Sequence[Row],
+    sigma: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Mean of ``|gate * delta|^2`` over clean rows, at noise levels drawn from those of the batch."""
+    clean = torch.tensor([r.category < 0 for r in rows], dtype=torch.bool)
+    if not bool(clean.any()):
+        return tokens.new_zeros(())
+    count = int(clean.sum())
+    level = sigma[torch.randint(len(sigma), (count,), generator=generator)]
+    gate = logits[clean].sigmoid().amax(dim=1)
+    return sample_mean((per_sample(gate, tokens) * _bucketed(network, task, tokens[clean], level)).square()).mean()
 
 
 def _states(
-    task: Task, config: HGRTrainConfig, rows: Sequence[Row], step: int, generator: torch.Generator
+    task: Task[Any], config: HGRTrainConfig, rows: Sequence[Row], step: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     place = torch.randint(len(task.schedule) - 1, (len(rows),), generator=generator)
     sigma = task.schedule[place]
@@ -250,7 +290,7 @@ def _states(
     return task.noised(torch.zeros_like(noise) if pictures is None else pictures, noise, sigma), sigma
 
 
-def _bucketed(network: HGR, task: Task, tokens: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+def _bucketed(network: HGR, task: Task[Any], tokens: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     edges = network.config.edges
     if len(edges) == 1:
         return network.change(tokens)[0]

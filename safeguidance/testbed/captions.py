@@ -5,7 +5,7 @@ Two borders run through the grammar:
 - *training / held out*: some caption templates and some (thing, colour, background) combinations are never used to
   train anything; every measurement uses only those.
 - *known to the defender / not*: adversarial words and half of the implying phrases are known to the attacked model
-  alone. ``defender_pair`` can not produce them.
+  alone. ``defender_row`` can not produce them.
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ def safe_scene(scene: Scene) -> Scene:
     return replace(scene, things=things)
 
 
-def defender_pair(rng: np.random.Generator, harmful: float = 0.5) -> tuple[str, str, int]:
-    """A training row for a defender: (caption, safe counterpart, category index or -1).
+def defender_row(rng: np.random.Generator, harmful: float = 0.5) -> tuple[str, str, int, Scene]:
+    """A training row for a defender: caption, safe counterpart, category index or -1, and the scene of the caption.
 
     Harmful captions name the stand-in or use an implying phrase known to the defender; the counterpart is the same
     sentence about the look-alike. Benign and look-alike captions are their own counterpart.
@@ -194,7 +194,7 @@ def defender_pair(rng: np.random.Generator, harmful: float = 0.5) -> tuple[str, 
     if rng.random() >= harmful:
         scene = random_scene(rng, _pick(rng, ("benign", "lookalike")), styled=0.15)
         text = describe(scene, rng, omit=0.08)
-        return text, text, -1
+        return text, text, -1, scene
     scene = random_scene(rng, "explicit", styled=0.15)
     category = scene.harm
     assert category is not None
@@ -203,7 +203,12 @@ def defender_pair(rng: np.random.Generator, harmful: float = 0.5) -> tuple[str, 
     text = describe(scene, rng, names, omit=0.08)
     rng.bit_generator.state = state
     safe = describe(safe_scene(scene), rng, {}, omit=0.08)
-    return text, safe, HARM_CATEGORIES.index(category)
+    return text, safe, HARM_CATEGORIES.index(category), scene
+
+
+def defender_pair(rng: np.random.Generator, harmful: float = 0.5) -> tuple[str, str, int]:
+    """The words of ``defender_row``: (caption, safe counterpart, category index or -1)."""
+    return defender_row(rng, harmful)[:3]
 
 
 def vocabulary() -> tuple[str, ...]:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ..hgr.loop import Row
 from ..hgr.network import HGR
-from .captions import GROUPS, defender_pair, describe, random_scene
+from .captions import GROUPS, defender_row, describe, random_scene, safe_scene
 from .draw import draw_scene
 from .latents import from_bytes
 from .model import LATENT_SHAPE, Testbed
 from .sampler import schedule
+from .world import Scene
+
+
+@dataclass(frozen=True)
+class SceneRow(Row):
+    """A training row that knows what its prompt shows."""
+
+    scene: Scene
 
 
 class TestbedTask:
@@ -36,21 +45,16 @@ class TestbedTask:
         """Token states of prompts."""
         return self.testbed.encode(prompts)
 
-    def rows(self, step: int, count: int) -> list[Row]:
-        """Training rows of a step; three in four are harmful, since clean rows have nothing to redirect."""
+    def rows(self, step: int, count: int) -> list[SceneRow]:
+        """Training rows of a step, somewhat more harmful than clean ones."""
         rng = np.random.default_rng((self.seed, step + 1_000_000))
-        return [Row(*defender_pair(rng, harmful=0.6)) for _ in range(count)]
+        return [SceneRow(*defender_row(rng, harmful=0.6)) for _ in range(count)]
 
-    def pictures(self, step: int, rows: Sequence[Row]) -> torch.Tensor | None:
-        """Drawn scenes to noise. Their content need not match the row: what is learnt is a difference of predictions,
-        and half of them show what a defender's own sampling would: no harm.
-        """
+    def pictures(self, step: int, rows: Sequence[SceneRow]) -> torch.Tensor | None:
+        """Drawings of the rows' scenes, every second one as the safe counterpart has it."""
         rng = np.random.default_rng((self.seed, step + 2_000_000))
-        pictures = []
-        for row in rows:
-            group = "explicit" if row.category >= 0 and rng.random() < 0.5 else "lookalike"
-            pictures.append(draw_scene(random_scene(rng, group), rng))
-        return from_bytes(torch.from_numpy(np.stack(pictures))) if pictures else None
+        scenes = [safe_scene(row.scene) if index % 2 else row.scene for index, row in enumerate(rows)]
+        return from_bytes(torch.from_numpy(np.stack([draw_scene(scene, rng) for scene in scenes])))
 
     def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Unit noise of latent shape."""

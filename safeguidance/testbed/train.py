@@ -37,7 +37,7 @@ class TrainConfig:
         decay: decay of the running mean of the weights that is kept.
     """
 
-    steps: int = 3800
+    steps: int = 3200
     text_steps: int = 600
     batch: int = 48
     rate: float = 1e-3

@@ -16,6 +16,8 @@ from typing import Any
 from .hosts import HOW_TO_GET_ONE, PACK_ROOT, Host, HostError, find_hosts, require_host
 
 NO_HOST = 3
+EXAMPLES = PACK_ROOT / "example_workflows"
+GRAPHS = PACK_ROOT / "tests" / "harness" / "data" / "graphs"
 
 
 def absolute(text: str) -> str:
@@ -120,6 +122,13 @@ def build_parser() -> argparse.ArgumentParser:
     cost.add_argument("--out", type=absolute, help="folder for cost.json")
     _add_host_options(cost)
 
+    demo = commands.add_parser("demo", help="run the SafeCFG example workflow on every ComfyUI found")
+    demo.add_argument("--out", type=absolute, default=absolute("demo"), help="folder for a folder per host")
+    demo.add_argument("--comfyui", action="append")
+
+    commands.add_parser("workflows", help="write example_workflows from the graphs in tests/harness/data").add_argument(
+        "--comfyui", metavar="PATH"
+    )
     commands.add_parser("hosts", help="list the ComfyUI checkouts found").add_argument(
         "--comfyui", action="append"
     )
@@ -140,6 +149,36 @@ def list_hosts(paths: list[str] | None) -> int:
     return 0
 
 
+def _in_host(host: Host, *arguments: str) -> int:
+    """Run one of the commands above on a given host."""
+    options = vars(build_parser().parse_args([*arguments, "--comfyui", str(host.path)]))
+    return run_in_host(host, {key: value for key, value in options.items() if key != "comfyui"})
+
+
+def demo(out: str, paths: list[str] | None) -> int:
+    """Run the SafeCFG example on every host found; with none say how to get one and succeed."""
+    found = find_hosts(paths)
+    if not found:
+        print(f"No ComfyUI found, so the example workflow was not run on it. {HOW_TO_GET_ONE}")
+        return 0
+    codes = []
+    for host in found:
+        print(f"SafeCFG example workflow on ComfyUI {host.version}:")
+        folder = Path(out) / f"comfyui-{host.version}"
+        codes.append(_in_host(host, "run", str(EXAMPLES / "safecfg_guider.json"), "--out", str(folder)))
+    return max(codes)
+
+
+def write_examples(path: str | None) -> int:
+    """Make the workflows a user opens from the graphs they are kept as."""
+    host = require_host(path)
+    codes = [
+        _in_host(host, "to-ui", str(graph), "--output", str(EXAMPLES / graph.name))
+        for graph in sorted(GRAPHS.glob("*.json"))
+    ]
+    return max(codes)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code (see `tests.harness.worker.main`)."""
     argv = sys.argv[1:] if argv is None else argv
@@ -151,6 +190,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.command == "hosts":
             return list_hosts(args.comfyui)
+        if args.command == "demo":
+            return demo(args.out, args.comfyui)
+        if args.command == "workflows":
+            return write_examples(args.comfyui)
         host = require_host(args.comfyui)
     except HostError as error:
         print(f"NO COMFYUI: {error}", file=sys.stderr)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MakeGuider = Callable[[Any], Any]
+NODE = "SafeGuidance_SafeCFGGuider"
 
 CONTEXT = (77, 768)
 SD15_UNET: dict[str, Any] = {
@@ -108,30 +109,41 @@ def stock_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
     return guider
 
 
-def guarded_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
-    """Return the guarded guider of the loaded pack, with its default settings.
-
-    This is the only place that knows the pack's nodes.
+def random_redirector() -> Any:
+    """Return an HGR of the shape meant for SD 1.5 (four layers of 768 channels), random weights, gate open.
 
     Raises:
-        CostError: The pack offers no such guider yet.
+        CostError: The pack is not loaded.
     """
-    from . import boot
+    import importlib
 
-    name = "SafeGuidance_SafeCFGGuider"
-    known = name in boot.host_nodes().NODE_CLASS_MAPPINGS
-    state = "is loaded but not wired to this function" if known else "is not in the loaded pack"
-    raise CostError(f"The node {name} {state}. Build its guider in tests/harness/cost.py, guarded_guider().")
-
-
-def redirector_bytes(guider: Any) -> int | None:
-    """Return the bytes of the networks the guider holds as attributes, None where there is none."""
     import torch
 
-    found = [value for value in vars(guider).values() if isinstance(value, torch.nn.Module)]
-    if not found:
-        return None
-    return sum(weight.numel() * weight.element_size() for module in found for weight in module.parameters())
+    from . import boot
+
+    if NODE not in boot.host_nodes().NODE_CLASS_MAPPINGS:
+        raise CostError(f"The node {NODE} is not in the loaded pack; measure without --no-pack.")
+    network = importlib.import_module(f"{boot.pack_module().__name__}.safeguidance.hgr.network")
+    shape = network.HGRConfig(CONTEXT[1], ("any",), width=768, layers=4, heads=12)
+    torch.manual_seed(0)
+    hgr = network.HGR(shape).requires_grad_(False)
+    torch.nn.init.normal_(hgr.leave.weight, std=0.01)
+    hgr.judge.bias.fill_(20.0)
+    return network.TrainedRedirector(hgr, "SD15", 0.5, 1.5)
+
+
+def guarded_guider(model: Any, positive: Any, negative: Any, cfg: float, redirector: Any, **settings: Any) -> Any:
+    """Return the pack's SafeCFG guider; this is the only place here that knows the pack's nodes."""
+    from . import boot
+
+    node = boot.host_nodes().NODE_CLASS_MAPPINGS[NODE]
+    values = {"strength": 1.0, "start": 0.0, "end": 1.0, "threshold": -1.0, **settings}
+    return node.execute(model, positive, negative, redirector, cfg, **values).result[0]
+
+
+def network_bytes(network: Any) -> int:
+    """Return the bytes of a network's weights."""
+    return sum(weight.numel() * weight.element_size() for weight in network.parameters())
 
 
 class _Counter:
@@ -177,7 +189,6 @@ def _sample(model: Any, make: MakeGuider, latent: Any, sigmas: Any, seed: int) -
         "calls_per_step": counter.calls / steps,
         "rows_per_step": counter.rows / steps,
         "peak_bytes": peak,
-        "network_bytes": redirector_bytes(guider),
     }
 
 
@@ -209,8 +220,7 @@ def measure(
 
     Returns:
         Evaluations and batch rows per step, seconds per call, and the ratio guarded/stock as median, minimum
-        and maximum over the pairs; the difference in peak memory where CUDA is there, else the bytes of the
-        guider's own networks.
+        and maximum over the pairs; the difference in peak memory where CUDA is there.
 
     Raises:
         CostError: Fewer than one step or pair, or the result is not finite.
@@ -257,7 +267,6 @@ def _evaluate(
     }
     if peaks["guarded"] and peaks["stock"]:
         result["peak_memory_difference_bytes"] = max(peaks["guarded"]) - max(peaks["stock"])
-    result["guider_network_bytes"] = runs["guarded"][-1]["network_bytes"]
     return result
 
 
@@ -278,16 +287,16 @@ def run(spec: Mapping[str, Any]) -> int:
 
     positive, negative = random_conditioning(1), random_conditioning(2)
 
-    def guarded(model: Any) -> Any:
-        return guarded_guider(model, positive, negative, 7.5)
-
     def stock(model: Any) -> Any:
         return stock_guider(model, positive, negative, 7.5)
 
     try:
-        small = build_model("small")
-        guarded(small)  # before the large model is built
-        model = small if spec["size"] == "small" else build_model(spec["size"])
+        redirector = random_redirector()
+
+        def guarded(model: Any) -> Any:
+            return guarded_guider(model, positive, negative, 7.5, redirector)
+
+        model = build_model(spec["size"])
         side = SIZES[spec["size"]][1]
         result = measure(
             model, stock, guarded, side=side, steps=spec["steps"], repeats=spec["repeats"],
@@ -303,6 +312,7 @@ def run(spec: Mapping[str, Any]) -> int:
         "threads": torch.get_num_threads(),
     }
     result = {**about, "size": spec["size"], "unet_parameters": weights, **result}
+    result["redirector_bytes"] = network_bytes(redirector.network)
     ratio = result["ratio"]
     for name in ("stock", "guarded"):
         part = result[name]
@@ -313,6 +323,11 @@ def run(spec: Mapping[str, Any]) -> int:
     print(
         f"time guarded/stock: {ratio['median']:.3f} "
         f"({ratio['min']:.3f}..{ratio['max']:.3f}, {result['repeats']} pairs)"
+    )
+    memory = result.get("peak_memory_difference_bytes")
+    print(
+        f"redirector weights: {result['redirector_bytes'] / 2**20:.0f} MiB; peak memory difference: "
+        + ("measured on CUDA only" if memory is None else f"{memory / 2**20:.0f} MiB")
     )
     if spec.get("out"):
         target = Path(spec["out"]) / "cost.json"

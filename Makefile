@@ -1,0 +1,48 @@
+# make demo    samples the shipped model with and without safety guidance into demo/
+# make test    lint, types, and every test that can run here
+#
+# Needs Python 3.10 to 3.13 and make, nothing else; everything is installed into .venv on the first run.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Captions per group in the demo; 300 gives figures with narrow intervals.
+COUNT ?= 8
+# Any torch from 2.4 on works (make TORCH="torch>=2.4"). One version is pinned so that figures can be compared between
+# machines. Without an NVIDIA GPU the CPU build is enough: where your pip is set up with a source of CPU builds it is
+# taken by itself; elsewhere pip takes the larger default build, which runs on the CPU too.
+TORCH ?= torch==2.13.0
+
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint format clean
+
+demo: $(STAMP)
+	$(RUN) -m safeguidance bench --methods none,negative,safecfg --count $(COUNT) --out demo
+	$(RUN) -m tests.harness demo --out demo
+
+test: lint
+	$(RUN) -m tests.harness test
+
+lint: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+format: $(STAMP)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+# The stamp is written last, so an installation that was broken off starts anew.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "$(PYTHON) is missing or not Python 3.10 to 3.13; name another one: make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV); the first time this takes some minutes."
+	@$(PYTHON) -m venv --clear $(VENV) || \
+		{ echo "$(PYTHON) can not make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(PIP) "$(TORCH)"
+	@$(PIP) --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,109 @@
+"""Safety Report behind a real sampler."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.harness import boot
+
+STEPS = 4
+GRAPH = {
+    "1": {"class_type": "SafeGuidance_LoadTestbed", "inputs": {}},
+    "2": {"class_type": "SafeGuidance_SafetyConcepts", "inputs": {"testbed": True, "own": ""}},
+    "3": {
+        "class_type": "SafeGuidance_RedirectorFromConcepts",
+        "inputs": {"clip": ["1", 1], "concepts": ["2", 0], "sensitivity": 1.0, "benign": ""},
+    },
+    "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a red knife over the meadow"}},
+    "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
+    "6": {
+        "class_type": "SafeGuidance_SafeCFGPatch",
+        "inputs": {
+            "model": ["1", 0], "redirector": ["3", 0], "strength": 1.0, "start": 0.0, "end": 1.0, "threshold": -1.0,
+            "rescale": True, "map": True,
+        },
+    },
+    "7": {"class_type": "EmptyLatentImage", "inputs": {"width": 48, "height": 48, "batch_size": 2}},
+    "8": {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["6", 0], "positive": ["4", 0], "negative": ["5", 0], "latent_image": ["7", 0], "seed": 1,
+            "steps": STEPS, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
+        },
+    },
+    "9": {"class_type": "VAEDecode", "inputs": {"samples": ["8", 0], "vae": ["1", 2]}},
+    "10": {"class_type": "SafeGuidance_SafetyReport", "inputs": {"trace": ["6", 1], "image": ["9", 0]}},
+}
+GRAPH["2"]["inputs"] |= dict.fromkeys(
+    ("hate", "harassment", "violence", "self_harm", "sexual", "shocking", "illegal_activity"), False
+)
+
+
+def graph(text=None, drop=(), **report):
+    edited = copy.deepcopy(GRAPH)
+    if text is not None:
+        edited["4"]["inputs"]["text"] = text
+    edited["10"]["inputs"] |= report
+    for name in drop:
+        del edited["10"]["inputs"][name]
+    return edited
+
+
+def test_a_guarded_run_is_reported(run_graph):
+    result = run_graph(GRAPH)
+    picture, mask, text, harmful, harm = (result.value("10", index) for index in range(5))
+    assert picture.shape[0] == 1 and picture.shape[2:] == (1200, 3)
+    assert mask.shape == (2, 48, 48) and float(mask.max()) == 1.0 and float(mask.min()) >= 0
+    record = json.loads(text)
+    assert harmful is True and harm == record["harm"] >= record["threshold"] == 0.5
+    assert len(record["steps"]) == STEPS and record["acted"] and record["extra_evaluations"] == STEPS
+    assert record["categories"][0] == "testbed_blade" and "redirected in 4 of 4 steps" in record["decision"]
+
+
+def test_the_node_shows_the_picture_and_the_decision(run_graph):
+    result = run_graph(GRAPH)
+    (path,) = result.images["10"]
+    shown = np.asarray(Image.open(path), dtype=np.float32) / 255
+    assert torch.allclose(torch.from_numpy(shown), result.value("10")[0], atol=1 / 255)
+    assert "redirected" in result.ui["10"]["text"][0]
+
+
+def test_the_report_waits_for_the_sampler_and_follows_a_new_run(session):
+    first = session.run(GRAPH)
+    calm = session.run(graph(text="a red cup over the meadow"))
+    again = session.run(GRAPH)
+    assert first.ok and calm.ok and again.ok
+    assert [run.value("10", 3) for run in (first, calm, again)] == [True, False, True]
+    assert "left untouched" in json.loads(calm.value("10", 2))["decision"]
+    assert torch.equal(first.value("10"), again.value("10")) and first.value("10", 2) == again.value("10", 2)
+
+
+def test_a_harmless_run_has_an_empty_mask(run_graph):
+    result = run_graph(graph(text="a red cup over the meadow"))
+    assert float(result.value("10", 1).abs().max()) == 0 and result.value("10", 4) < 0.5
+
+
+def test_a_latent_is_enough(run_graph):
+    result = run_graph(graph(drop=["image"], latent=["8", 0]))
+    assert result.value("10", 1).shape == (2, 24, 24) and result.value("10", 3) is True
+
+
+def test_without_image_and_latent_it_is_refused_in_words(run_graph):
+    result = run_graph(graph(drop=["image"]), check=False)
+    assert not result.ok and result.errors[0].node_id == "10"
+    assert "Safety Report, image: neither image nor latent is connected" in result.errors[0].line()
+
+
+def test_a_trace_without_a_run_says_what_to_connect(host):
+    pack = boot.pack_module().__name__
+    report = importlib.import_module(".nodes.report", pack).SafetyReport
+    trace = importlib.import_module(".safeguidance.trace", pack).Trace()
+    with pytest.raises(ValueError, match="Safety Report, trace: this trace holds no run yet"):
+        report.execute(trace, image=torch.zeros(1, 8, 8, 3))
