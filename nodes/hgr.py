@@ -80,7 +80,15 @@ class LoadHGR(io.ComfyNode):
             node_id="SafeGuidance_LoadHGR",
             display_name="Load HGR",
             category="SafeGuidance",
-            search_aliases=["nsfw", "safety", "moderation", "safe cfg", "harmful guidance redirector", "hgr", "safecfg"],
+            search_aliases=[
+                "nsfw",
+                "safety",
+                "moderation",
+                "safe cfg",
+                "harmful guidance redirector",
+                "hgr",
+                "safecfg",
+            ],
             description=(
                 "Loads a trained Harmful Guidance Redirector, the network of SafeCFG (arXiv 2412.16039): it reads the "
                 "prompt and returns what the unconditional branch should hold, the harmful part of it. Files belong "
@@ -88,9 +96,10 @@ class LoadHGR(io.ComfyNode):
             ),
             inputs=[
                 io.Combo.Input(
-                    "hgr_name", options=host.hgr_files(),
-                    tooltip="File in models/safeguidance, or one that ships with the pack. It must be made for the model "
-                    "family and text encoder you sample with; the card output says which.",
+                    "hgr_name",
+                    options=host.hgr_files(),
+                    tooltip="File in models/safeguidance, or one that ships with the pack. It must be made for the "
+                    "model family and text encoder you sample with; the card output says which.",
                 ),
             ],
             outputs=[
@@ -98,7 +107,8 @@ class LoadHGR(io.ComfyNode):
                     "redirector", display_name="REDIRECTOR", tooltip="For SafeCFG Guider or SafeCFG (Model Patch)."
                 ),
                 io.String.Output(
-                    "card", display_name="card",
+                    "card",
+                    display_name="card",
                     tooltip="What the file says about itself: model family, categories, threshold, data, licence.",
                 ),
             ],

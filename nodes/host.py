@@ -210,9 +210,7 @@ def testbed_model(
     config.set_inference_dtype(torch.float32, None)
     offload = memory.unet_offload_device()
     model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.FLOW, device=offload)
-    patcher = comfy.model_patcher.CoreModelPatcher(
-        model, load_device=memory.get_torch_device(), offload_device=offload
-    )
+    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=memory.get_torch_device(), offload_device=offload)
     expected = set(state)
     model.load_model_weights(dict(state), "", assign=patcher.is_dynamic())
     _same_keys("denoiser", set(model.diffusion_model.state_dict()), expected)
@@ -258,8 +256,13 @@ def testbed_clip(
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Mapping[str, Any] = {}) -> None:  # noqa: B006
             marks = {"start": tokenizer_class.start, "end": tokenizer_class.end, "pad": tokenizer_class.end}  # type: ignore[attr-defined]
             super().__init__(
-                device=device, dtype=dtype, max_length=max_length, textmodel_json_config=dict(text_config),
-                model_class=TextModel, special_tokens=marks, model_options=model_options,
+                device=device,
+                dtype=dtype,
+                max_length=max_length,
+                textmodel_json_config=dict(text_config),
+                model_class=TextModel,
+                special_tokens=marks,
+                model_options=model_options,
             )
 
     class Clip(comfy.sd1_clip.SD1ClipModel):
@@ -269,8 +272,13 @@ def testbed_clip(
     class Words(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory: Any = None, tokenizer_data: Mapping[str, Any] = {}) -> None:  # noqa: B006
             super().__init__(
-                "", max_length=max_length, pad_with_end=True, embedding_directory=embedding_directory,
-                embedding_size=width, tokenizer_class=tokenizer_class, tokenizer_data=tokenizer_data,
+                "",
+                max_length=max_length,
+                pad_with_end=True,
+                embedding_directory=embedding_directory,
+                embedding_size=width,
+                tokenizer_class=tokenizer_class,
+                tokenizer_data=tokenizer_data,
             )
 
     class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
@@ -278,7 +286,9 @@ def testbed_clip(
             super().__init__(embedding_directory, tokenizer_data=tokenizer_data, tokenizer=Words)
 
     target = comfy.supported_models_base.ClipTarget(Tokenizer, Clip)
-    clip = comfy.sd.CLIP(target, parameters=sum(t.numel() for t in state.values()), model_options={"dtype": torch.float32})
+    clip = comfy.sd.CLIP(
+        target, parameters=sum(t.numel() for t in state.values()), model_options={"dtype": torch.float32}
+    )
     missing, unexpected = clip.load_sd(dict(state))
     _same_keys("text encoder", set(missing), set(unexpected))
     return clip

@@ -15,11 +15,20 @@ from .safecfg_run import KEY, USE_ONE, SafeCFGRun, check_scale
 
 TraceType = io.Custom("SAFEGUIDANCE_TRACE")
 
-_ALIASES = ["nsfw", "safety", "moderation", "safe cfg", "safecfg", "negative guidance", "hgr", "harmful guidance redirector"]
+_ALIASES = [
+    "nsfw",
+    "safety",
+    "moderation",
+    "safe cfg",
+    "safecfg",
+    "negative guidance",
+    "hgr",
+    "harmful guidance redirector",
+]
 _ABOUT = (
-    "SafeCFG (arXiv 2412.16039): a redirector reads the prompt, and the unconditional branch of classifier-free guidance "
-    "gets what is harmful in it, so that guidance pushes away from exactly that. Costs no extra model evaluation. A "
-    "prompt judged harmless gives the very same picture as without this node, to the last bit. "
+    "SafeCFG (arXiv 2412.16039): a redirector reads the prompt, and the unconditional branch of classifier-free "
+    "guidance gets what is harmful in it, so that guidance pushes away from exactly that. Costs no extra model "
+    "evaluation. A prompt judged harmless gives the very same picture as without this node, to the last bit. "
 )
 
 
@@ -27,41 +36,61 @@ def _settings() -> list[io.Input]:
     return [
         RedirectorType.Input(
             "redirector",
-            tooltip="Who reads the prompt: a trained one from Load HGR, or one made of concept texts by Redirector from "
-            "Concepts. Must fit the model family and the width of the text encoder.",
+            tooltip="Who reads the prompt: a trained one from Load HGR, or one made of concept texts by Redirector "
+            "from Concepts. Must fit the model family and the width of the text encoder.",
         ),
         io.Float.Input(
-            "strength", default=1.0, min=0.0, max=2.0, step=0.05,
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=2.0,
+            step=0.05,
             tooltip="How far the unconditional branch moves towards the harmful part. Low: weak, 0 is plain CFG to the "
             "last bit. 1: as trained. High, up to 2: pushes further away from harm, pictures change more. The paper "
             "has no such factor (its value is 1); the range is our derivation.",
         ),
         io.Float.Input(
-            "start", default=0.0, min=0.0, max=1.0, step=0.01,
+            "start",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
             tooltip="Fraction of the noise schedule at which the redirect begins; same meaning as start_percent of a "
             "conditioning. 0: from the first step. High: the layout forms unguarded, only details are guarded. The "
             "paper acts at every step (0); later starts are our derivation.",
         ),
         io.Float.Input(
-            "end", default=1.0, min=0.0, max=1.0, step=0.01,
-            tooltip="Fraction of the noise schedule at which the redirect ends. Low: only the layout is guarded, details "
-            "stay as the prompt has them; 0.6 keeps most of the effect by our derivation. High, up to 1: to the last "
-            "step, as in the paper.",
+            "end",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Fraction of the noise schedule at which the redirect ends. Low: only the layout is guarded, "
+            "details stay as the prompt has them; 0.6 keeps most of the effect by our derivation. High, up to 1: to "
+            "the last step, as in the paper.",
         ),
         io.Float.Input(
-            "threshold", default=-1.0, min=-1.0, max=1.0, step=0.01,
+            "threshold",
+            default=-1.0,
+            min=-1.0,
+            max=1.0,
+            step=0.01,
             tooltip="Harmfulness from which a prompt is redirected. Below 0 (the default -1): the redirector's own "
             "calibrated threshold. 0: every prompt, also harmless ones a little. High, up to 1: only prompts that are "
             "surely harmful. Our derivation; the paper has no threshold.",
         ),
         io.Boolean.Input(
-            "rescale", default=True, advanced=True,
+            "rescale",
+            default=True,
+            advanced=True,
             tooltip="On: correct the redirect for a cfg other than the one the redirector was trained at (kappa = "
             "cfg / (cfg - 1)), so that a low cfg does not leak. Off: use it as trained. Our derivation; nothing to "
             "correct for redirectors made of concept texts.",
         ),
         io.Boolean.Input(
-            "map", default=False, advanced=True,
+            "map",
+            default=False,
+            advanced=True,
             tooltip="On: measure where in the picture the redirect acts, for the report, by one extra evaluation in up "
             "to 4 of the redirected steps. Off: no extra evaluation. The picture is the same. Our addition.",
         ),
@@ -75,8 +104,15 @@ def _trace_output() -> io.Output:
 
 
 def _patched(
-    node: str, model: Any, redirector: Redirector, strength: float, start: float, end: float, threshold: float,
-    rescale: bool, measure: bool,
+    node: str,
+    model: Any,
+    redirector: Redirector,
+    strength: float,
+    start: float,
+    end: float,
+    threshold: float,
+    rescale: bool,
+    measure: bool,
 ) -> tuple[Any, Trace]:
     """The MODEL with SafeCFG around its sampling, and the trace of its runs.
 
@@ -90,9 +126,9 @@ def _patched(
     family = host.model_family(model)
     if redirector.base_model and redirector.base_model != family:
         raise ValueError(
-            f"{node}, redirector: {redirector.title!r} was made for the model family {redirector.base_model}, the MODEL "
-            f"is {family}; allowed: a redirector for {family}; load another file in Load HGR, or use the Redirector "
-            "from Concepts node"
+            f"{node}, redirector: {redirector.title!r} was made for the model family {redirector.base_model}, the "
+            f"MODEL is {family}; allowed: a redirector for {family}; load another file in Load HGR, or use "
+            "the Redirector from Concepts node"
         )
     if host.is_wrapped(model, KEY):
         raise ValueError(f"{node}, model: this MODEL already carries SafeCFG; {USE_ONE}")
@@ -117,14 +153,20 @@ class SafeCFGGuider(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="MODEL to sample with; other patches on it keep working."),
                 io.Conditioning.Input(
-                    "positive", tooltip="The prompt; it is what the redirector reads. Areas, masks and timestep ranges are kept."
+                    "positive",
+                    tooltip="The prompt; the redirector reads it. Areas, masks and timestep ranges are kept.",
                 ),
                 io.Conditioning.Input(
                     "negative", tooltip="Your own negative prompt, or an empty one. The redirect is added to it."
                 ),
                 redirector,
                 io.Float.Input(
-                    "cfg", default=4.0, min=1.0, max=30.0, step=0.1, round=0.01,
+                    "cfg",
+                    default=4.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    round=0.01,
                     tooltip="Guidance scale. Low: freer pictures and a weaker push away from harm. High: closer to the "
                     "prompt, stronger push. Must be above 1 unless strength is 0. The paper uses 7.5 for SD 1.x; use "
                     "what your model is made for.",
@@ -139,8 +181,18 @@ class SafeCFGGuider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, positive: Any, negative: Any, redirector: Redirector, cfg: float, strength: float,
-        start: float, end: float, threshold: float, rescale: bool = True, map: bool = False,  # noqa: A002
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        redirector: Redirector,
+        cfg: float,
+        strength: float,
+        start: float,
+        end: float,
+        threshold: float,
+        rescale: bool = True,
+        map: bool = False,  # noqa: A002
     ) -> io.NodeOutput:
         """Build the guider.
 
@@ -180,8 +232,15 @@ class SafeCFGPatch(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, redirector: Redirector, strength: float, start: float, end: float, threshold: float,
-        rescale: bool = True, map: bool = False,  # noqa: A002
+        cls,
+        model: Any,
+        redirector: Redirector,
+        strength: float,
+        start: float,
+        end: float,
+        threshold: float,
+        rescale: bool = True,
+        map: bool = False,  # noqa: A002
     ) -> io.NodeOutput:
         """Patch the MODEL.
 

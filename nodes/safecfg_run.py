@@ -203,9 +203,9 @@ def check_scale(node: str, scale: float) -> float:
     """
     if scale <= 1 or math.isclose(scale, 1.0):
         raise ValueError(
-            f"{node}, cfg: it is {scale:g}, where there is no unconditional branch to redirect; allowed: above 1; raise "
-            "cfg (4 to 8 is usual), or set strength to 0 for plain sampling. A model distilled for cfg 1 can not be "
-            "guarded by SafeCFG"
+            f"{node}, cfg: it is {scale:g}, where there is no unconditional branch to redirect; allowed: above 1; "
+            "raise cfg (4 to 8 is usual), or set strength to 0 for plain sampling. A model distilled for cfg 1 can not "
+            "be guarded by SafeCFG"
         )
     return scale
 
@@ -280,9 +280,7 @@ def _score_rows(results: Sequence[Redirected], batch: int) -> list[list[float]]:
     return [[max(column) for column in zip(*row, strict=True)] for row in rows]
 
 
-def _decision(
-    run: _Run, results: Sequence[tuple[tuple[Entry, Entry], Redirected]], categories: Sequence[str]
-) -> str:
+def _decision(run: _Run, results: Sequence[tuple[tuple[Entry, Entry], Redirected]], categories: Sequence[str]) -> str:
     rows = run.record.scores
     if not run.keys:
         gate = max((float(result.gate.max()) for _, result in results), default=0.0)

@@ -49,12 +49,18 @@ class LoadTestbed(io.ComfyNode):
             ),
             inputs=[],
             outputs=[
-                io.Model.Output("model", display_name="MODEL", tooltip="Stock UNet with flow prediction; 48x48 pixels."),
-                io.Clip.Output(
-                    "clip", display_name="CLIP",
-                    tooltip="Word-level text encoder, 128 channels, 32 tokens a chunk; (word:1.3) and long prompts work.",
+                io.Model.Output(
+                    "model", display_name="MODEL", tooltip="Stock UNet with flow prediction; 48x48 pixels."
                 ),
-                io.Vae.Output("vae", display_name="VAE", tooltip="Rearranges 2x2 pixel blocks into channels, without loss."),
+                io.Clip.Output(
+                    "clip",
+                    display_name="CLIP",
+                    tooltip="Word-level text encoder, 128 channels, 32 tokens a chunk; (word:1.3) and long prompts "
+                    "work.",
+                ),
+                io.Vae.Output(
+                    "vae", display_name="VAE", tooltip="Rearranges 2x2 pixel blocks into channels, without loss."
+                ),
             ],
         )
 

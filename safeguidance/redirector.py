@@ -127,8 +127,9 @@ def run_redirector(
     for name, tokens in (("positive", prompt.tokens), ("negative", base.tokens)):
         if tokens.shape[-1] != redirector.width:
             raise ValueError(
-                f"the {name} conditioning has {tokens.shape[-1]} channels, the redirector {redirector.title!r} was made "
-                f"for {redirector.width}; load a redirector for this model, or build one with Redirector from Concepts"
+                f"the {name} conditioning has {tokens.shape[-1]} channels, the redirector {redirector.title!r} was "
+                f"made for {redirector.width}; load a redirector for this model, or build one with "
+                "Redirector from Concepts"
             )
     factor = config.strength
     if redirector.kappa is not None and config.rescale:

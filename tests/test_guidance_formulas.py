@@ -67,7 +67,8 @@ def run(method, config, steps):
 def in_noise(step, b):
     """Noise of prompt, base and concepts of one sample, from the (rounded) inputs."""
     x, level = step.x[b], float(step.sigma[b])
-    return noise(step.prompt[b], x, level), noise(step.base[b], x, level), [noise(c[b], x, level) for c in step.concepts]
+    prompt, base, *concepts = (noise(d[b], x, level) for d in (step.prompt, step.base, *step.concepts))
+    return prompt, base, concepts
 
 
 def in_denoised(values, step, b):
@@ -165,10 +166,8 @@ def test_sp_guard_on_all_concepts_takes_the_strongest_push_of_each_element():
     for b in range(2):
         p = max(proxy_reference([in_noise(steps[0], b)]))
         e_p, e_b, e_concepts = in_noise(steps[1], b)
-        moves = [
-            minus(sp_guard_reference(e_p, e_b, e_s, p, SCALE, 4.0, 0.5), sp_guard_reference(e_p, e_b, e_s, 0, SCALE, 4, 0.5))
-            for e_s in e_concepts
-        ]
+        plain = sp_guard_reference(e_p, e_b, e_concepts[0], 0.0, SCALE, 4.0, 0.5)
+        moves = [minus(sp_guard_reference(e_p, e_b, e_s, p, SCALE, 4.0, 0.5), plain) for e_s in e_concepts]
         strongest = {i: max((m[i] for m in moves), key=abs) for i in e_p}
         expected = -float(steps[1].sigma[b]) * tensor(strongest, stock[b])
         assert torch.allclose(both.denoised[b] - stock[b], expected, atol=1e-5)

@@ -40,7 +40,12 @@ NEUTRAL = {
     "sp": (sp_guard.sp_guard, SPGuardConfig(lambda_max=0, lambda_end=0)),
     "sp-end": (sp_guard.sp_guard, SPGuardConfig(end=0.1)),
 }
-NEEDS = {negation.negation: negation.needs, sld.sld: sld.needs, sega.sega: sega.needs, sp_guard.sp_guard: sp_guard.needs}
+NEEDS = {
+    negation.negation: negation.needs,
+    sld.sld: sld.needs,
+    sega.sega: sega.needs,
+    sp_guard.sp_guard: sp_guard.needs,
+}
 
 
 def make(shape=(3, 4, 5, 6), progress=0.5, dtype=torch.float32, count=3, seed=0, sigma=None):
@@ -200,9 +205,10 @@ def test_sld_and_sega_remember_noise_so_a_smaller_sigma_gives_a_smaller_move():
 
 
 def test_sld_presets_are_the_published_ones_as_fractions_of_the_schedule():
-    published = {"weak": (15, 200, 0.0, 0.0, 0.0), "medium": (10, 1000, 0.01, 0.3, 0.4),
-                 "strong": (7, 2000, 0.025, 0.5, 0.7), "max": (0, 5000, 1.0, 0.5, 0.7)}
-    assert {n: (c.warmup * 50, c.strength, c.threshold, c.momentum, c.beta) for n, c in SLD_PRESETS.items()} == published
+    published = {"weak": (15 / 50, 200, 0.0, 0.0, 0.0), "medium": (10 / 50, 1000, 0.01, 0.3, 0.4),
+                 "strong": (7 / 50, 2000, 0.025, 0.5, 0.7), "max": (0, 5000, 1.0, 0.5, 0.7)}
+    got = {n: (c.warmup, c.strength, c.threshold, c.momentum, c.beta) for n, c in SLD_PRESETS.items()}
+    assert got == published
 
 
 def test_sega_is_added_outside_the_cfg_scale_and_not_inside():
@@ -258,8 +264,8 @@ def test_the_mask_is_exact_beyond_the_limit_of_torch_quantile():
     x = torch.arange(size, dtype=torch.float32).flip(0).reshape(1, 1, 1, -1)
     with pytest.raises(RuntimeError):
         torch.quantile(x, 0.9)
-    kept = largest_share(x, 0.75, "sample").flatten()
-    assert int(kept.sum()) == math.ceil(size / 4) and kept[: size // 4].all()
+    kept = largest_share(x, 0.9, "sample").flatten()
+    assert int(kept.sum()) == math.ceil(size / 10) and kept[: size // 10].all()
 
 
 @pytest.mark.parametrize("toward", [0, 1, 2])
@@ -271,22 +277,23 @@ def test_the_concept_is_the_one_nearest_to_the_prompt_whatever_its_size(toward):
 
 
 @pytest.mark.parametrize(
-    ("make_config", "words"),
-    [(lambda: NegationConfig(strength=-1), ("strength", "-1")), (lambda: NegationConfig(start=0.6, end=0.2), ("window",)),
-     (lambda: NegationConfig(form="x"), ("form", "negative")), (lambda: NegationConfig(combine="x"), ("combine", "sum")),
-     (lambda: SLDConfig(strength=-1), ("strength", "0")), (lambda: SLDConfig(warmup=1.2), ("window", "1.2")),
-     (lambda: SLDConfig(momentum=2), ("momentum", "2")), (lambda: SLDConfig(beta=1), ("beta", "1")),
-     (lambda: SLDConfig(threshold=-0.1), ("threshold", "-0.1")), (lambda: SEGAConfig(quantile=1.0), ("quantile", "1.0")),
-     (lambda: SEGAConfig(end=0.1), ("window", "0.1")), (lambda: SEGAConfig(combine="x"), ("combine",)),
-     (lambda: SPGuardConfig(lambda_max=-1), ("lambda_max", "-1")), (lambda: SPGuardConfig(psi="x"), ("psi", "absolute")),
-     (lambda: SPGuardConfig(axis="x"), ("axis", "channel")), (lambda: SPGuardConfig(concept="x"), ("concept", "probed")),
-     (lambda: SPGuardConfig(switch=2), ("switch", "2")), (lambda: GateConfig(probe=0), ("probe", "0")),
-     (lambda: GateConfig(every=0), ("every", "0")), (lambda: GateConfig(threshold=2), ("threshold", "2")),
-     (lambda: GateConfig(offset=float("nan")), ("offset", "nan"))],
+    ("config", "settings", "words"),
+    [(NegationConfig, {"strength": -1}, "strength is -1"),
+     (NegationConfig, {"start": 0.6, "end": 0.2}, "window is 0.6"),
+     (NegationConfig, {"form": "x"}, "form is 'x'"), (NegationConfig, {"combine": "x"}, "combine is 'x'"),
+     (SLDConfig, {"strength": -1}, "strength is -1"), (SLDConfig, {"warmup": 1.2}, "window is warmup 1.2"),
+     (SLDConfig, {"momentum": 2}, "momentum is 2"), (SLDConfig, {"beta": 1}, "beta is 1"),
+     (SLDConfig, {"threshold": -0.1}, "threshold is -0.1"), (SEGAConfig, {"quantile": 1.0}, "quantile is 1.0"),
+     (SEGAConfig, {"end": 0.1}, "end 0.1"), (SEGAConfig, {"combine": "x"}, "combine is 'x'"),
+     (SPGuardConfig, {"lambda_max": -1}, "lambda_max is -1"), (SPGuardConfig, {"psi": "x"}, "psi is 'x'"),
+     (SPGuardConfig, {"axis": "x"}, "axis is 'x'"), (SPGuardConfig, {"concept": "x"}, "concept is 'x'"),
+     (SPGuardConfig, {"switch": 2}, "switch is 2"), (GateConfig, {"probe": 0}, "probe is 0"),
+     (GateConfig, {"every": 0}, "every is 0"), (GateConfig, {"threshold": 2}, "threshold is 2"),
+     (GateConfig, {"offset": float("nan")}, "offset is nan")],
 )
-def test_settings_out_of_range_are_refused_by_name(make_config, words):
-    with pytest.raises(ValueError, match=r".*".join(words)):
-        make_config()
+def test_settings_out_of_range_are_refused_by_name_with_what_is_allowed(config, settings, words):
+    with pytest.raises(ValueError, match=words + ".*allowed"):
+        config(**settings)
 
 
 def test_steps_that_do_not_fit_are_refused_by_name():

@@ -87,8 +87,8 @@ class HGRTrainConfig:
         seed: seed of everything.
     """
 
-    steps: int = 1200
-    batch: int = 24
+    steps: int = 700
+    batch: int = 16
     clean_share: float = 0.125
     text_batch: int = 64
     rate: float = 1e-3

@@ -74,8 +74,16 @@ def save_redirector(path: Path, harm: float = 6.0, edges: Sequence[float] = (0.0
     network, _ = make_network(harm, edges, 128, 0, 0)
     weights = part("safeguidance.hgr.weights")
     fields = {
-        "base_model": "SafeGuidanceTestbed", "target": "A", "kappa": 1.25, "threshold": 0.5, "false_positive_rate": 0.01,
-        "calibration_count": 200, "data": "none, random weights", "licence": "CC0", "training": {"steps": 0}, **card,
+        "base_model": "SafeGuidanceTestbed",
+        "target": "A",
+        "kappa": 1.25,
+        "threshold": 0.5,
+        "false_positive_rate": 0.01,
+        "calibration_count": 200,
+        "data": "none, random weights",
+        "licence": "CC0",
+        "training": {"steps": 0},
+        **card,
     }
     weights.save_hgr(path, network, weights.HGRCard(**fields))
     return path
@@ -115,7 +123,9 @@ class WordRedirector:
     def propose(self, prompt: Any, base: Any) -> Any:
         """Gate 0.9 for a known prompt, else 0.1; the change points from base to prompt."""
         self.seen.append(tuple(prompt.tokens.shape))
-        gate = [0.9 if any(bool((row[: k.shape[1]] == k[0]).all()) for k in self.known) else 0.1 for row in prompt.tokens]
+        gate = [
+            0.9 if any(bool((row[: k.shape[1]] == k[0]).all()) for k in self.known) else 0.1 for row in prompt.tokens
+        ]
         scores = torch.tensor(gate)
         redirector = part("safeguidance.redirector")
         return redirector.Proposal(scores, scores[:, None], (prompt.tokens - base.tokens,))
@@ -179,8 +189,14 @@ def ksample(model: Any, positive: Any, negative: Any, **settings: Any) -> torch.
     import nodes
 
     values = {
-        "seed": 0, "steps": 4, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
-        "latent": {"samples": torch.zeros(SMALL)}, **settings,
+        "seed": 0,
+        "steps": 4,
+        "cfg": 4.0,
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "denoise": 1.0,
+        "latent": {"samples": torch.zeros(SMALL)},
+        **settings,
     }
     with torch.inference_mode():
         return nodes.common_ksampler(model, positive=positive, negative=negative, **values)[0]["samples"]

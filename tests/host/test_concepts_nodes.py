@@ -65,7 +65,12 @@ def test_the_graph_builds_a_redirector_and_says_how(run_graph):
 
 @pytest.mark.parametrize(
     ("text", "category"),
-    [("a red knife over the meadow", 0), ("the bomb on the snow", 1), ("white skull , sea", 2), ("a syringe , desert", 3)],
+    [
+        ("a red knife over the meadow", 0),
+        ("the bomb on the snow", 1),
+        ("white skull , sea", 2),
+        ("a syringe , desert", 3),
+    ],
 )
 def test_harm_opens_the_gate_of_its_category(world, built, text, category):
     proposal = built[0].propose(encoded(world, text), encoded(world, ""))
@@ -149,7 +154,10 @@ def test_a_bad_own_line_is_refused_before_anything_runs(run_graph):
 @pytest.mark.parametrize(
     ("changes", "about"),
     [
-        (dict.fromkeys([f"_2_{name}" for name in ("testbed", *SWITCHES)], False), "Safety Concepts, own: .*at least one"),
+        (
+            dict.fromkeys([f"_2_{name}" for name in ("testbed", *SWITCHES)], False),
+            "Safety Concepts, own: .*at least one",
+        ),
         ({"_3_benign": "a cup\na house"}, "Redirector from Concepts: 2 benign prompts are given; at least 8"),
     ],
 )

@@ -11,7 +11,10 @@ from tests.host.safecfg_graphs import part
 
 pytestmark = pytest.mark.usefixtures("pack")
 OURS = {
-    "SafeGuidance_LoadHGR", "SafeGuidance_SafeCFGGuider", "SafeGuidance_SafeCFGPatch", "SafeGuidance_LoadTestbed",
+    "SafeGuidance_LoadHGR",
+    "SafeGuidance_SafeCFGGuider",
+    "SafeGuidance_SafeCFGPatch",
+    "SafeGuidance_LoadTestbed",
 }
 
 

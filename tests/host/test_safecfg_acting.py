@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-import nodes
 import pytest
 import torch
-from tests.host.safecfg_graphs import KNIFE, counted, encoded, guider, ksample, make_redirector, part, patch, sample, sigmas, stock
-from tests.host.safecfg_graphs import world
+
+import nodes
+from tests.host.safecfg_graphs import (
+    KNIFE,
+    counted,
+    encoded,
+    guider,
+    ksample,
+    make_redirector,
+    part,
+    patch,
+    sample,
+    sigmas,
+    stock,
+    world,
+)
 
 pytestmark = pytest.mark.usefixtures("pack")
 CONDS = (KNIFE, "")
@@ -128,8 +141,16 @@ def test_sampler_nodes_agree():
     latent = {"samples": torch.zeros(1, 12, 8, 8)}
     with torch.inference_mode():
         custom = node(
-            "SamplerCustom", model=model, add_noise=True, noise_seed=0, cfg=4.0, positive=conds()[0],
-            negative=conds()[1], sampler=euler, sigmas=levels, latent_image=latent,
+            "SamplerCustom",
+            model=model,
+            add_noise=True,
+            noise_seed=0,
+            cfg=4.0,
+            positive=conds()[0],
+            negative=conds()[1],
+            sampler=euler,
+            sigmas=levels,
+            latent_image=latent,
         )[0]["samples"]
         noise = node("RandomNoise", noise_seed=0)[0]
         ours, _ = guider(*conds(), make_redirector())
@@ -161,7 +182,12 @@ def test_split_sigmas_keep_their_place_in_the_schedule():
 
     with torch.inference_mode():
         second = ours.sample(
-            torch.zeros_like(first), first, comfy.samplers.sampler_object("euler"), levels[2:], disable_pbar=True, seed=0
+            torch.zeros_like(first),
+            first,
+            comfy.samplers.sampler_object("euler"),
+            levels[2:],
+            disable_pbar=True,
+            seed=0,
         )
     assert [step.progress for step in trace.run.steps] == pytest.approx([0.5, 0.75], abs=2e-3)
     assert [step.acted for step in trace.run.steps] == [False, True]

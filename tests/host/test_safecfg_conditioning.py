@@ -4,9 +4,26 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tests.host.safecfg_graphs import (
-    APPLE, KNIFE, LEFT, RIGHT, WordRedirector, counted, encoded, guider, half_mask, ksample, make_redirector, patch,
-    placed, sample, sigmas, stock, with_values, world,
+    APPLE,
+    KNIFE,
+    LEFT,
+    RIGHT,
+    WordRedirector,
+    counted,
+    encoded,
+    guider,
+    half_mask,
+    ksample,
+    make_redirector,
+    patch,
+    placed,
+    sample,
+    sigmas,
+    stock,
+    with_values,
+    world,
 )
 
 pytestmark = pytest.mark.usefixtures("pack")
@@ -142,18 +159,22 @@ def conditioning(**kinds):
 
 REFUSED = {
     "areas on both sides": (
-        lambda: (placed(KNIFE, "area"), with_values(encoded(""), **RIGHT)), ["negative", "one side only"],
+        lambda: (placed(KNIFE, "area"), with_values(encoded(""), **RIGHT)),
+        ["negative", "one side only"],
     ),
     "mask and area": (
-        lambda: (placed(KNIFE, "mask"), with_values(encoded(""), **RIGHT)), ["negative", "one side only"],
+        lambda: (placed(KNIFE, "mask"), with_values(encoded(""), **RIGHT)),
+        ["negative", "one side only"],
     ),
     "several placed negatives": (
-        lambda: (encoded(KNIFE), with_values(encoded(""), **LEFT) + encoded("blue")), ["negative", "area", "one prompt"],
+        lambda: (encoded(KNIFE), with_values(encoded(""), **LEFT) + encoded("blue")),
+        ["negative", "area", "one prompt"],
     ),
     "no text states": (lambda: ([[None, {}]], encoded("")), ["positive", "cross_attn", "CLIP Text Encode"]),
     "negative without text states": (lambda: (encoded(KNIFE), [[None, {}]]), ["negative", "cross_attn"]),
     "wrong width": (
-        lambda: ([[torch.zeros(1, 32, 96), {}]], encoded("")), ["positive", "96", "128", "Redirector from Concepts"],
+        lambda: ([[torch.zeros(1, 32, 96), {}]], encoded("")),
+        ["positive", "96", "128", "Redirector from Concepts"],
     ),
 }
 

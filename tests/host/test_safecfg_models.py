@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from functools import cache
 
-import nodes
 import pytest
 import torch
 
-from tests.host.safecfg_graphs import KNIFE, counted, encoded, guider, make_redirector, part, patch, sample, sigmas, stock
+import nodes
+from tests.host.safecfg_graphs import (
+    KNIFE,
+    counted,
+    encoded,
+    guider,
+    make_redirector,
+    part,
+    patch,
+    sample,
+    sigmas,
+    stock,
+)
 
 pytestmark = pytest.mark.usefixtures("pack")
 WIDTH, POOLED, SHAPE = 48, 24, (1, 16, 8, 8)
@@ -25,9 +36,19 @@ def tiny_sd3():
     embedder = {"target": "torch.nn.Linear", "params": {"in_features": WIDTH, "out_features": hidden}}
     with torch.inference_mode(False):
         network = OpenAISignatureMMDITWrapper(
-            input_size=None, patch_size=2, in_channels=16, out_channels=16, depth=2, adm_in_channels=POOLED,
-            context_embedder_config=embedder, num_patches=64, pos_embed_max_size=8, pos_embed_scaling_factor=None,
-            dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init,
+            input_size=None,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            depth=2,
+            adm_in_channels=POOLED,
+            context_embedder_config=embedder,
+            num_patches=64,
+            pos_embed_max_size=8,
+            pos_embed_scaling_factor=None,
+            dtype=torch.float32,
+            device="cpu",
+            operations=comfy.ops.disable_weight_init,
         )
         generator = torch.Generator().manual_seed(0)
         state = {
@@ -63,9 +84,7 @@ def test_one_call_a_step_on_a_transformer_with_regular_text():
 def test_pooled_vectors_follow_only_where_the_redirector_has_a_head():
     used = {}
     for name, pooled_width in (("without", 0), ("with", POOLED)):
-        ours, _ = guider(
-            conditioning(1), conditioning(2), redirector(pooled_width=pooled_width), model=tiny_sd3()
-        )
+        ours, _ = guider(conditioning(1), conditioning(2), redirector(pooled_width=pooled_width), model=tiny_sd3())
         original = ours.predict_noise
 
         def spy(*args, _ours=ours, _original=original, _name=name, **kwargs):
@@ -86,7 +105,11 @@ def test_a_negative_of_another_length():
 def test_skip_layer_guidance_keeps_working():
     node = nodes.NODE_CLASS_MAPPINGS["SkipLayerGuidanceDiT"]
     values = {
-        "double_layers": "1", "single_layers": "", "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0,
+        "double_layers": "1",
+        "single_layers": "",
+        "scale": 3.0,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
         "rescaling_scale": 0.0,
     }
     both = node.execute(model=tiny_sd3(), **values).args[0]
@@ -145,7 +168,8 @@ def entry(positive=None, negative=None):
     run, core = part("nodes.safecfg_run"), part("safeguidance.redirector")
     tokens = torch.ones(1, 4, 8)
     return run._entry(
-        {"cross_attn": tokens, **(positive or {})}, {"cross_attn": 0 * tokens, "model_conds": {}, **(negative or {})},
+        {"cross_attn": tokens, **(positive or {})},
+        {"cross_attn": 0 * tokens, "model_conds": {}, **(negative or {})},
         core.Conditioning(2 * tokens),
     )
 

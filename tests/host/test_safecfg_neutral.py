@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import pytest
-from tests.host.safecfg_graphs import APPLE, KNIFE, WordRedirector, counted, encoded, guider, ksample, make_redirector, patch, sample
-from tests.host.safecfg_graphs import placed, stock, world
+
+from tests.host.safecfg_graphs import (
+    APPLE,
+    KNIFE,
+    WordRedirector,
+    counted,
+    encoded,
+    guider,
+    ksample,
+    make_redirector,
+    patch,
+    placed,
+    sample,
+    stock,
+    world,
+)
 
 pytestmark = pytest.mark.usefixtures("pack")
 
