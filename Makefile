@@ -25,9 +25,11 @@ demo: $(STAMP)
 test: lint
 	$(RUN) -m tests.harness test
 
+# mypy takes the checkout for a package, so it sees it under a name that is one, whatever the folder is called.
 lint: $(STAMP)
 	$(RUN) -m ruff check .
-	$(RUN) -m mypy
+	@mkdir -p $(VENV)/pack && ln -sfn "$(CURDIR)" $(VENV)/pack/pack
+	cd $(VENV)/pack && ../bin/python -m mypy --config-file pack/pyproject.toml pack/safeguidance pack/nodes pack/tests/harness
 
 format: $(STAMP)
 	$(RUN) -m ruff check --fix .
