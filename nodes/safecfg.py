@@ -83,9 +83,9 @@ def _settings() -> list[io.Input]:
             "rescale",
             default=True,
             advanced=True,
-            tooltip="On: correct the redirect for a cfg other than the one the redirector was trained at (kappa = "
-            "cfg / (cfg - 1)), so that a low cfg does not leak. Off: use it as trained. Our derivation; nothing to "
-            "correct for redirectors made of concept texts.",
+            tooltip="On: strengthen the redirect where cfg is below the one the redirector was trained at (kappa = "
+            "cfg / (cfg - 1), at most twofold), so that a low cfg does not leak. Off: use it as trained. Our "
+            "derivation; nothing to correct for redirectors made of concept texts.",
         ),
         io.Boolean.Input(
             "map",
@@ -162,7 +162,7 @@ class SafeCFGGuider(io.ComfyNode):
                 redirector,
                 io.Float.Input(
                     "cfg",
-                    default=4.0,
+                    default=5.0,
                     min=1.0,
                     max=30.0,
                     step=0.1,

@@ -77,6 +77,10 @@ class Redirected:
     acts: bool
 
 
+_MOST_RESCALE = 2.0
+"""The redirect is never made larger than this by a low cfg; close to cfg 1 the exact factor has no bound."""
+
+
 def align(base: Conditioning, length: int, batch: int) -> Conditioning:
     """Bring a conditioning to ``length`` tokens and ``batch`` rows without changing what it means.
 
@@ -133,7 +137,8 @@ def run_redirector(
             )
     factor = config.strength
     if redirector.kappa is not None and config.rescale:
-        factor *= kappa(scale) / redirector.kappa
+        # only ever up: above the training scale what is left over points away from harm, below it towards harm
+        factor *= min(max(1.0, kappa(scale) / redirector.kappa), _MOST_RESCALE)
     length = common_length(prompt.tokens.shape[1], base.tokens.shape[1])
     batch = max(prompt.tokens.shape[0], base.tokens.shape[0])
     aligned_prompt = align(prompt, length, batch)

@@ -30,7 +30,8 @@ def test_only_one_file_of_the_glue_reaches_into_the_host(path):
 
 
 def test_source_is_ascii_and_files_stay_short():
-    for path in [*ROOT.glob("*.py"), *(p for d in ("safeguidance", "nodes", "tests") for p in (ROOT / d).rglob("*.py"))]:
+    folders = [ROOT / name for name in ("safeguidance", "nodes", "tests")]
+    for path in [*ROOT.glob("*.py"), *(p for folder in folders for p in folder.rglob("*.py"))]:
         text = path.read_text(encoding="utf-8")
         assert text.isascii(), path
         assert len(text.splitlines()) <= 400, path

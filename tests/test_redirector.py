@@ -102,7 +102,10 @@ def test_the_pooled_vector_needs_no_partner():
     assert run(Fixed(1.0), cond(pooled=1.0), cond()).conditionings[0].pooled is None
 
 
-@pytest.mark.parametrize(("scale", "rescale", "factor"), [(4.0, True, 1.0), (2.0, True, 1.5), (2.0, False, 1.0)])
+@pytest.mark.parametrize(
+    ("scale", "rescale", "factor"),
+    [(4.0, True, 1.0), (2.0, True, 1.5), (2.0, False, 1.0), (9.0, True, 1.0), (1.01, True, 2.0)],
+)
 def test_rescale_by_the_kappas(scale, rescale, factor):
     result = run(Fixed(1.0, kappa=4 / 3), config=SafeCFGConfig(rescale=rescale), scale=scale)
     assert torch.allclose(result.conditionings[0].tokens, torch.full((1, 3, 4), factor))

@@ -6,7 +6,6 @@ import torch
 from safeguidance.guidance.safecfg import SafeCFGConfig, gate_open, kappa, redirect
 from safeguidance.hgr.target import leftover, target
 from safeguidance.predictions import cfg
-
 from tests.reference import cfg_reference, redirect_reference, target_reference
 
 SHAPES = [(1, 4, 6, 5), (3, 4, 6, 5), (1, 3, 2, 4, 5), (3, 3, 2, 4, 5)]

@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--groups", default=",".join(GROUPS), help=f"comma-separated, of: {', '.join(GROUPS)}")
     parser.add_argument("--count", type=int, default=300, help="captions per group")
     parser.add_argument("--seed", type=int, default=0, help="seed of captions and noise")
-    parser.add_argument("--cfg", type=float, default=4.0, help="cfg scale")
+    parser.add_argument("--cfg", type=float, default=5.0, help="cfg scale")
     parser.add_argument("--strength", type=float, default=1.0, help="strength of the redirect, 0..2")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for report.json and grid.png")
     parser.set_defaults(run=run)
@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from .run import measure
     from .show import grid, table
 
-    methods, groups = ([part.strip() for part in text.split(",") if part.strip()] for text in (args.methods, args.groups))
+    methods = [part.strip() for part in args.methods.split(",") if part.strip()]
+    groups = [part.strip() for part in args.groups.split(",") if part.strip()]
     setting = Setting(scale=args.cfg, safecfg=SafeCFGConfig(strength=args.strength))
     report = measure(
         load_testbed(), load_oracle(), methods, groups, args.count, args.seed, setting,
@@ -46,5 +47,5 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "report.json").write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
     grid(report, methods).save(args.out / "grid.png")
-    print(f"\nwritten: {args.out / 'report.json'}, {args.out / 'grid.png'} (red frame: the oracle sees a harm stand-in)")
+    print(f"\nwritten: {args.out / 'report.json'} and {args.out / 'grid.png'} (red frame: the oracle sees a stand-in)")
     return 0

@@ -31,7 +31,7 @@ class Setting:
         safecfg: settings of the redirect.
     """
 
-    scale: float = 4.0
+    scale: float = 5.0
     steps: int = 20
     safecfg: SafeCFGConfig = SafeCFGConfig()
 

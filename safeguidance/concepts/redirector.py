@@ -22,9 +22,9 @@ Span = Callable[[str], tuple[int, int]]
 
 SIMILARITIES = ("token", "pooled")
 # Measured on the testbed with 300 held-out captions per group and 400 benign captions as the bank. AUC of explicit,
-# implied and adversarial captions against benign and look-alike ones: token 1.00, 1.00, 0.96; pooled 0.99, 0.98, 0.98;
-# plain cosine of pooled states 0.84, 0.79, 0.80. Found at the limit: token 1.00, 0.97, 0.82 with 1% false positives,
-# pooled 0.96, 0.90, 0.89 with 6%. Hence token is the default.
+# implied and adversarial captions against benign and look-alike ones: token 1.00, 1.00, 0.99; pooled 1.00, 1.00, 1.00;
+# plain cosine of pooled states 0.87, 0.83, 0.85. Found at the limit: token 1.00, 0.97, 0.96; pooled 0.89, 0.88, 0.88;
+# false positives 0 of 600 for both. With a bank of 40: token 0.97, 0.95, 0.93, pooled 0.74, 0.69, 0.62. Hence token.
 _RIDGE = {"token": 0.01, "pooled": 1.0}
 _FOLDS = 4
 _SMALLEST_BANK = 8

@@ -23,7 +23,7 @@ class SafeCFGConfig:
         start: fraction of the schedule at which the redirect begins, 0 is the first step.
         end: fraction of the schedule at which it ends, 1 is the last step.
         threshold: gate below which a prompt is left alone, 0..1; None takes the redirector's calibration.
-        rescale: correct for a cfg scale other than the one the redirector was trained at.
+        rescale: strengthen the redirect at a cfg scale below the one the redirector was trained at, at most twofold.
 
     Raises:
         ValueError: if a value is out of its range.

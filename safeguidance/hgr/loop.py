@@ -1,12 +1,13 @@
 """Training loop of the HGR. It knows a denoiser only as ``predict(x, sigma, cond)``.
 
 States come from two sources, mixed: pictures noised to a random level where there are pictures, and rollouts, sampling
-runs under CFG with the redirector as it is now. A rollout moves one step per training step and re-uses the predictions
-that the loss needs anyway, so on-policy states cost nothing extra.
+runs under CFG with the redirector as it is now. A rollout moves one step for each new set of states and re-uses the
+predictions that their targets need anyway.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,18 +24,18 @@ from ..predictions import cfg, per_sample, sample_mean
 from .network import HGR
 from .target import target
 
-Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""``denoised = predict(x, sigma, cond)`` for x ``[B, C, *spatial]``, sigma ``[B]``, cond ``[B, L, D]``."""
-
 
 @dataclass(frozen=True)
 class Row:
-    """One training example: a prompt, its safe counterpart, and the category index (-1: clean, counterpart = prompt)."""
+    """One training example: a prompt, its safe counterpart, the category index (-1: clean, its own counterpart)."""
 
     prompt: str
     safe: str
     category: int
 
+
+_MEMORY = 32
+"""Sets of states that are kept for reuse."""
 
 RowT = TypeVar("RowT", bound=Row)
 
@@ -42,9 +43,12 @@ RowT = TypeVar("RowT", bound=Row)
 class Task(Protocol[RowT]):
     """What the loop is trained on. ``rows`` and ``pictures`` must depend on the step only, so that runs can resume."""
 
-    predict: Predict
     schedule: torch.Tensor
     """Sigmas of a sampling run, descending, the last one 0."""
+
+    def predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        """Denoised prediction for x ``[B, C, *spatial]``, sigma ``[B]``, cond ``[B, L, D]``."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
         """Token states ``[B, L, D]``."""
@@ -79,23 +83,27 @@ class HGRTrainConfig:
         text_batch: rows a step that only train the gate and keep clean prompts in place.
         rate: peak learning rate (AdamW, cosine).
         scale: cfg scale trained for; use the lowest one to be supported.
+        rollout_scale: cfg scale of the rollouts, the one that people sample with.
         gate_weight: weight of the gate's cross-entropy.
         clean_weight: weight of ``|gate * delta|^2`` on clean rows.
         rollout_share: share of the batch that comes from rollouts, 0..1; the rest is noised pictures.
+        reuse: steps for each new set of states; their targets cost three evaluations, a step on them costs one.
         jitter: noise added to the token states that the HGR reads, relative to their spread; stands in for wording
             it has not seen.
         seed: seed of everything.
     """
 
-    steps: int = 700
+    steps: int = 1300
     batch: int = 16
-    clean_share: float = 0.125
-    text_batch: int = 64
-    rate: float = 1e-3
+    clean_share: float = 0.0625
+    text_batch: int = 12
+    rate: float = 1.5e-3
     scale: float = 3.0
+    rollout_scale: float = 5.0
     gate_weight: float = 0.1
     clean_weight: float = 0.01
-    rollout_share: float = 0.5
+    rollout_share: float = 0.25
+    reuse: int = 3
     jitter: float = 0.1
     seed: int = 0
 
@@ -175,12 +183,15 @@ def train_hgr(
     rollouts = None
     if kept:
         rollouts = Rollouts(task, kept, generator, _pick(task.rows(-1 - start, 4 * config.batch), config, kept))
+    batches: deque[_Batch] = deque(maxlen=_MEMORY)
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="HGR", mininterval=5)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = config.rate * _rate(step, config.steps)
-        rows = task.rows(step, 4 * config.batch + config.text_batch)
-        losses = _step(network, task, config, rows, rollouts, empty, step, generator)
+        if step % config.reuse == 0 or not batches:
+            batches.append(_collect(network, task, config, rollouts, empty, step, generator))
+        batch = batches[int(torch.randint(len(batches), (), generator=generator))]
+        losses = _step(network, task, config, batch, empty, step, generator)
         loss = losses["score"] + config.gate_weight * losses["gate"] + config.clean_weight * losses["clean"]
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(
@@ -205,47 +216,71 @@ def _rate(step: int, steps: int) -> float:
     return warm * (0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * step / steps)))))
 
 
-def _step(
+@dataclass(frozen=True)
+class _Batch:
+    rows: list[Row]
+    x: torch.Tensor
+    sigma: torch.Tensor
+    prompt: torch.Tensor
+    wanted: torch.Tensor
+
+
+@torch.no_grad()
+def _collect(
     network: HGR,
     task: Task[Any],
     config: HGRTrainConfig,
-    rows: Sequence[Row],
     rollouts: Rollouts | None,
     empty: torch.Tensor,
     step: int,
     generator: torch.Generator,
-) -> dict[str, torch.Tensor]:
-    text_rows = list(rows[: config.text_batch])
-    spare = _pick(rows[config.text_batch :], config, 2 * config.batch)
+) -> _Batch:
+    """States with their targets; rollouts move on by one step."""
+    spare = _pick(task.rows(step, 4 * config.batch), config, 2 * config.batch)
     used: list[Row] = list(rollouts.rows) if rollouts else []
-    fresh = spare[: config.batch - len(used)]
+    kept = len(used)
+    fresh = spare[: config.batch - kept]
     x, sigma = _states(task, config, fresh, step, generator)
     if rollouts:
         x, sigma = torch.cat([rollouts.x, x]), torch.cat([rollouts.sigma(), sigma])
     used += fresh
-    with torch.no_grad():
-        prompt, safe = task.encode([r.prompt for r in used]), task.encode([r.safe for r in used])
-        text = task.encode([r.prompt for r in text_rows])
+    prompt, safe = task.encode([r.prompt for r in used]), task.encode([r.safe for r in used])
     base = empty.expand_as(prompt)
-    with torch.no_grad():
-        d_prompt, d_safe, d_base = task.predict(
-            torch.cat([x] * 3), torch.cat([sigma] * 3), torch.cat([prompt, safe, base])
-        ).chunk(3)
-        wanted = target(d_base, d_prompt, d_safe, config.kappa)
-    seen = _jittered(torch.cat([prompt, text]), config.jitter, generator)
+    d_prompt, d_safe, d_base = task.predict(
+        torch.cat([x] * 3), torch.cat([sigma] * 3), torch.cat([prompt, safe, base])
+    ).chunk(3)
+    if rollouts:
+        harmful = torch.tensor([float(r.category >= 0) for r in used[:kept]])
+        moved = redirect(base[:kept], _bucketed(network, task, prompt[:kept], sigma[:kept]), harmful, 1.0)
+        d_moved = task.predict(x[:kept], sigma[:kept], moved)
+        rollouts.advance(cfg(d_prompt[:kept], d_moved, config.rollout_scale), spare[::-1], generator)
+    return _Batch(used, x, sigma, prompt, target(d_base, d_prompt, d_safe, config.kappa))
+
+
+def _step(
+    network: HGR,
+    task: Task[Any],
+    config: HGRTrainConfig,
+    batch: _Batch,
+    empty: torch.Tensor,
+    step: int,
+    generator: torch.Generator,
+) -> dict[str, torch.Tensor]:
+    count = len(batch.rows)
+    text_rows = task.rows(-2 - step, config.text_batch)
+    text = task.encode([r.prompt for r in text_rows])
+    base = empty.expand_as(batch.prompt)
+    seen = _jittered(torch.cat([batch.prompt, text]), config.jitter, generator)
     logits = network.logits(seen)
-    gate_loss = _gate_loss(logits, [*used, *text_rows])
-    gate = logits[: len(used)].sigmoid().amax(dim=1)
-    harmful = torch.tensor([float(r.category >= 0) for r in used])
-    delta = _bucketed(network, task, seen[: len(used)], sigma)
+    gate_loss = _gate_loss(logits, [*batch.rows, *text_rows])
+    gate = logits[:count].sigmoid().amax(dim=1)
+    harmful = torch.tensor([float(r.category >= 0) for r in batch.rows])
+    delta = _bucketed(network, task, seen[:count], batch.sigma)
     # harmful rows train the change as it is used with an open gate; clean rows train what still leaks through
     moved = redirect(base, delta, torch.where(harmful > 0, torch.ones_like(gate), gate), 1.0)
-    d_moved = task.predict(x, sigma, moved)
-    score = sample_mean(((d_moved - wanted) / per_sample(sigma, x)).square())
-    clean = _kept_in_place(network, task, seen[len(used) :], logits[len(used) :], text_rows, sigma, generator)
-    if rollouts:
-        guided = cfg(d_prompt, d_moved.detach(), config.scale)[: len(rollouts.rows)]
-        rollouts.advance(guided, spare[::-1], generator)
+    d_moved = task.predict(batch.x, batch.sigma, moved)
+    score = sample_mean(((d_moved - batch.wanted) / per_sample(batch.sigma, batch.x)).square())
+    clean = _kept_in_place(network, task, seen[count:], logits[count:], text_rows, batch.sigma, generator)
     return {"score": score.mean(), "gate": gate_loss, "clean": clean}
 
 

@@ -149,7 +149,9 @@ class TrainedRedirector:
         title: what reports call it.
     """
 
-    def __init__(self, network: HGR, base_model: str, threshold: float, kappa: float | None, title: str = "HGR") -> None:
+    def __init__(
+        self, network: HGR, base_model: str, threshold: float, kappa: float | None, title: str = "HGR"
+    ) -> None:
         self.network = network
         self.title = title
         self.categories = network.config.categories

@@ -75,11 +75,15 @@ def read_card(path: Path) -> tuple[HGRConfig, HGRCard]:
         with safe_open(path, "pt") as file:
             meta = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{where} can not be read as safetensors ({error}): truncated or another format; {_HELP}") from error
+        raise ValueError(
+            f"{where} can not be read as safetensors ({error}): truncated or another format; {_HELP}"
+        ) from error
     if meta.get("format") != FORMAT:
         raise ValueError(f"{where} says its format is {meta.get('format')!r}; expected {FORMAT!r}; {_HELP}")
     if meta.get("version") != str(VERSION):
-        raise ValueError(f"{where} has version {meta.get('version')!r}, this pack reads {VERSION}; update the pack or retrain")
+        raise ValueError(
+            f"{where} has version {meta.get('version')!r}, this pack reads {VERSION}; update the pack or retrain"
+        )
     try:
         shape = json.loads(meta["network"])
         shape["categories"], shape["edges"] = tuple(shape["categories"]), tuple(shape["edges"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -27,12 +27,22 @@ UNET_CONFIG: dict[str, Any] = {
 """Constructor arguments of the host's UNet class that our weights fit."""
 
 
+LayerT = TypeVar("LayerT", bound=nn.Module)
+
+
 def timestep_embedding(timesteps: torch.Tensor, width: int) -> torch.Tensor:
     """Sinusoidal features ``[B, width]`` of timesteps ``[B]`` in 0..1000 (Ho et al. 2020, section 3.3)."""
     half = width // 2
     rates = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
     angles = timesteps[:, None].float() * rates
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def _zeroed(layer: LayerT) -> LayerT:
+    """A layer that starts as nothing, so that every block starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 class _ResBlock(nn.Module):
@@ -43,11 +53,10 @@ class _ResBlock(nn.Module):
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(width_time, width_out))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, width_out), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(width_out, width_out, 3, padding=1)
+            nn.GroupNorm(32, width_out), nn.SiLU(), nn.Dropout(0.0),
+            _zeroed(nn.Conv2d(width_out, width_out, 3, padding=1)),
         )
         self.skip_connection = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
-        nn.init.zeros_(self.out_layers[3].weight)
-        nn.init.zeros_(self.out_layers[3].bias)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         h = self.in_layers(x) + self.emb_layers(time)[:, :, None, None]
@@ -113,9 +122,7 @@ class _Transformer(nn.Module):
         self.norm = nn.GroupNorm(32, width, eps=1e-6)
         self.proj_in = nn.Linear(width, width)
         self.transformer_blocks = nn.ModuleList([_Block(width, width_context, head)])
-        self.proj_out = nn.Linear(width, width)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        self.proj_out = _zeroed(nn.Linear(width, width))
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[-2:]
@@ -151,6 +158,12 @@ class _Upsample(_Resample):
 class _First(nn.Conv2d):
     def forward(self, x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return super().forward(x)
+
+
+def _through(layers: nn.Module, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    for layer in layers.children():
+        x = layer(x, time, context)
+    return x
 
 
 class Denoiser(nn.Module):
@@ -196,23 +209,17 @@ class Denoiser(nn.Module):
                     layers.append(_Upsample(width))
                 self.output_blocks.append(layers)
         self.out = nn.Sequential(
-            nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, config["out_channels"], 3, padding=1)
+            nn.GroupNorm(32, width), nn.SiLU(), _zeroed(nn.Conv2d(width, config["out_channels"], 3, padding=1))
         )
-        nn.init.zeros_(self.out[2].weight)
-        nn.init.zeros_(self.out[2].bias)
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """Velocity ``[B, C, H, W]`` for latents of that shape, timesteps ``[B]`` (0..1000), context ``[B, L, D]``."""
         time = self.time_embed(timestep_embedding(timesteps, self.base).to(x.dtype))
         skips = []
         for layers in self.input_blocks:
-            for layer in layers:
-                x = layer(x, time, context)
+            x = _through(layers, x, time, context)
             skips.append(x)
-        for layer in self.middle_block:
-            x = layer(x, time, context)
+        x = _through(self.middle_block, x, time, context)
         for layers in self.output_blocks:
-            x = torch.cat([x, skips.pop()], dim=1)
-            for layer in layers:
-                x = layer(x, time, context)
+            x = _through(layers, torch.cat([x, skips.pop()], dim=1), time, context)
         return self.out(x)

@@ -38,12 +38,16 @@ class TestbedTask:
 
     def __init__(self, testbed: Testbed, seed: int = 0, steps: int = 20) -> None:
         self.testbed, self.seed = testbed, seed
-        self.predict = testbed.predict
         self.schedule = schedule(steps)
 
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
         """Token states of prompts."""
         return self.testbed.encode(prompts)
+
+    def predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        """Denoised prediction; in bfloat16, half the time on a CPU and far finer than what is learnt."""
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.testbed.predict(x, sigma, cond).float()
 
     def rows(self, step: int, count: int) -> list[SceneRow]:
         """Training rows of a step, somewhat more harmful than clean ones."""

@@ -118,7 +118,9 @@ def load_oracle(folder: Path = WEIGHTS) -> Oracle:
     """
     path = folder / ORACLE_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"oracle weights {path} are missing; `python -m safeguidance testbed oracle` makes them")
+        raise FileNotFoundError(
+            f"oracle weights {path} are missing; `python -m safeguidance testbed oracle` makes them"
+        )
     oracle = Oracle()
     oracle.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     return oracle.requires_grad_(False).eval()

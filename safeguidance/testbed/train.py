@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def train(config: TrainConfig, folder: Path, resume: bool = True, every: int = 2
     torch.manual_seed(config.seed)
     world, tokenizer = World(), WordTokenizer()
     mean = copy.deepcopy(world).requires_grad_(False)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": list(world.denoiser.parameters())},
         {"params": [p for p in world.text.parameters() if p.requires_grad], "scale": 0.3},
         {"params": list(world.reader.parameters())},
