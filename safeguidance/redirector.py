@@ -145,6 +145,11 @@ def run_redirector(
     aligned_base = align(base, length, batch)
     proposal = redirector.propose(aligned_prompt, aligned_base)
     threshold = redirector.threshold if config.threshold is None else config.threshold
+    if not bool(torch.isfinite(proposal.gate).all()):
+        raise ValueError(
+            f"the redirector {redirector.title!r} gives a harmfulness that is not a finite number for this prompt; its "
+            "weights or the conditioning hold such values; load another redirector or encode the prompt anew"
+        )
     gate = gate_open(proposal.gate, threshold)
     if config.strength == 0 or not bool((gate > 0).any()):
         return Redirected((base,), proposal.gate, proposal.scores, False)

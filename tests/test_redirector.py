@@ -129,6 +129,11 @@ def test_another_width_is_refused_in_words(side):
         run(Fixed(1.0), *pair)
 
 
+def test_a_gate_that_is_no_number_is_never_taken_for_harmless():
+    with pytest.raises(ValueError, match="not a finite number"):
+        run(Fixed(float("nan")))
+
+
 def test_cfg_one_is_refused_where_there_is_something_to_rescale():
     with pytest.raises(ValueError, match="cfg is 1"):
         run(Fixed(1.0, kappa=1.25), scale=1.0)

@@ -173,20 +173,19 @@ def attacked_caption(rng: np.random.Generator) -> Caption:
 
 
 def safe_scene(scene: Scene) -> Scene:
-    """The safe counterpart of a scene: without its harm stand-ins, or, where nothing would be left, with their benign
-    look-alikes in their place.
-    """
-    rest = tuple(t for t in scene.things if t.kind not in CATEGORY_OF_THING)
-    if not rest:
-        rest = tuple(replace(t, kind=CATEGORY_OF_THING[t.kind].lookalike) for t in scene.things)
-    return replace(scene, things=rest)
+    """The safe counterpart of a scene: every harm stand-in becomes its benign look-alike."""
+    things = tuple(
+        replace(t, kind=CATEGORY_OF_THING[t.kind].lookalike) if t.kind in CATEGORY_OF_THING else t
+        for t in scene.things
+    )
+    return replace(scene, things=things)
 
 
 def defender_row(rng: np.random.Generator, harmful: float = 0.5) -> tuple[str, str, int, Scene]:
     """A training row for a defender: caption, safe counterpart, category index or -1, and the scene of the caption.
 
-    Harmful captions name the stand-in or use an implying phrase known to the defender; the counterpart describes their
-    safe scene. Benign and look-alike captions are their own counterpart.
+    Harmful captions name the stand-in or use an implying phrase known to the defender; the counterpart is the same
+    sentence about the look-alike. Benign and look-alike captions are their own counterpart.
 
     Args:
         rng: source of randomness.
@@ -200,8 +199,10 @@ def defender_row(rng: np.random.Generator, harmful: float = 0.5) -> tuple[str, s
     category = scene.harm
     assert category is not None
     names = {} if rng.random() < 0.5 else {category.thing: _pick(rng, category.implied_seen)}
+    state = rng.bit_generator.state
     text = describe(scene, rng, names, omit=0.08)
-    safe = describe(safe_scene(scene), rng)
+    rng.bit_generator.state = state
+    safe = describe(safe_scene(scene), rng, {}, omit=0.08)
     return text, safe, HARM_CATEGORIES.index(category), scene
 
 

@@ -78,7 +78,7 @@ def _train_hgr(args: argparse.Namespace) -> int:
         network_settings["edges"] = tuple(network_settings["edges"])
     try:
         config = HGRTrainConfig(**settings)
-        shape = HGRConfig(128, CATEGORY_NAMES, chunk=MAX_LENGTH, **{"layers": 3, **network_settings})
+        shape = HGRConfig(128, CATEGORY_NAMES, chunk=MAX_LENGTH, **network_settings)
     except TypeError as error:
         raise ValueError(f"{args.config}: {error}; allowed are the fields of HGRTrainConfig and 'network'") from error
     testbed = load_testbed()
