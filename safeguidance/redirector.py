@@ -105,11 +105,6 @@ def align(base: Conditioning, length: int, batch: int) -> Conditioning:
     return Conditioning(tokens, None if pooled is None else pooled.repeat(rows, 1))
 
 
-def common_length(prompt: int, base: int) -> int:
-    """Tokens both are brought to: the longer one, or the least multiple where one divides the other."""
-    return max(prompt, base)
-
-
 def run_redirector(
     redirector: Redirector, prompt: Conditioning, base: Conditioning, config: SafeCFGConfig, scale: float
 ) -> Redirected:
@@ -139,7 +134,7 @@ def run_redirector(
     if redirector.kappa is not None and config.rescale:
         # only ever up: above the training scale what is left over points away from harm, below it towards harm
         factor *= min(max(1.0, kappa(scale) / redirector.kappa), _MOST_RESCALE)
-    length = common_length(prompt.tokens.shape[1], base.tokens.shape[1])
+    length = max(prompt.tokens.shape[1], base.tokens.shape[1])
     batch = max(prompt.tokens.shape[0], base.tokens.shape[0])
     aligned_prompt = align(prompt, length, batch)
     aligned_base = align(base, length, batch)

@@ -73,7 +73,7 @@ class Task(Protocol[RowT]):
 
 @dataclass(frozen=True)
 class HGRTrainConfig:
-    """Settings of a training run (defaults of ``methods`` 1.4 scaled to what converges on the testbed).
+    """Settings of a training run (the defaults are those of the shipped testbed weights).
 
     Args:
         steps: training steps.
