@@ -15,7 +15,7 @@ from ..safeguidance.testbed.model import BASE_MODEL, DENOISER_FILE, TEXT_FILE, W
 from ..safeguidance.testbed.sampler import SHIFT
 from ..safeguidance.testbed.text_encoder import TEXT_CONFIG
 from ..safeguidance.testbed.tokens import MAX_LENGTH, WordTokenizer
-from . import host
+from . import host_testbed
 
 _NEXT = "restore it from the pack's repository, or train it anew with `python -m safeguidance testbed train`"
 
@@ -71,9 +71,9 @@ class LoadTestbed(io.ComfyNode):
         Raises:
             ValueError: if a weight file is missing, damaged or of another shape.
         """
-        model = host.testbed_model(BASE_MODEL, UNET_CONFIG, SHIFT, PATCH, _read(WEIGHTS, DENOISER_FILE))
-        clip = host.testbed_clip(WordTokenizer, TEXT_CONFIG, MAX_LENGTH, _read(WEIGHTS, TEXT_FILE))
-        return io.NodeOutput(model, clip, host.testbed_vae(to_latent, to_image, PATCH))
+        model = host_testbed.testbed_model(BASE_MODEL, UNET_CONFIG, SHIFT, PATCH, _read(WEIGHTS, DENOISER_FILE))
+        clip = host_testbed.testbed_clip(WordTokenizer, TEXT_CONFIG, MAX_LENGTH, _read(WEIGHTS, TEXT_FILE))
+        return io.NodeOutput(model, clip, host_testbed.testbed_vae(to_latent, to_image, PATCH))
 
 
 NODES: list[type[io.ComfyNode]] = [LoadTestbed]

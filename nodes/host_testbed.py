@@ -1,0 +1,175 @@
+"""The testbed as MODEL, CLIP and VAE of the host's own classes; like ``host``, it may touch the host's internals.
+
+Everything of the host is imported inside functions, so that the pack can be imported without a host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def testbed_model(
+    family: str, unet_config: Mapping[str, Any], shift: float, patch: int, state: dict[str, torch.Tensor]
+) -> Any:
+    """A MODEL of the host's stock UNet class with flow prediction.
+
+    Args:
+        family: name of the model family, what ``model_family`` will say.
+        unet_config: constructor arguments of the UNet.
+        shift: shift of the flow schedule.
+        patch: side of the pixel blocks that latents hold.
+        state: weights, with the UNet's keys.
+
+    Raises:
+        ValueError: if the weights are not the UNet's.
+    """
+    import comfy.latent_formats
+    import comfy.model_base
+    import comfy.model_management as memory
+    import comfy.model_patcher
+    import comfy.supported_models_base
+
+    class PixelBlocks(comfy.latent_formats.LatentFormat):
+        latent_channels = 3 * patch**2
+        spacial_downscale_ratio = patch
+        # channel k holds one pixel of colour k // patch^2, in -1..1 as the previewer wants it
+        latent_rgb_factors = [
+            [1 / patch**2 if channel // patch**2 == colour else 0.0 for colour in range(3)]
+            for channel in range(3 * patch**2)
+        ]
+
+    base = comfy.supported_models_base.BASE
+    config_class = type(
+        family,
+        (base,),
+        {
+            "unet_extra_config": {},
+            "sampling_settings": {"shift": shift, "multiplier": 1000},
+            "latent_format": PixelBlocks,
+            "memory_usage_factor": 0.5,
+            "supported_inference_dtypes": [torch.float32],
+        },
+    )
+    config = config_class(dict(unet_config))
+    config.set_inference_dtype(torch.float32, None)
+    offload = memory.unet_offload_device()
+    model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.FLOW, device=offload)
+    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=memory.get_torch_device(), offload_device=offload)
+    expected = set(state)
+    model.load_model_weights(dict(state), "", assign=patcher.is_dynamic())
+    _same_keys("denoiser", set(model.diffusion_model.state_dict()), expected)
+    return patcher
+
+
+def _same_keys(part: str, wanted: set[str], found: set[str]) -> None:
+    if wanted != found:
+        raise ValueError(
+            f"Load Testbed: the {part} weights do not fit, first differences {sorted(wanted ^ found)[:3]}; restore the "
+            "files in the pack's weights folder"
+        )
+
+
+def testbed_clip(
+    tokenizer_class: type, text_config: Mapping[str, Any], max_length: int, state: dict[str, torch.Tensor]
+) -> Any:
+    """A CLIP of the host's stock text model with a tokenizer of ours.
+
+    Args:
+        tokenizer_class: word tokenizer; has ``start``, ``end`` and a length.
+        text_config: shape of the text model, in CLIP's words.
+        max_length: tokens per chunk.
+        state: weights, with the text model's keys.
+
+    Raises:
+        ValueError: if the weights are not the text model's.
+    """
+    import comfy.clip_model
+    import comfy.sd
+    import comfy.sd1_clip
+    import comfy.supported_models_base
+
+    width = text_config["hidden_size"]
+    words = len(tokenizer_class())  # type: ignore[arg-type]  # its instances have a length
+
+    class TextModel(comfy.clip_model.CLIPTextModel):
+        def __init__(self, config: dict[str, Any], dtype: Any, device: Any, operations: Any) -> None:
+            super().__init__(config, dtype, device, operations)
+            self.set_input_embeddings(operations.Embedding(words, width, dtype=dtype, device=device))
+
+    class Encoder(comfy.sd1_clip.SDClipModel):
+        def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Mapping[str, Any] = {}) -> None:  # noqa: B006
+            marks = {"start": tokenizer_class.start, "end": tokenizer_class.end, "pad": tokenizer_class.end}  # type: ignore[attr-defined]
+            super().__init__(
+                device=device,
+                dtype=dtype,
+                max_length=max_length,
+                textmodel_json_config=dict(text_config),
+                model_class=TextModel,
+                special_tokens=marks,
+                model_options=model_options,
+            )
+
+    class Clip(comfy.sd1_clip.SD1ClipModel):
+        def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Mapping[str, Any] = {}) -> None:  # noqa: B006
+            super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=Encoder)
+
+    class Words(comfy.sd1_clip.SDTokenizer):
+        def __init__(self, embedding_directory: Any = None, tokenizer_data: Mapping[str, Any] = {}) -> None:  # noqa: B006
+            super().__init__(
+                "",
+                max_length=max_length,
+                pad_with_end=True,
+                embedding_directory=embedding_directory,
+                embedding_size=width,
+                tokenizer_class=tokenizer_class,
+                tokenizer_data=tokenizer_data,
+            )
+
+    class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
+        def __init__(self, embedding_directory: Any = None, tokenizer_data: Mapping[str, Any] = {}) -> None:  # noqa: B006
+            super().__init__(embedding_directory, tokenizer_data=tokenizer_data, tokenizer=Words)
+
+    target = comfy.supported_models_base.ClipTarget(Tokenizer, Clip)
+    clip = comfy.sd.CLIP(
+        target, parameters=sum(t.numel() for t in state.values()), model_options={"dtype": torch.float32}
+    )
+    missing, unexpected = clip.load_sd(dict(state))
+    _same_keys("text encoder", set(missing), set(unexpected))
+    return clip
+
+
+def testbed_vae(
+    encode: Callable[[torch.Tensor], torch.Tensor], decode: Callable[[torch.Tensor], torch.Tensor], patch: int
+) -> Any:
+    """A VAE that only rearranges pixels.
+
+    Args:
+        encode: images ``[B, 3, H, W]`` in -1..1 to latents.
+        decode: the way back.
+        patch: how much smaller latents are.
+    """
+    import comfy.sd
+
+    class PixelBlocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            # some of the host's memory code expects at least one parameter
+            self.nothing = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+        def encode(self, pixels: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+            return encode(pixels)
+
+        def decode(self, samples: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+            return decode(samples)
+
+    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+    vae.first_stage_model = PixelBlocks()
+    old = vae.patcher
+    vae.patcher = type(old)(vae.first_stage_model, load_device=old.load_device, offload_device=old.offload_device)
+    vae.downscale_ratio = vae.upscale_ratio = patch
+    vae.latent_channels = 3 * patch**2
+    return vae
