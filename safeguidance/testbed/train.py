@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .model import Testbed
 from .parse import SceneReader, targets
 from .text_encoder import TextEncoder
 from .tokens import WordTokenizer
+from .world import Scene
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,11 @@ def train(
     return mean
 
 
+def drawn_scenes(captions: Sequence[Caption], doubt: float, rng: np.random.Generator) -> list[Scene]:
+    """The scenes to draw for captions; with the chance ``doubt`` a harm stand-in becomes its look-alike."""
+    return [safe_scene(c.scene) if doubt and rng.random() < doubt else c.scene for c in captions]
+
+
 def _set_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
     if step >= config.sure_steps:
         since = step - config.sure_steps
@@ -178,7 +184,7 @@ def _losses(
     generator: torch.Generator,
     doubt: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    scenes = [safe_scene(c.scene) if doubt and rng.random() < doubt else c.scene for c in captions]
+    scenes = drawn_scenes(captions, doubt, rng)
     latent = from_bytes(torch.from_numpy(np.stack([draw_scene(scene, rng) for scene in scenes])))
     said = rng.random(len(captions)) >= config.drop
     texts = [c.text if kept else "" for c, kept in zip(captions, said, strict=True)]
