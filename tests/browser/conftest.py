@@ -6,6 +6,7 @@ Without that variable the folder collects nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ collect_ignore_glob = [] if HOST else ["*.py"]
 if HOST:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from tests.harness.browser import NEWEST_FRONTEND, Editor
+    from tests.harness.browser import NEWEST_FRONTEND, BrowserError, Editor
     from tests.harness.hosts import make_host
 
     FRONTENDS = [None, NEWEST_FRONTEND] if NEWEST_FRONTEND.is_dir() else [None]
@@ -33,3 +34,12 @@ if HOST:
         named = os.environ.get("SAFEGUIDANCE_PACK", str(ROOT))
         with Editor(make_host(HOST), Path(named), request.param) as running:
             yield running
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
+        """Keep a picture of the window where a test failed."""
+        report = yield
+        if report.when == "call" and report.failed and "editor" in getattr(item, "funcargs", {}):
+            with contextlib.suppress(BrowserError):
+                item.funcargs["editor"].screenshot(f"FAILED-{item.originalname}")  # type: ignore[attr-defined]
+        return report

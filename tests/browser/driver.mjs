@@ -45,6 +45,13 @@ function slotPlace([nodeId, isInput, name]) {
   return [frame.left + (x + ds.offset[0]) * ds.scale, frame.top + (y + ds.offset[1]) * ds.scale];
 }
 
+// Clicks the title of a node.
+async function select(id) {
+  const [left, top] = (await page.evaluate(describeNodes)).find((each) => each.id === id).box;
+  await page.mouse.click(left + 60, top - 10);
+  await page.getByTestId("info-button").waitFor({ timeout: SLOW });
+}
+
 const methods = {
   async launch({ executable, width, height }) {
     browser = await chromium.launch({ executablePath: executable, args: FLAGS, headless: true });
@@ -144,12 +151,13 @@ const methods = {
   async add({ name, x, y }) {
     const before = new Set((await page.evaluate(describeNodes)).map((node) => node.id));
     await page.mouse.dblclick(x, y);
-    const field = page.getByRole("dialog").locator("input").first();
-    await field.waitFor({ timeout: SLOW });
-    await field.fill(name);
-    await page.getByRole("option", { name }).first().waitFor({ timeout: SLOW });
+    await page.getByRole("combobox").last().waitFor({ timeout: SLOW });
+    await page.keyboard.type(name);
+    await page.getByRole("option").filter({ hasText: name }).first().waitFor({ timeout: SLOW });
     await page.keyboard.press("Enter");
-    await field.waitFor({ state: "hidden", timeout: SLOW });
+    await page.getByRole("option").first().waitFor({ state: "hidden", timeout: SLOW });
+    // Newer frontends let a new node hang on the pointer until it is put down.
+    if (await page.evaluate(() => app.graph.nodes.some((node) => node.flags?.ghost))) await page.mouse.click(x, y);
     const added = (await page.evaluate(describeNodes)).filter((node) => !before.has(node.id));
     if (added.length !== 1) throw new Error(`searching ${name} added ${added.length} nodes`);
     return added[0];
@@ -167,8 +175,21 @@ const methods = {
     await page.mouse.up();
   },
 
+  // Selects a node and presses its info button. Gives the text of the help that opens.
+  async help({ node }) {
+    await select(node);
+    await page.getByTestId("info-button").click();
+    const text = page.locator(".node-help-content");
+    await text.waitFor({ timeout: SLOW });
+    await page.waitForTimeout(1500);
+    return text.innerText();
+  },
+
   async remove({ node }) {
-    await page.evaluate((id) => app.graph.remove(app.graph.nodes.find((each) => String(each.id) === id)), node);
+    await select(node);
+    await page.keyboard.press("Delete");
+    await page.waitForFunction((id) => !app.graph.nodes.some((each) => String(each.id) === id), node, { timeout: SLOW });
+    await page.waitForTimeout(1000);
   },
 
   async prompt() {

@@ -17,12 +17,23 @@ def test_the_template_browser_shows_and_opens_an_example(editor):
     assert editor.errors() == []
 
 
-def test_every_node_of_ours_has_a_help_page_the_editor_finds(editor):
+def test_the_editor_finds_the_help_page_of_every_node_of_ours(editor):
     ours = [name for name in editor.server.object_info() if name.startswith("SafeGuidance_")]
     assert ours
     for name in ours:
         page = editor.server.get(f"/extensions/{editor.pack}/docs/{name}.md")
         assert page.decode("utf-8").startswith("# "), name
+
+
+def test_the_info_button_shows_the_help_page(editor):
+    editor.call("load", pack=editor.pack, name="safecfg_guider")
+    editor.call("view")
+    guider = next(node for node in editor.nodes().values() if node["type"] == GUIDER)
+    text = editor.call("help", node=guider["id"])
+    editor.screenshot("help")
+    assert "Works with, does not work with" in text and "Errors and what to do" in text
+    # The editor asks for a translation first and takes the plain page where there is none.
+    assert [error for error in editor.errors() if not error["url"].endswith(f"/docs/{GUIDER}/en.md")] == []
 
 
 def test_a_guider_is_found_wired_and_run_by_hand(editor):
