@@ -228,7 +228,25 @@ def figures(spec: Mapping[str, Any], base: Path) -> int:
     return counting.run(spec)
 
 
+def thumbnails(spec: Mapping[str, Any], base: Path) -> int:
+    """Make the pictures of the example workflows. Return the exit code."""
+    from . import thumbnails as making
+
+    start_host(spec, base)
+    return FAILED if making.make_all([Path(path) for path in spec["workflows"]], say) else OK
+
+
+def node_list(spec: Mapping[str, Any], base: Path) -> int:
+    """Compare the pack's nodes with the golden file, or write it. Return the exit code."""
+    from . import golden
+
+    host = start_host(spec, base)
+    return golden.run(booting.object_info(host.pack_nodes), bool(spec.get("write")), say)
+
+
 COMMANDS = {
+    "thumbnails": thumbnails,
+    "nodes": node_list,
     "run": run,
     "to-ui": convert,
     "to-api": convert,
