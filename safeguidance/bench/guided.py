@@ -1,7 +1,8 @@
 """Concept guidance methods on the testbed, measured the same way as all others.
 
-Every category is one concept, its text the plain name of the thing. Prompt, base and the concepts that are needed ride
-in one model call per step, and a sample whose gate is closed adds no row to it.
+Prompt, base and the concepts that are needed ride in one model call per step, and a sample whose gate is closed adds no
+row to it. Methods named as published get the concepts as published; behind ``-casg`` every category is a concept of its
+own and the nearest one is chosen in each step (arXiv 2602.20880).
 """
 
 from __future__ import annotations
@@ -14,61 +15,137 @@ import torch
 from ..concepts import TESTBED_PRESETS
 from ..guidance import negation, sega, sld, sp_guard
 from ..guidance.concept_step import Coming, Memory, Outcome, Step, indices
+from ..predictions import cfg, channel_norm, per_sample
 from ..testbed.model import Testbed
 from ..testbed.sampler import Guided
-from .methods import Method, Setting
+from .conditions import Conditions, plain
 
 CONCEPT_TEXTS: tuple[str, ...] = tuple(category.phrases[0] for category in TESTBED_PRESETS)
 """One text per category: its explicit noun."""
+
+JOINED_TEXT: tuple[str, ...] = (" , ".join(CONCEPT_TEXTS),)
+"""All of them in one text, the way SLD was published."""
 
 Guidance = Callable[[Step, Any, "Memory[Any] | None"], Outcome]
 Needs = Callable[[Coming, Any, "Memory[Any] | None"], torch.Tensor]
 
 
-def guided_by(method: Guidance, needs: Needs, config: Any, texts: Sequence[str] = CONCEPT_TEXTS) -> Method:
+class ConceptRun:
+    """The guided prediction of one run.
+
+    Args:
+        testbed: the model.
+        guidance: the method and what it needs.
+        config: its settings.
+        texts: encoded concepts ``[K, L, D]``.
+        neutrals: encoded harmless texts ``[M, L, D]``, evaluated where the method measures.
+        conditions: prompt and base at a fraction of the schedule.
+        scale: cfg scale.
+        steps: steps of the run.
+
+    Attributes:
+        changes: per evaluation ``[B, *spatial]``, how far the noise was moved away from plain CFG's.
+        outcome: what the method handed out last.
+    """
+
+    def __init__(
+        self,
+        testbed: Testbed,
+        guidance: tuple[Guidance, Needs],
+        config: Any,
+        texts: torch.Tensor,
+        neutrals: torch.Tensor,
+        conditions: Callable[[float], tuple[torch.Tensor, torch.Tensor]],
+        scale: float,
+        steps: int,
+    ) -> None:
+        self.testbed, (self.method, self.needs), self.config = testbed, guidance, config
+        self.texts, self.neutrals, self.conditions = texts, neutrals, conditions
+        self.scale, self.steps = scale, steps
+        self.memory: Memory[Any] = Memory()
+        self.changes: list[torch.Tensor] = []
+        self.outcome: Outcome | None = None
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, step: int) -> torch.Tensor:
+        """One evaluation."""
+        made = self._predict(x, sigma, step / self.steps)
+        outcome = self.outcome = self.method(made, self.config, self.memory)
+        self.memory = outcome.memory
+        moved = (outcome.denoised - cfg(made.prompt, made.base, self.scale)) / per_sample(sigma, x)
+        self.changes.append(channel_norm(moved)[:, 0])
+        return outcome.denoised
+
+    def _predict(self, x: torch.Tensor, sigma: torch.Tensor, progress: float) -> Step:
+        size, count = len(x), len(self.texts)
+        wanted = self.needs(Coming(float(sigma.max()), progress, size, count), self.config, self.memory)
+        sample, concept = wanted.nonzero(as_tuple=True)
+        # harmless texts are only read by a gate that measures, and then every concept is asked for
+        spare = self.neutrals if bool(wanted.all()) and self._measures(progress) else self.neutrals[:0]
+        every = torch.arange(size).repeat(len(spare))
+        row = torch.cat([sample, every])
+        prompt, base = self.conditions(progress)
+        texts = torch.cat([self.texts[concept], spare.repeat_interleave(size, dim=0)])
+        out = self.testbed.predict(
+            torch.cat([x, x, x[row]]), torch.cat([sigma, sigma, sigma[row]]), torch.cat([prompt, base, texts])
+        )
+        toward, other, extra, harmless = out.split([size, size, len(sample), len(every)])
+        predicted: list[torch.Tensor | None] = [None] * count
+        for k in indices(wanted):
+            # rows of samples that did not ask for this concept are never read
+            predicted[k] = other.index_copy(0, sample[concept == k], extra[concept == k])
+        neutrals = tuple(harmless.split(size)) if len(spare) else ()
+        return Step(toward, other, tuple(predicted), x, sigma, self.scale, progress, neutrals)
+
+    def _measures(self, progress: float) -> bool:
+        gate = getattr(self.config, "gate", None)
+        if gate is None:
+            return False
+        return sp_guard.gate.probing(gate, self.memory.after, progress)
+
+
+def guided_by(
+    method: Guidance,
+    needs: Needs,
+    config: Any,
+    texts: Sequence[str] = CONCEPT_TEXTS,
+    neutrals: Sequence[str] = (),
+    conditions: Conditions = plain,
+) -> Callable[..., Guided]:
     """A concept guidance method as something the bench can measure.
 
     Args:
         method: turns predictions into guided ones.
         needs: says which concepts an evaluation has to predict.
         config: their settings.
-        texts: one concept per category.
+        texts: one per concept.
+        neutrals: harmless texts a gate measures against.
+        conditions: how prompt and base are conditioned.
     """
 
-    def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Guided:
-        cond = testbed.encode(prompts)
-        base = testbed.encode([""]).expand_as(cond)
+    def start(testbed: Testbed, setting: Any, prompts: Sequence[str]) -> Guided:
         concepts = testbed.encode(texts)
-        memory: Memory[Any] = Memory()
-
-        def guided(x: torch.Tensor, sigma: torch.Tensor, step: int) -> torch.Tensor:
-            nonlocal memory
-            progress, size = step / setting.steps, len(x)
-            wanted = needs(Coming(float(sigma.max()), progress, size, len(texts)), config, memory)
-            sample, concept = wanted.nonzero(as_tuple=True)
-            rows = testbed.predict(
-                torch.cat([x, x, x[sample]]),
-                torch.cat([sigma, sigma, sigma[sample]]),
-                torch.cat([cond, base, concepts[concept]]),
-            )
-            prompt, other, extra = rows.split([size, size, len(sample)])
-            predicted: list[torch.Tensor | None] = [None] * len(texts)
-            for k in indices(wanted):
-                # rows of samples that did not ask for this concept are never read
-                predicted[k] = other.index_copy(0, sample[concept == k], extra[concept == k])
-            outcome = method(Step(prompt, other, tuple(predicted), x, sigma, setting.scale, progress), config, memory)
-            memory = outcome.memory
-            return outcome.denoised
-
-        return guided
+        harmless = testbed.encode(neutrals) if neutrals else concepts[:0]
+        return ConceptRun(
+            testbed, (method, needs), config, concepts, harmless, conditions(testbed, setting, prompts),
+            setting.scale, setting.steps,
+        )
 
     return start
 
 
-GUIDED: dict[str, Method] = {
-    "not": guided_by(negation.negation, negation.needs, negation.NegationConfig()),
-    **{f"sld_{name}": guided_by(sld.sld, sld.needs, config) for name, config in sld.SLD_PRESETS.items()},
-    "sega": guided_by(sega.sega, sega.needs, sega.SEGAConfig()),
-    "sp_guard": guided_by(sp_guard.sp_guard, sp_guard.needs, sp_guard.SPGuardConfig()),
-}
+def _family() -> dict[str, Callable[..., Guided]]:
+    joined, apart = JOINED_TEXT, CONCEPT_TEXTS
+    out = {"not": guided_by(negation.negation, negation.needs, negation.NegationConfig(), joined)}
+    for name, config in sld.SLD_PRESETS.items():
+        out[f"sld_{name}"] = guided_by(sld.sld, sld.needs, config, joined)
+    out["sega"] = guided_by(sega.sega, sega.needs, sega.SEGAConfig(combine="sum"), apart)
+    out["sp_guard"] = guided_by(sp_guard.sp_guard, sp_guard.needs, sp_guard.SPGuardConfig(), apart)
+    out["not-casg"] = guided_by(negation.negation, negation.needs, negation.NegationConfig(), apart)
+    for name, config in sld.SLD_PRESETS.items():
+        out[f"sld_{name}-casg"] = guided_by(sld.sld, sld.needs, config, apart)
+    out["sega-casg"] = guided_by(sega.sega, sega.needs, sega.SEGAConfig(combine="argmax"), apart)
+    return out
+
+
+GUIDED: dict[str, Callable[..., Guided]] = _family()
 """Training-free concept guidance by name."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from ..testbed.latents import to_bytes
 from ..testbed.model import LATENT_SHAPE, Testbed
 from ..testbed.oracle import Oracle, Reading, drawn
 from ..testbed.sampler import euler, schedule, seeded_noise
+from .masks import MaskRow, Watched, mask_row
 from .methods import METHODS, Method, Setting
 from .metrics import attributes_right, changed, frechet, kept, wilson
 
@@ -42,13 +45,17 @@ class Row:
 
 @dataclass
 class Sampled:
-    """Pictures ``[N, 48, 48, 3]`` uint8 of one method and what the oracle reads in them."""
+    """Pictures ``[N, 48, 48, 3]`` uint8 of one method and what the oracle reads in them.
+
+    Where the method says what it changed, ``changes`` has it, ``[N, steps, 24, 24]``.
+    """
 
     pictures: torch.Tensor
     readings: list[Reading]
     features: torch.Tensor
     evals_per_step: float
     seconds: float
+    changes: torch.Tensor | None = None
 
 
 @dataclass
@@ -57,12 +64,19 @@ class Report:
 
     setting: Setting
     rows: list[Row] = field(default_factory=list)
+    masks: list[MaskRow] = field(default_factory=list)
     captions: dict[str, list[Caption]] = field(default_factory=dict)
     sampled: dict[tuple[str, str], Sampled] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for ``report.json``."""
         return {"setting": asdict(self.setting), "rows": [asdict(row) for row in self.rows]}
+
+    def save(self, folder: Path) -> None:
+        """Write ``report.json`` and ``masks.json``; also between methods, so that a broken run leaves what it knows."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in (("report", self.as_dict()), ("masks", {"rows": [asdict(row) for row in self.masks]})):
+            (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def captions_for(group: str, count: int, seed: int) -> list[Caption]:
@@ -76,7 +90,7 @@ def sample(
     testbed: Testbed, oracle: Oracle, method: Method, captions: Sequence[Caption], setting: Setting, seed: int
 ) -> Sampled:
     """Sample pictures for captions; image ``i`` starts from noise of seed ``seed + i``."""
-    sigmas, parts, rows = schedule(setting.steps), [], 0
+    sigmas, parts, changes, rows = schedule(setting.steps), [], [], 0
 
     def count(_module: object, inputs: tuple[torch.Tensor, ...]) -> None:
         nonlocal rows
@@ -89,12 +103,15 @@ def sample(
         guided = method(testbed, setting, [c.text for c in part])
         noise = seeded_noise([seed + first + i for i in range(len(part))], LATENT_SHAPE)
         parts.append(to_bytes(euler(guided, noise, sigmas)))
+        if isinstance(guided, Watched):
+            changes.append(torch.stack(guided.changes, dim=1))
     seconds = time.perf_counter() - start
     hook.remove()
     pictures = torch.cat(parts)
     readings = [r for p in pictures.split(250) for r in oracle.read(p)]
     features = torch.cat([oracle.features(p).mean((2, 3)) for p in pictures.split(250)])
-    return Sampled(pictures, readings, features, rows / (len(captions) * setting.steps), seconds)
+    per_step = rows / (len(captions) * setting.steps)
+    return Sampled(pictures, readings, features, per_step, seconds, torch.cat(changes) if changes else None)
 
 
 def measure(
@@ -107,6 +124,7 @@ def measure(
     setting: Setting = Setting(),  # noqa: B008 (frozen)
     extra: dict[str, Method] | None = None,
     watch: Callable[[Row], None] | None = None,
+    folder: Path | None = None,
 ) -> Report:
     """Measure methods on groups of captions, always against unguarded sampling with the same seeds.
 
@@ -120,6 +138,7 @@ def measure(
         setting: sampling settings.
         extra: further methods by name.
         watch: gets each row as soon as it is known.
+        folder: where the report is written after every method, None for nowhere.
 
     Raises:
         ValueError: if a method or group is unknown, or count is below 1.
@@ -135,15 +154,26 @@ def measure(
     pictures, _ = drawn(np.random.default_rng(seed + 1), max(count, 300), styled=0.0)
     real = torch.cat([oracle.features(p).mean((2, 3)) for p in pictures.split(250)])
     for group in groups:
-        captions = report.captions[group] = captions_for(group, count, seed)
-        plain = sample(testbed, oracle, known["none"], captions, setting, seed)
-        for method in methods:
-            got = plain if method == "none" else sample(testbed, oracle, known[method], captions, setting, seed)
+        report.captions[group] = captions_for(group, count, seed)
+    plain = {g: sample(testbed, oracle, known["none"], c, setting, seed) for g, c in report.captions.items()}
+    for method in methods:
+        for group, captions in report.captions.items():
+            got = plain[group]
+            if method != "none":
+                got = sample(testbed, oracle, known[method], captions, setting, seed)
             report.sampled[group, method] = got
-            row = _row(group, method, captions, got, plain, real, seed)
+            row = _row(group, method, captions, got, plain[group], real, seed)
             report.rows.append(row)
+            scenes = [caption.scene for caption in captions]
+            report.masks.append(
+                mask_row(group, method, scenes, got.pictures, plain[group].pictures, got.changes, seed)
+            )
             if watch:
                 watch(row)
+        for rows in (report.rows, report.masks):
+            rows.sort(key=lambda row: (groups.index(row.group), methods.index(row.method)))
+        if folder:
+            report.save(folder)
     return report
 
 
