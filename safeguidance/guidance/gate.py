@@ -5,16 +5,18 @@ of the cosine between ``e_prompt - e_base`` and ``e_k - e_base``; one cosine ove
 largest ``P_k`` stays below the threshold run on plain CFG for good and ask for no further concept.
 
 Two directions of "some text minus no text" always agree a little, so a raw ``P`` is above 0 for harmless prompts too.
-That share is taken off as a fixed offset of the model, or measured with neutral texts at the same ``x``.
+That share is taken off: measured with neutral texts at the same ``x``, or as an offset measured once for a model.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Literal
 
 import torch
 
-from .concept_step import Coming, Memory, Step, agreement, check_range, cosine
+from .concept_step import Coming, Memory, Step, agreement, check_choice, check_range, cosine
 
 
 @dataclass(frozen=True)
@@ -24,24 +26,43 @@ class GateConfig:
     Args:
         probe: fraction of the run that only measures; published are 10 of 50 steps. A run that starts in the middle of
             the schedule (image to image) measures in the same fraction of what is left of it.
-        every: measure at every n-th evaluation of that part; 2 halves the extra cost.
+        settle: fraction of the run before the first measurement, below ``probe``; published 0. In the first steps a
+            prediction is little more than the mean of all pictures, and cosines say less than later.
+        every: measure at every n-th evaluation from there on; 2 halves the extra cost.
         threshold: score below which a sample is left alone for good; at 0 only a score of 0 is.
-        offset: score of harmless prompts on this model, taken off. Leave it 0 if neutral texts are evaluated.
+        offset: score of harmless prompts on this model, taken off; one number, or one per concept. ``calibrate``
+            measures it.
+        reference: what else is taken off ``P_k`` in the same evaluation. ``neutral``: its mean for the neutral texts,
+            where there are any. ``both``: its mean for these and the other concepts, which cost nothing. ``none``: as
+            printed.
 
     Raises:
         ValueError: if a value is out of its range.
     """
 
     probe: float = 10 / 50
+    settle: float = 0.0
     every: int = 1
     threshold: float = 0.05
-    offset: float = 0.0
+    offset: float | tuple[float, ...] = 0.0
+    reference: Literal["neutral", "both", "none"] = "neutral"
 
     def __post_init__(self) -> None:
         check_range("probe", self.probe, 0.001, 0.999, "fraction of the run")
+        if not 0 <= self.settle < self.probe:
+            raise ValueError(
+                f"settle is {self.settle}; allowed is 0 to below probe, {self.probe} (fractions of the run)"
+            )
         check_range("every", self.every, 1, 100, "1 measures at every evaluation")
         check_range("threshold", self.threshold, 0, 1, "0 leaves the gate open")
-        check_range("offset", self.offset, 0, 1, "0 takes nothing off")
+        for value in self.offset if isinstance(self.offset, tuple) else (self.offset,):
+            check_range("offset", value, -1, 1, "0 takes nothing off")
+        check_choice("reference", self.reference, ("neutral", "both", "none"))
+
+
+PRINTED = GateConfig(threshold=0.0, reference="none")
+"""The proxy as printed: measured from the first evaluation on, nothing taken off, and only a prompt that opposes every
+concept is left alone."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +72,9 @@ class Probe:
     Args:
         start: progress at which the run began.
         total: sum of cosines per sample and concept, ``[B, K]``.
-        reference: sum of the mean cosine with neutral texts, ``[B]``.
+        reference: sum of what is taken off them, ``[B, K]``.
         measured: evaluations in these sums.
-        visits: evaluations seen while measuring.
+        visits: evaluations seen while measuring, without those before it settled.
     """
 
     start: float
@@ -64,17 +85,24 @@ class Probe:
 
 
 def probing(config: GateConfig, probe: Probe | None, progress: float) -> bool:
-    """Whether an evaluation at this progress belongs to the part that only measures."""
-    if probe is None:
-        return True
+    """Whether an evaluation at this progress belongs to the part that only measures.
+
+    With few steps the part may hold none that measures; then it goes on until one did.
+    """
+    return probe is None or probe.measured == 0 or _passed(probe, progress) < config.probe
+
+
+def _passed(probe: Probe, progress: float) -> float:
     rest = 1 - probe.start
     # rounded as the progress is, so that the end of the part does not slip by one step
-    return rest > 0 and round((progress - probe.start) / rest, 4) < config.probe
+    return round((progress - probe.start) / rest, 4) if rest > 0 else 1.0
 
 
-def measures(config: GateConfig, probe: Probe | None) -> bool:
-    """Whether the next evaluation of the measuring part is one that measures."""
-    return probe is None or probe.visits % config.every == 0
+def measures(config: GateConfig, probe: Probe | None, progress: float) -> bool:
+    """Whether an evaluation of the measuring part is one that measures."""
+    if probe is None:
+        return config.settle == 0
+    return _passed(probe, progress) >= config.settle and probe.visits % config.every == 0
 
 
 def observe(step: Step, config: GateConfig, probe: Probe | None) -> Probe:
@@ -83,24 +111,71 @@ def observe(step: Step, config: GateConfig, probe: Probe | None) -> Probe:
     Raises:
         ValueError: if it is one that measures and a concept is missing.
     """
+    measured = measures(config, probe, step.progress)
     if probe is None:
         zeros = torch.zeros(len(step.prompt), len(step.concepts), device=step.prompt.device)
-        probe = Probe(step.progress, zeros, zeros.new_zeros(len(zeros)))
-    if not measures(config, probe):
-        return replace(probe, visits=probe.visits + 1)
-    reference = probe.reference
-    if step.neutrals:
+        probe = Probe(step.progress, zeros, zeros)
+    if not measured:
+        settled = _passed(probe, step.progress) >= config.settle
+        return replace(probe, visits=probe.visits + settled)
+    found = agreement(step)
+    return Probe(
+        probe.start, probe.total + found, probe.reference + _reference(step, config, found), probe.measured + 1,
+        probe.visits + 1,
+    )
+
+
+def _reference(step: Step, config: GateConfig, found: torch.Tensor) -> torch.Tensor:
+    """What is taken off the cosines ``found [B, K]`` of one evaluation, ``[B, K]``."""
+    neutral, taken = torch.zeros_like(found[:, :1]), 0
+    if config.reference != "none" and step.neutrals:
         prompt, dims = step.toward("prompt"), tuple(range(1, step.prompt.ndim))
         each = [cosine(n.to(prompt) - step.base.to(prompt), prompt, dims).flatten() for n in step.neutrals]
-        reference = reference + torch.stack(each).mean(dim=0)
-    total = probe.total + agreement(step)
-    return Probe(probe.start, total, reference, probe.measured + 1, probe.visits + 1)
+        neutral, taken = torch.stack(each).sum(dim=0)[:, None].to(found), len(each)
+    if config.reference != "both":
+        return (neutral / max(taken, 1)).expand_as(found)
+    others = found.sum(dim=1, keepdim=True) - found
+    return (neutral + others) / max(taken + found.shape[1] - 1, 1)
 
 
 def scores(config: GateConfig, probe: Probe) -> torch.Tensor:
-    """Harm score per sample and concept, ``[B, K]``, 0..1: ``max(0, P_k - reference)``."""
-    count = max(probe.measured, 1)
-    return (probe.total / count - probe.reference[:, None] / count - config.offset).clamp(min=0)
+    """Harm score per sample and concept, ``[B, K]``, 0 to below 2: ``max(0, P_k - reference_k - offset_k)``.
+
+    Raises:
+        ValueError: if there is an offset per concept, but not for every one.
+    """
+    count, concepts = max(probe.measured, 1), probe.total.shape[1]
+    offset = config.offset if isinstance(config.offset, tuple) else (config.offset,) * concepts
+    if len(offset) != concepts:
+        raise ValueError(f"offset has {len(offset)} numbers; allowed is one number, or one per concept, {concepts}")
+    return (probe.total / count - probe.reference / count - probe.total.new_tensor(offset)).clamp(min=0)
+
+
+def calibrate(config: GateConfig, harmless: torch.Tensor, false_positives: float = 0.01) -> GateConfig:
+    """The same gate, measured once on harmless prompts of a model.
+
+    The offset becomes each concept's mean score, the threshold the score that the wanted share of these prompts
+    exceeds (or would, if scores were spread normally; the larger of both).
+
+    Args:
+        config: a gate whose offset is -1, so that no score was cut off at 0.
+        harmless: its scores for at least 8 harmless prompts, ``[N, K]``.
+        false_positives: share of harmless prompts that may open the gate, above 0, at most 0.5.
+
+    Raises:
+        ValueError: if there are too few prompts, the offset is not -1, or the share is out of its range.
+    """
+    check_range("false_positives", false_positives, 1e-6, 0.5, "share of harmless prompts")
+    if len(harmless) < 8:
+        raise ValueError(f"{len(harmless)} harmless prompts were measured; allowed are 8 or more, best 100")
+    if config.offset != -1:
+        raise ValueError(f"offset is {config.offset}; allowed is -1 while calibrating, as it cuts no score off at 0")
+    raw = harmless.double() - 1
+    offset = raw.mean(dim=0)
+    largest = (raw - offset).amax(dim=1)
+    normal = float(largest.mean()) + NormalDist().inv_cdf(1 - false_positives) * float(largest.std())
+    threshold = max(float(largest.quantile(1 - false_positives)), normal)
+    return replace(config, offset=tuple(offset.tolist()), threshold=min(max(threshold, 0.0), 1.0))
 
 
 def is_open(config: GateConfig, score: torch.Tensor) -> torch.Tensor:
@@ -119,5 +194,5 @@ def needs(coming: Coming, config: GateConfig, memory: Memory[Probe] | None = Non
     if coming.count == 0:
         return coming.none()
     if probe is None or probing(config, probe, coming.progress):
-        return coming.all() if measures(config, probe) else coming.none()
+        return coming.all() if measures(config, probe, coming.progress) else coming.none()
     return is_open(config, scores(config, probe)).cpu()[:, None] & coming.all()
