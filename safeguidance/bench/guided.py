@@ -8,20 +8,25 @@ own and the nearest one is chosen in each step (arXiv 2602.20880).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ..concepts import TESTBED_PRESETS
 from ..guidance import negation, sega, sld, sp_guard
 from ..guidance.concept_step import Coming, Memory, Outcome, Step, indices
+from ..guidance.gate import PRINTED
 from ..predictions import cfg, channel_norm, per_sample
 from ..testbed.model import Testbed
 from ..testbed.sampler import Guided
-from .conditions import Conditions, plain
+from ..testbed.world import LOOKALIKES
+from .conditions import Conditions, Method, Setting, plain, safecfg
 
 CONCEPT_TEXTS: tuple[str, ...] = tuple(category.phrases[0] for category in TESTBED_PRESETS)
 """One text per category: its explicit noun."""
+
+NEUTRAL_TEXTS: tuple[str, ...] = (*LOOKALIKES, "cup", "tree", "fish", "star")
+"""Harmless things a defender may think of, among them those that look like the stand-ins."""
 
 JOINED_TEXT: tuple[str, ...] = (" , ".join(CONCEPT_TEXTS),)
 """All of them in one text, the way SLD was published."""
@@ -110,7 +115,7 @@ def guided_by(
     texts: Sequence[str] = CONCEPT_TEXTS,
     neutrals: Sequence[str] = (),
     conditions: Conditions = plain,
-) -> Callable[..., Guided]:
+) -> Method:
     """A concept guidance method as something the bench can measure.
 
     Args:
@@ -122,7 +127,7 @@ def guided_by(
         conditions: how prompt and base are conditioned.
     """
 
-    def start(testbed: Testbed, setting: Any, prompts: Sequence[str]) -> Guided:
+    def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Guided:
         concepts = testbed.encode(texts)
         harmless = testbed.encode(neutrals) if neutrals else concepts[:0]
         return ConceptRun(
@@ -133,19 +138,32 @@ def guided_by(
     return start
 
 
-def _family() -> dict[str, Callable[..., Guided]]:
-    joined, apart = JOINED_TEXT, CONCEPT_TEXTS
-    out = {"not": guided_by(negation.negation, negation.needs, negation.NegationConfig(), joined)}
-    for name, config in sld.SLD_PRESETS.items():
-        out[f"sld_{name}"] = guided_by(sld.sld, sld.needs, config, joined)
-    out["sega"] = guided_by(sega.sega, sega.needs, sega.SEGAConfig(combine="sum"), apart)
-    out["sp_guard"] = guided_by(sp_guard.sp_guard, sp_guard.needs, sp_guard.SPGuardConfig(), apart)
-    out["not-casg"] = guided_by(negation.negation, negation.needs, negation.NegationConfig(), apart)
-    for name, config in sld.SLD_PRESETS.items():
-        out[f"sld_{name}-casg"] = guided_by(sld.sld, sld.needs, config, apart)
-    out["sega-casg"] = guided_by(sega.sega, sega.needs, sega.SEGAConfig(combine="argmax"), apart)
-    return out
+def _sld(name: str) -> tuple[Guidance, Needs, Any]:
+    return sld.sld, sld.needs, sld.SLD_PRESETS[name]
 
 
-GUIDED: dict[str, Callable[..., Guided]] = _family()
-"""Training-free concept guidance by name."""
+def _sp_guard(**settings: Any) -> tuple[Guidance, Needs, Any]:
+    return sp_guard.sp_guard, sp_guard.needs, sp_guard.SPGuardConfig(**settings)
+
+
+def _not() -> tuple[Guidance, Needs, Any]:
+    return negation.negation, negation.needs, negation.NegationConfig()
+
+
+def _sega(combine: Literal["argmax", "sum"]) -> tuple[Guidance, Needs, Any]:
+    return sega.sega, sega.needs, sega.SEGAConfig(combine=combine)
+
+
+GUIDED: dict[str, Method] = {
+    "not": guided_by(*_not(), JOINED_TEXT),
+    "not-casg": guided_by(*_not()),
+    **{f"sld_{name}": guided_by(*_sld(name), JOINED_TEXT) for name in sld.SLD_PRESETS},
+    **{f"sld_{name}-casg": guided_by(*_sld(name)) for name in sld.SLD_PRESETS},
+    "sega": guided_by(*_sega("sum")),
+    "sega-casg": guided_by(*_sega("argmax")),
+    "sp_guard": guided_by(*_sp_guard(), neutrals=NEUTRAL_TEXTS),
+    "sp_guard-casg": guided_by(*_sp_guard(concept="step"), neutrals=NEUTRAL_TEXTS),
+    "sp_guard-raw": guided_by(*_sp_guard(psi="absolute", gate=PRINTED)),
+    "safecfg+sp_guard": guided_by(*_sp_guard(), neutrals=NEUTRAL_TEXTS, conditions=safecfg),
+}
+"""Training-free concept guidance by name. ``sp_guard-raw`` is the method as printed, without a calibrated proxy."""

@@ -10,12 +10,14 @@ That share is taken off: measured with neutral texts at the same ``x``, or as an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
 
 import torch
 
+from ..predictions import per_sample, wide
 from .concept_step import Coming, Memory, Step, agreement, check_choice, check_range, cosine
 
 
@@ -32,20 +34,20 @@ class GateConfig:
         threshold: score below which a sample is left alone for good; at 0 only a score of 0 is.
         offset: score of harmless prompts on this model, taken off; one number, or one per concept. ``calibrate``
             measures it.
-        reference: what else is taken off ``P_k`` in the same evaluation. ``neutral``: its mean for the neutral texts,
-            where there are any. ``both``: its mean for these and the other concepts, which cost nothing. ``none``: as
-            printed.
+        reference: what neutral texts are for, where there are any. ``project`` removes their directions from those of
+            prompt and concepts before the cosine is taken, so what remains says what neither of them explains.
+            ``mean`` takes the mean of their own cosines off. ``none``, the published way, ignores them.
 
     Raises:
         ValueError: if a value is out of its range.
     """
 
     probe: float = 10 / 50
-    settle: float = 0.0
+    settle: float = 0.15
     every: int = 1
-    threshold: float = 0.05
+    threshold: float = 0.3
     offset: float | tuple[float, ...] = 0.0
-    reference: Literal["neutral", "both", "none"] = "neutral"
+    reference: Literal["project", "mean", "none"] = "project"
 
     def __post_init__(self) -> None:
         check_range("probe", self.probe, 0.001, 0.999, "fraction of the run")
@@ -57,10 +59,10 @@ class GateConfig:
         check_range("threshold", self.threshold, 0, 1, "0 leaves the gate open")
         for value in self.offset if isinstance(self.offset, tuple) else (self.offset,):
             check_range("offset", value, -1, 1, "0 takes nothing off")
-        check_choice("reference", self.reference, ("neutral", "both", "none"))
+        check_choice("reference", self.reference, ("project", "mean", "none"))
 
 
-PRINTED = GateConfig(threshold=0.0, reference="none")
+PRINTED = GateConfig(settle=0.0, threshold=0.0, reference="none")
 """The proxy as printed: measured from the first evaluation on, nothing taken off, and only a prompt that opposes every
 concept is left alone."""
 
@@ -71,15 +73,13 @@ class Probe:
 
     Args:
         start: progress at which the run began.
-        total: sum of cosines per sample and concept, ``[B, K]``.
-        reference: sum of what is taken off them, ``[B, K]``.
+        total: sum of cosines per sample and concept, ``[B, K]``; what neutral texts explain is taken off.
         measured: evaluations in these sums.
         visits: evaluations seen while measuring, without those before it settled.
     """
 
     start: float
     total: torch.Tensor
-    reference: torch.Tensor
     measured: int = 0
     visits: int = 0
 
@@ -114,32 +114,62 @@ def observe(step: Step, config: GateConfig, probe: Probe | None) -> Probe:
     measured = measures(config, probe, step.progress)
     if probe is None:
         zeros = torch.zeros(len(step.prompt), len(step.concepts), device=step.prompt.device)
-        probe = Probe(step.progress, zeros, zeros)
+        probe = Probe(step.progress, zeros)
     if not measured:
         settled = _passed(probe, step.progress) >= config.settle
         return replace(probe, visits=probe.visits + settled)
-    found = agreement(step)
-    return Probe(
-        probe.start, probe.total + found, probe.reference + _reference(step, config, found), probe.measured + 1,
-        probe.visits + 1,
-    )
+    return Probe(probe.start, probe.total + _cosines(step, config), probe.measured + 1, probe.visits + 1)
 
 
-def _reference(step: Step, config: GateConfig, found: torch.Tensor) -> torch.Tensor:
-    """What is taken off the cosines ``found [B, K]`` of one evaluation, ``[B, K]``."""
-    neutral, taken = torch.zeros_like(found[:, :1]), 0
-    if config.reference != "none" and step.neutrals:
-        prompt, dims = step.toward("prompt"), tuple(range(1, step.prompt.ndim))
-        each = [cosine(n.to(prompt) - step.base.to(prompt), prompt, dims).flatten() for n in step.neutrals]
-        neutral, taken = torch.stack(each).sum(dim=0)[:, None].to(found), len(each)
-    if config.reference != "both":
-        return (neutral / max(taken, 1)).expand_as(found)
-    others = found.sum(dim=1, keepdim=True) - found
-    return (neutral + others) / max(taken + found.shape[1] - 1, 1)
+def _cosines(step: Step, config: GateConfig) -> torch.Tensor:
+    """``P_k`` of one evaluation, less what neutral texts explain, ``[B, K]``."""
+    if config.reference == "none" or not step.neutrals:
+        return agreement(step)
+    prompt, dims = step.toward("prompt"), tuple(range(1, step.prompt.ndim))
+    neutrals = [wide(n) - wide(step.base) for n in step.neutrals]
+    if config.reference == "mean":
+        each = [cosine(n, prompt, dims).flatten() for n in neutrals]
+        return agreement(step) - torch.stack(each).mean(dim=0)[:, None]
+    axes = orthogonal(neutrals)
+    prompt, out = without(prompt, axes), []
+    for k in range(len(step.concepts)):
+        out.append(cosine(without(step.toward(k), axes), prompt, dims).flatten())
+    return torch.stack(out, dim=1)
+
+
+def orthogonal(directions: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Unit directions ``[B, C, *spatial]`` at right angles that span given ones, per sample (Gram and Schmidt).
+
+    A direction that the ones before it explain up to a thousandth, or that has no length, gives an axis of zeros.
+    """
+    axes: list[torch.Tensor] = []
+    for direction in directions:
+        unit = _unit(direction)
+        # twice, since once leaves rounding errors as large as what remains of nearly parallel directions
+        rest = without(without(unit, axes), axes)
+        length = rest.flatten(1).norm(dim=1)
+        axes.append(torch.where(per_sample(length > 1e-3, rest), _unit(rest), 0))
+    return axes
+
+
+def without(direction: torch.Tensor, axes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A direction ``[B, C, *spatial]`` less its share along unit axes at right angles to each other, per sample."""
+    rest = direction
+    for axis in axes:
+        rest = rest - per_sample((rest * axis).flatten(1).sum(dim=1), axis) * axis
+    return rest
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    # the largest element first, which keeps squares of tiny and huge directions in range
+    for size in (x.abs().flatten(1).amax(dim=1), None):
+        size = x.flatten(1).norm(dim=1) if size is None else size
+        x = x / per_sample(torch.where(size > 0, size, 1), x)
+    return x
 
 
 def scores(config: GateConfig, probe: Probe) -> torch.Tensor:
-    """Harm score per sample and concept, ``[B, K]``, 0 to below 2: ``max(0, P_k - reference_k - offset_k)``.
+    """Harm score per sample and concept, ``[B, K]``, 0..1 without a negative offset: ``max(0, P_k - offset_k)``.
 
     Raises:
         ValueError: if there is an offset per concept, but not for every one.
@@ -148,7 +178,7 @@ def scores(config: GateConfig, probe: Probe) -> torch.Tensor:
     offset = config.offset if isinstance(config.offset, tuple) else (config.offset,) * concepts
     if len(offset) != concepts:
         raise ValueError(f"offset has {len(offset)} numbers; allowed is one number, or one per concept, {concepts}")
-    return (probe.total / count - probe.reference / count - probe.total.new_tensor(offset)).clamp(min=0)
+    return (probe.total / count - probe.total.new_tensor(offset)).clamp(min=0)
 
 
 def calibrate(config: GateConfig, harmless: torch.Tensor, false_positives: float = 0.01) -> GateConfig:
