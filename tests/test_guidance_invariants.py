@@ -17,7 +17,7 @@ from safeguidance.predictions import cfg
 
 SHAPES = [(1, 4, 5, 6), (3, 4, 5, 6), (3, 3, 2, 4, 5)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-OPEN = GateConfig(threshold=0.0)
+OPEN = GateConfig(settle=0.0, threshold=0.0)
 METHODS = {
     "not": (negation.negation, NegationConfig()),
     "negative": (negation.negation, NegationConfig(form="negative")),
@@ -289,7 +289,8 @@ def test_the_concept_is_the_one_nearest_to_the_prompt_whatever_its_size(toward):
      (SPGuardConfig, {"axis": "x"}, "axis is 'x'"), (SPGuardConfig, {"concept": "x"}, "concept is 'x'"),
      (SPGuardConfig, {"switch": 2}, "switch is 2"), (GateConfig, {"probe": 0}, "probe is 0"),
      (GateConfig, {"every": 0}, "every is 0"), (GateConfig, {"threshold": 2}, "threshold is 2"),
-     (GateConfig, {"offset": float("nan")}, "offset is nan")],
+     (GateConfig, {"offset": float("nan")}, "offset is nan"), (GateConfig, {"settle": 0.2}, "settle is 0.2"),
+     (GateConfig, {"offset": (0.1, 2.0)}, "offset is 2.0"), (GateConfig, {"reference": "x"}, "reference is 'x'")],
 )
 def test_settings_out_of_range_are_refused_by_name_with_what_is_allowed(config, settings, words):
     with pytest.raises(ValueError, match=words + ".*allowed"):
@@ -305,7 +306,7 @@ def test_steps_that_do_not_fit_are_refused_by_name():
 
 
 def test_a_missing_concept_is_refused_and_not_passed_over():
-    for method, config in ((sld.sld, SLDConfig()), (sp_guard.sp_guard, SPGuardConfig())):
+    for method, config in ((sld.sld, SLDConfig()), (sp_guard.sp_guard, SPGuardConfig(gate=OPEN))):
         step = make(progress=0.0)
         with pytest.raises(ValueError, match="concept 1 is missing"):
             method(replace(step, concepts=(step.base, None, step.base)), config)

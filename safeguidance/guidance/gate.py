@@ -29,7 +29,8 @@ class GateConfig:
         probe: fraction of the run that only measures; published are 10 of 50 steps. A run that starts in the middle of
             the schedule (image to image) measures in the same fraction of what is left of it.
         settle: fraction of the run before the first measurement, below ``probe``; published 0. In the first steps a
-            prediction is little more than the mean of all pictures, and cosines say less than later.
+            prediction is little more than the mean of all pictures, and cosines say less than later. In a run of few
+            steps the last evaluation of the measuring part measures in any case.
         every: measure at every n-th evaluation from there on; 2 halves the extra cost.
         threshold: score below which a sample is left alone for good; at 0 only a score of 0 is.
         offset: score of harmless prompts on this model, taken off; one number, or one per concept. ``calibrate``
@@ -76,12 +77,14 @@ class Probe:
         total: sum of cosines per sample and concept, ``[B, K]``; what neutral texts explain is taken off.
         measured: evaluations in these sums.
         visits: evaluations seen while measuring, without those before it settled.
+        latest: progress of the last evaluation seen.
     """
 
     start: float
     total: torch.Tensor
     measured: int = 0
     visits: int = 0
+    latest: float = 0.0
 
 
 def probing(config: GateConfig, probe: Probe | None, progress: float) -> bool:
@@ -102,7 +105,13 @@ def measures(config: GateConfig, probe: Probe | None, progress: float) -> bool:
     """Whether an evaluation of the measuring part is one that measures."""
     if probe is None:
         return config.settle == 0
-    return _passed(probe, progress) >= config.settle and probe.visits % config.every == 0
+    return _settled(config, probe, progress) and probe.visits % config.every == 0
+
+
+def _settled(config: GateConfig, probe: Probe, progress: float) -> bool:
+    here = _passed(probe, progress)
+    following = here + here - _passed(probe, probe.latest)
+    return here >= config.settle or (probe.measured == 0 and round(following, 4) >= config.probe)
 
 
 def observe(step: Step, config: GateConfig, probe: Probe | None) -> Probe:
@@ -114,11 +123,12 @@ def observe(step: Step, config: GateConfig, probe: Probe | None) -> Probe:
     measured = measures(config, probe, step.progress)
     if probe is None:
         zeros = torch.zeros(len(step.prompt), len(step.concepts), device=step.prompt.device)
-        probe = Probe(step.progress, zeros)
+        probe = Probe(step.progress, zeros, latest=step.progress)
     if not measured:
-        settled = _passed(probe, step.progress) >= config.settle
-        return replace(probe, visits=probe.visits + settled)
-    return Probe(probe.start, probe.total + _cosines(step, config), probe.measured + 1, probe.visits + 1)
+        visits = probe.visits + _settled(config, probe, step.progress)
+        return replace(probe, visits=visits, latest=step.progress)
+    total = probe.total + _cosines(step, config)
+    return Probe(probe.start, total, probe.measured + 1, probe.visits + 1, step.progress)
 
 
 def _cosines(step: Step, config: GateConfig) -> torch.Tensor:
@@ -137,27 +147,28 @@ def _cosines(step: Step, config: GateConfig) -> torch.Tensor:
     return torch.stack(out, dim=1)
 
 
+_ROUNDING = 0.01
+"""Share of a direction's length that is taken for rounding; predictions in bfloat16 are no more exact than that."""
+
+
 def orthogonal(directions: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Unit directions ``[B, C, *spatial]`` at right angles that span given ones, per sample (Gram and Schmidt).
 
-    A direction that the ones before it explain up to a thousandth, or that has no length, gives an axis of zeros.
+    A direction that the ones before it explain, or that has no length, gives an axis of zeros.
     """
     axes: list[torch.Tensor] = []
     for direction in directions:
-        unit = _unit(direction)
-        # twice, since once leaves rounding errors as large as what remains of nearly parallel directions
-        rest = without(without(unit, axes), axes)
-        length = rest.flatten(1).norm(dim=1)
-        axes.append(torch.where(per_sample(length > 1e-3, rest), _unit(rest), 0))
+        axes.append(_unit(without(direction, axes)))
     return axes
 
 
 def without(direction: torch.Tensor, axes: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A direction ``[B, C, *spatial]`` less its share along unit axes at right angles to each other, per sample."""
-    rest = direction
-    for axis in axes:
+    """What unit axes at right angles to each other leave of a direction's unit, per sample; 0 if that is rounding."""
+    rest = _unit(direction)
+    # twice, since once leaves rounding errors as large as what remains of nearly parallel directions
+    for axis in (*axes, *axes):
         rest = rest - per_sample((rest * axis).flatten(1).sum(dim=1), axis) * axis
-    return rest
+    return torch.where(per_sample(rest.flatten(1).norm(dim=1) > _ROUNDING, rest), rest, 0)
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
