@@ -268,6 +268,21 @@ def test_the_mask_is_exact_beyond_the_limit_of_torch_quantile():
     assert int(kept.sum()) == math.ceil(size / 10) and kept[: size // 10].all()
 
 
+@pytest.mark.parametrize("method", ["sega", "sp-guard"])
+def test_masked_methods_work_on_videos_beyond_the_limit_of_torch_quantile(method):
+    shape = (1, 1, 17, 1024, 1024)
+    base = torch.zeros(shape)
+    concept = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
+    step = Step(concept, base, (concept,), base, torch.ones(1), 2.0, 0.5)
+    assert math.prod(shape) > 2**24
+    if method == "sega":
+        got = sega.sega(step, SEGAConfig(momentum=0.0)).denoised != stock(step)
+    else:
+        got = sp_guard.mask(step.toward("prompt"), step.toward(0), SPGuardConfig()) > 0
+    assert int(got.sum()) == pytest.approx(math.prod(shape) / 10, abs=2)
+    assert got[concept.abs() > 0.901].all() and not got[concept.abs() < 0.899].any()
+
+
 @pytest.mark.parametrize("toward", [0, 1, 2])
 def test_the_concept_is_the_one_nearest_to_the_prompt_whatever_its_size(toward):
     step = make()

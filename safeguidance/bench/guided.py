@@ -1,8 +1,9 @@
 """Concept guidance methods on the testbed, measured the same way as all others.
 
 Prompt, base and the concepts that are needed ride in one model call per step, and a sample whose gate is closed adds no
-row to it. Methods named as published get the concepts as published; behind ``-casg`` every category is a concept of its
-own and the nearest one is chosen in each step (arXiv 2602.20880).
+row to it. While a gate measures, or is closed for a sample, the concepts take a call of their own. Methods named as
+published get the concepts as published; behind ``-casg`` every category is a concept of its own and the nearest one is
+chosen in each step (arXiv 2602.20880).
 """
 
 from __future__ import annotations
@@ -84,15 +85,19 @@ class ConceptRun:
         size, count = len(x), len(self.texts)
         wanted = self.needs(Coming(float(sigma.max()), progress, size, count), self.config, self.memory)
         sample, concept = wanted.nonzero(as_tuple=True)
+        reads = self._measures(progress)
         # harmless texts are only read by a gate that measures, and then every concept is asked for
-        spare = self.neutrals if bool(wanted.all()) and self._measures(progress) else self.neutrals[:0]
+        spare = self.neutrals if reads and bool(wanted.all()) else self.neutrals[:0]
         every = torch.arange(size).repeat(len(spare))
         row = torch.cat([sample, every])
-        prompt, base = self.conditions(progress)
-        texts = torch.cat([self.texts[concept], spare.repeat_interleave(size, dim=0)])
-        out = self.testbed.predict(
-            torch.cat([x, x, x[row]]), torch.cat([sigma, sigma, sigma[row]]), torch.cat([prompt, base, texts])
-        )
+        inputs = [torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat(self.conditions(progress))]
+        more = [x[row], sigma[row], torch.cat([self.texts[concept], spare.repeat_interleave(size, dim=0)])]
+        if reads or not bool(wanted.any(dim=1).all()):
+            # rounding depends on the size of a call; where plain CFG is kept, so are its bits
+            stock = self.testbed.predict(*inputs)
+            out = torch.cat([stock, self.testbed.predict(*more)]) if len(row) else stock
+        else:
+            out = self.testbed.predict(*(torch.cat(pair) for pair in zip(inputs, more, strict=True)))
         toward, other, extra, harmless = out.split([size, size, len(sample), len(every)])
         predicted: list[torch.Tensor | None] = [None] * count
         for k in indices(wanted):
