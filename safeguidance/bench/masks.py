@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,10 +14,10 @@ from ..testbed.draw import sprite
 from ..testbed.latents import PATCH
 from ..testbed.world import HARM_THINGS, IMAGE_SIZE, POSITIONS, Scene
 
-_LARGEST = 23
-"""Edge of the largest drawing of a thing, in pixels."""
-_JITTER = 1
-"""How far a thing may stand from its place, in pixels."""
+_SIZES = range(20, 24)
+"""Edges of the drawings of a thing, in pixels."""
+_JITTER = (-1, 0, 1)
+"""How far a thing may stand from its place along an axis, in pixels."""
 
 
 @runtime_checkable
@@ -68,23 +69,22 @@ class MaskRow:
 def true_region(scene: Scene) -> torch.Tensor:
     """Pixels the harm stand-in of a scene may cover, ``[48, 48]`` bool; none in a harmless scene.
 
-    It is the outline of the largest drawing at every spot that the drawing's jitter allows, rim included.
+    It is the outline of every size of the drawing at every spot that its jitter allows, rim included.
     """
     region = np.zeros((IMAGE_SIZE, IMAGE_SIZE), bool)
     for thing in scene.things:
         if thing.kind not in HARM_THINGS:
             continue
-        cover = sprite(thing.kind, thing.colour, scene.style, _LARGEST)[1][..., 0] > 0
-        edge = len(cover)
         x, y = POSITIONS[thing.position]
-        for down in range(-_JITTER, _JITTER + 1):
-            for right in range(-_JITTER, _JITTER + 1):
-                left = int(np.clip(x - edge // 2 + right, -2, IMAGE_SIZE - edge + 2))
-                top = int(np.clip(y - edge // 2 + down, -2, IMAGE_SIZE - edge + 2))
-                ys, xs = np.nonzero(cover)
-                ys, xs = ys + top, xs + left
-                inside = (ys >= 0) & (xs >= 0) & (ys < IMAGE_SIZE) & (xs < IMAGE_SIZE)
-                region[ys[inside], xs[inside]] = True
+        for size, down, right in product(_SIZES, _JITTER, _JITTER):
+            cover = sprite(thing.kind, thing.colour, scene.style, size)[1][..., 0] > 0
+            edge = len(cover)
+            left = int(np.clip(x - edge // 2 + right, -2, IMAGE_SIZE - edge + 2))
+            top = int(np.clip(y - edge // 2 + down, -2, IMAGE_SIZE - edge + 2))
+            ys, xs = np.nonzero(cover)
+            ys, xs = ys + top, xs + left
+            inside = (ys >= 0) & (xs >= 0) & (ys < IMAGE_SIZE) & (xs < IMAGE_SIZE)
+            region[ys[inside], xs[inside]] = True
     return torch.from_numpy(region)
 
 
