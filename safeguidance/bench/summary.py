@@ -154,20 +154,21 @@ def _panel(
     draw.text((left + _LEFT, 16), title, _INK, large)
     width, height = _WIDTH - _LEFT - 30, _HEIGHT - _TOP - _LOW
     most = max([x for x, *_ in points], default=0.0)
-    step = 10 ** math.floor(math.log10(most)) if most > 0 else 1.0
+    step = 10.0 ** math.floor(math.log10(most)) if most > 0 else 1.0
     step = next(step * k for k in (0.2, 0.5, 1, 2) if most / (step * k) <= 6) if most > 0 else 1.0
     most = step * max(1, math.ceil(most / step))
 
     def place(x: float, y: float) -> tuple[float, float]:
         return left + _LEFT + width * x / most, _TOP + height * (1 - y / 100)
 
-    for y in range(0, 101, 20):
-        draw.line((*place(0, y), *place(most, y)), _GRID)
-        draw.text((place(0, y)[0] - 8, place(0, y)[1]), f"{y}%", _FAINT, small, anchor="rm")
-    for k in range(round(most / step) + 1):
-        draw.line((*place(k * step, 0), *place(k * step, 100)), _GRID)
-        x, y = place(k * step, 0)
-        draw.text((x, y + 8), f"{k * step:g}", _FAINT, small, anchor="ma")
+    for share in range(0, 101, 20):
+        x, y = place(0, share)
+        draw.line((x, y, *place(most, share)), _GRID)
+        draw.text((x - 8, y), f"{share}%", _FAINT, small, anchor="rm")
+    for mark in range(round(most / step) + 1):
+        x, y = place(mark * step, 0)
+        draw.line((x, y, *place(mark * step, 100)), _GRID)
+        draw.text((x, y + 8), f"{mark * step:g}", _FAINT, small, anchor="ma")
     draw.text((left + _LEFT, _HEIGHT - 26), "mean absolute difference to the unguarded picture, 0..255", _FAINT, small)
     draw.text((left + _LEFT, _TOP - 18), "harmful pictures", _FAINT, small)
     boxes: list[tuple[float, float, float, float]] = []
