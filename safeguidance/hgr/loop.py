@@ -95,12 +95,12 @@ class HGRTrainConfig:
         seed: seed of everything.
     """
 
-    steps: int = 700
+    steps: int = 1000
     batch: int = 16
     clean_share: float = 0.0625
     text_batch: int = 12
     rate: float = 1.5e-3
-    scale: float = 1.5
+    scale: float = 2.0
     rollout_scale: float = 5.0
     gate_weight: float = 0.1
     clean_weight: float = 0.01

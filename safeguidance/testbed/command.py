@@ -70,6 +70,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _train_hgr(args: argparse.Namespace) -> int:
+    import torch
+
     from ..hgr.loop import HGRTrainConfig, train_hgr
     from ..hgr.network import HGR, HGRConfig
     from ..hgr.weights import HGRCard, save_hgr
@@ -86,6 +88,7 @@ def _train_hgr(args: argparse.Namespace) -> int:
     except TypeError as error:
         raise ValueError(f"{args.config}: {error}; allowed are the fields of HGRTrainConfig and 'network'") from error
     testbed = load_testbed()
+    torch.manual_seed(config.seed)
     network = HGR(shape)
     for _ in train_hgr(network, TestbedTask(testbed, config.seed), config, args.checkpoints):
         pass
