@@ -140,7 +140,7 @@ def test_sega_with_momentum_through_warm_up(shape, dtype, combine, tau):
 @pytest.mark.parametrize("concept", ["probed", "step"])
 @pytest.mark.parametrize(("psi", "axis"), [("positive", "sample"), ("absolute", "sample"), ("positive", "channel")])
 def test_sp_guard_measures_then_guides(shape, dtype, concept, psi, axis):
-    config = sp_guard.SPGuardConfig(quantile=0.75, psi=psi, axis=axis, concept=concept, gate=PRINTED)
+    config = sp_guard.SPGuardConfig(quantile=0.75, psi=psi, axis=axis, concept=concept, switch=0.6, gate=PRINTED)
     steps = run_of_steps(shape, dtype, [0.0, 0.1, 0.2, 0.5, 0.6, 0.9])
     outcomes = run(sp_guard.sp_guard, config, steps)
     for b in range(shape[0]):

@@ -96,7 +96,7 @@ def test_a_second_call_at_the_same_sigma_counts_once_when_measuring_every_other(
 
 
 def test_the_strength_goes_from_nothing_to_its_maximum_to_the_late_value_to_nothing():
-    config = replace(GUARD, end=0.8)
+    config = replace(GUARD, switch=0.6, end=0.8)
     moves = []
     for number, (_, got, _) in enumerate(walk(config, [[0.5], [0.5]])):
         step = make(number, [[0.5], [0.5]])

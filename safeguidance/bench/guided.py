@@ -16,7 +16,7 @@ import torch
 from ..concepts import TESTBED_PRESETS
 from ..guidance import negation, sega, sld, sp_guard
 from ..guidance.concept_step import Coming, Memory, Outcome, Step, indices
-from ..guidance.gate import PRINTED
+from ..guidance.gate import PRINTED, GateConfig
 from ..predictions import cfg, channel_norm, per_sample
 from ..testbed.model import Testbed
 from ..testbed.sampler import Guided
@@ -167,8 +167,15 @@ GUIDED: dict[str, Method] = {
     "sega": guided_by(*_sega("sum")),
     "sega-casg": guided_by(*_sega("argmax")),
     "sp_guard": guided_by(*_sp_guard(), neutrals=NEUTRAL_TEXTS),
+    "sp_guard-max": guided_by(
+        *_sp_guard(lambda_max=6.0, switch=1.0, gate=GateConfig(threshold=0.2)), neutrals=NEUTRAL_TEXTS
+    ),
     "sp_guard-casg": guided_by(*_sp_guard(concept="step"), neutrals=NEUTRAL_TEXTS),
-    "sp_guard-raw": guided_by(*_sp_guard(psi="absolute", gate=PRINTED)),
+    "sp_guard-raw": guided_by(*_sp_guard(switch=0.6, psi="absolute", gate=PRINTED)),
     "safecfg+sp_guard": guided_by(*_sp_guard(), neutrals=NEUTRAL_TEXTS, conditions=safecfg),
 }
-"""Training-free concept guidance by name. ``sp_guard-raw`` is the method as printed, without a calibrated proxy."""
+"""Training-free concept guidance by name.
+
+``sp_guard-raw`` is the method as printed, without a calibrated proxy; ``sp_guard-max`` has the largest strength of the
+published sweep, to the last step, behind a gate that opens sooner.
+"""
