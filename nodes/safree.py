@@ -208,7 +208,8 @@ class SafreeEmbeddingFilter(io.ComfyNode):
             if value not in known:
                 raise ValueError(f"{FILTER}, {name}: it is {value!r}; allowed: {', '.join(known)}; choose one of these")
         for name, number, low, high in (
-            ("alpha", alpha, 0, 1), ("half", half, 0, 1), ("steepness", steepness, 0.1, 10), ("longest", longest, 0, 0.98)
+            ("alpha", alpha, 0, 1), ("half", half, 0, 1), ("steepness", steepness, 0.1, 10),
+            ("longest", longest, 0, 0.98),
         ):
             if not low <= number <= high:
                 raise ValueError(f"{FILTER}, {name}: it is {number}; allowed: {low} to {high}; change it")

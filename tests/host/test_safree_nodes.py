@@ -26,12 +26,12 @@ KNIFE, CUP = "a red knife at the top left on the meadow", "a red cup at the top 
 SELF, WHOLE = {"hold": "self-validating"}, {"hold": "whole schedule"}
 
 
-def testbed_concepts():
+def known_concepts():
     return part("safeguidance.concepts").Concepts(part("safeguidance.concepts").TESTBED_PRESETS)
 
 
 def safree(text=KNIFE, **settings):
-    return filtered(world()[1], text, testbed_concepts(), **settings)
+    return filtered(world()[1], text, known_concepts(), **settings)
 
 
 def reattention(model=None, **settings):
@@ -47,7 +47,7 @@ def run(positive, model=None, cfg=4.0, **settings):
 def test_the_filter_holds_for_its_share_and_then_the_prompt_as_written_takes_over():
     whole, _, _ = safree(**WHOLE)
     half, _, words = safree(hold="self-validating", half=0.0, longest=0.48)
-    assert len(whole) == 1 and len(half) == 2 and "49%" in words
+    assert len(whole) == 1 and len(half) == 2 and "50%" in words
     levels = sigmas(10)
     seen = {}
     for name, positive in (("whole", whole), ("half", half), ("plain", encoded(KNIFE))):
@@ -56,7 +56,7 @@ def test_the_filter_holds_for_its_share_and_then_the_prompt_as_written_takes_ove
         seen[name] = latents
     assert torch.equal(seen["half"][0], seen["whole"][0]) and not torch.equal(seen["half"][0], seen["plain"][0])
     ends = [entry[1]["end_percent"] for entry in half if "end_percent" in entry[1]]
-    assert half[1][1]["start_percent"] == ends[0] < 0.49 + 1e-9
+    assert half[1][1]["start_percent"] == ends[0] < 0.5
     # from the switch on a step costs and says what it says without the filter
     model, calls = counted(world()[0])
     run(half, model, schedule=levels)
@@ -66,7 +66,7 @@ def test_the_filter_holds_for_its_share_and_then_the_prompt_as_written_takes_ove
 def test_no_step_belongs_to_both_ranges_whatever_the_number_of_steps():
     for longest in (0.0, 0.2, 0.48):
         half, _, _ = safree(hold="self-validating", half=0.0, longest=longest)
-        for steps in (5, 20, 25, 50):
+        for steps in (5, 25):
             model, calls = counted(world()[0])
             run(half, model, schedule=sigmas(steps))
             assert {rows for rows, _ in calls} == {2}
@@ -221,7 +221,7 @@ def test_bad_settings_of_the_filter_are_refused_by_name(settings, words):
 
 def test_no_clip_is_refused_in_words():
     with pytest.raises(ValueError, match="SAFREE Embedding Filter, clip: the input is empty.*allowed"):
-        filtered(None, KNIFE, testbed_concepts())
+        filtered(None, KNIFE, known_concepts())
 
 
 def test_the_text_shows_flagged_tokens_with_distances_and_the_report_can_draw_the_trace():
