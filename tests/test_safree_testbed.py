@@ -120,8 +120,8 @@ def test_a_patch_that_changes_nothing_leaves_predictions_bit_identical(testbed):
     with torch.no_grad():
         plain = testbed.predict(x, sigma, cond)
         seen = []
-        same = testbed.predict(x, sigma, cond, lambda h, skip: (h, seen.append(skip.shape[1:]) or skip))
-        other = testbed.predict(x, sigma, cond, lambda h, skip: (h, 0 * skip))
+        same = testbed.predict(x, sigma, cond, output_patch=lambda h, skip: (h, seen.append(skip.shape[1:]) or skip))
+        other = testbed.predict(x, sigma, cond, output_patch=lambda h, skip: (h, 0 * skip))
     assert torch.equal(plain, same) and len(seen) == 6 and not torch.equal(plain, other)
 
 

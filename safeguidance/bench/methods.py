@@ -11,6 +11,7 @@ from ..testbed.model import Testbed
 from ..testbed.sampler import Guided
 from .conditions import NEGATIVE_PROMPT, Conditions, Method, Setting, against, plain, safecfg, safecfg_concepts
 from .guided import GUIDED
+from .safree import SAFREE
 
 __all__ = ["METHODS", "NEGATIVE_PROMPT", "Method", "Setting", "stock"]
 
@@ -37,4 +38,5 @@ METHODS: dict[str, Method] = {
     "safecfg": stock(safecfg),
     "safecfg-concepts": stock(safecfg_concepts),
     **GUIDED,
+    **SAFREE,
 }

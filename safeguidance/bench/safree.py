@@ -13,7 +13,9 @@ from functools import cache
 import torch
 
 from ..concepts import TESTBED_PRESETS, Category
+from ..guidance.safecfg import gate_open
 from ..predictions import cfg
+from ..redirector import Conditioning
 from ..safree import (
     ConceptSpace,
     Encoded,
@@ -33,7 +35,7 @@ from ..testbed.denoiser import UNET_CONFIG, OutputPatch
 from ..testbed.model import Testbed
 from ..testbed.sampler import Guided
 from ..testbed.tokens import WordTokenizer
-from .methods import NEGATIVE_PROMPT, Method, Setting
+from .conditions import NEGATIVE_PROMPT, Method, Setting, concept_redirector
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class SafreeSetup:
         negative: negative prompt.
         joined: all categories as one concept.
         mask: id that takes a masked token's place.
+        judged: filter only prompts that the redirector made of concept texts finds harmful.
         concepts: categories.
     """
 
@@ -58,6 +61,7 @@ class SafreeSetup:
     negative: str = ""
     joined: bool = False
     mask: int = WordTokenizer.unknown
+    judged: bool = False
     concepts: tuple[Category, ...] = TESTBED_PRESETS
 
 
@@ -72,6 +76,8 @@ def safree_method(setup: SafreeSetup) -> Method:
         until = torch.tensor([
             held_share(strength_of_change([o.projected]), setup.validation) if o.acts else 0.0 for o in outcomes
         ])
+        if setup.judged:
+            until = until * _harmful(testbed, prompts)
 
         def guided(x: torch.Tensor, sigma: torch.Tensor, step: int) -> torch.Tensor:
             progress = step / setting.steps
@@ -86,7 +92,7 @@ def safree_method(setup: SafreeSetup) -> Method:
                 torch.cat([x, x, x[extra]]),
                 torch.cat([sigma, sigma, sigma[extra]]),
                 torch.cat([cond, base, original[extra]]),
-                reattention_patch(setup.reattention, extra, slice(2 * len(x), None)),
+                output_patch=reattention_patch(setup.reattention, extra, slice(2 * len(x), None)),
             )
             prompt, other = rows[: len(x)], rows[len(x) : 2 * len(x)]
             return cfg(prompt, other, setting.scale)
@@ -94,6 +100,12 @@ def safree_method(setup: SafreeSetup) -> Method:
         return guided
 
     return start
+
+
+def _harmful(testbed: Testbed, prompts: Sequence[str]) -> torch.Tensor:
+    """Which prompts the redirector made of concept texts finds harmful, ``[B]``."""
+    judge, prompt = concept_redirector(testbed), Conditioning(*testbed.encode_pooled(prompts))
+    return gate_open(judge.propose(prompt, prompt).gate, judge.threshold) > 0
 
 
 def reattention_patch(config: ReattentionConfig, filtered: torch.Tensor, original: slice) -> OutputPatch:
@@ -163,11 +175,12 @@ SAFREE: dict[str, Method] = {
         "safree-whole-after": replace(_WHOLE, filter=FilterConfig(scope="after")),
         "safree-whole-joined": replace(_WHOLE, joined=True),
         "safree-whole-mean": replace(_WHOLE, vector="mean"),
+        "safree-judged": replace(_WHOLE, filter=FilterConfig(scope="after"), judged=True),
     }.items()
 }
 """SAFREE by name.
 
 ``safree`` is ours with the program's self-validation; ``released`` the published program's own filter: one joined list,
 end mark and padding left alone, id 0 in a masked token's place. ``whole`` filters to the last step; its variants change
-one part each.
+one part each. ``judged`` filters everything after a trigger to the last step, but only prompts that are judged harmful.
 """

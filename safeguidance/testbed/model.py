@@ -52,7 +52,7 @@ class Testbed:
         return self.text(self.tokenizer.batch(prompts))
 
     def predict(
-        self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor, output_patch: OutputPatch | None = None
+        self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor, *, output_patch: OutputPatch | None = None
     ) -> torch.Tensor:
         """Denoised prediction (x0) for latents ``x [B, 12, 24, 24]`` at ``sigma [B]`` (0..1)."""
         velocity = self.denoiser(x, 1000 * sigma, cond, output_patch)
