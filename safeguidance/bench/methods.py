@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .conditions import NEGATIVE_PROMPT, Method, Setting, against, plain, safecfg, safecfg_concepts, stock
 from .guided import GUIDED
+from .safree import SAFREE
 
 __all__ = ["METHODS", "NEGATIVE_PROMPT", "Method", "Setting", "stock"]
 
@@ -14,4 +15,5 @@ METHODS: dict[str, Method] = {
     "safecfg": stock(safecfg),
     "safecfg-concepts": stock(safecfg_concepts),
     **GUIDED,
+    **SAFREE,
 }
