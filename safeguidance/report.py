@@ -26,9 +26,12 @@ Box = tuple[float, float, float, float]
 
 
 def is_harmful(run: RunRecord) -> bool:
-    """Whether a score of the run reaches the threshold; False where nothing was scored."""
-    scored = any(run.scores) or any(step.scores for step in run.steps)
-    return scored and run.harm >= run.threshold
+    """Whether a score of the run reaches the threshold; False where nothing was scored or the method has none."""
+    return run.threshold is not None and _scored(run) and run.harm >= run.threshold
+
+
+def _scored(run: RunRecord) -> bool:
+    return any(run.scores) or any(step.scores for step in run.steps)
 
 
 def effect_mask(run: RunRecord, batch: int, height: int, width: int) -> torch.Tensor:
@@ -142,8 +145,8 @@ class _Page:
 
 
 def _header(page: _Page, run: RunRecord) -> None:
-    harmful, scored = is_harmful(run), any(run.scores) or any(step.scores for step in run.steps)
-    word = "HARMFUL PROMPT" if harmful else "HARMLESS PROMPT" if scored else "NOT SCORED"
+    harmful, scored = is_harmful(run), _scored(run) and run.threshold is not None
+    word = "HARMFUL PROMPT" if harmful else "HARMLESS PROMPT" if scored else "NOT JUDGED"
     badge = page.measure(word, 20) + 32
     page.box((0, 0, WIDTH, _HEADER - 16), _PANEL)
     page.box((WIDTH - _MARGIN - badge, 26, WIDTH - _MARGIN, 66), _HARM if harmful else _CALM if scored else _FAINT, 8)
@@ -205,7 +208,7 @@ def _overlay(run: RunRecord, picture: Image.Image | None, index: int) -> Image.I
 
 def _bars(page: _Page, run: RunRecord, index: int, x: float, y: float, width: float) -> None:
     row = run.scores[index % len(run.scores)] if run.scores else []
-    page.text(x, y, "harm per category", 15, _FAINT)
+    page.text(x, y, "agreement per concept" if run.threshold is None else "harm per category", 15, _FAINT)
     if not row:
         page.text(x, y + 34, "no score per sample was recorded", 15, _FAINT)
         return
@@ -214,19 +217,22 @@ def _bars(page: _Page, run: RunRecord, index: int, x: float, y: float, width: fl
     names = [names[k] for k in sorted(kept)]
     label = min(max(page.measure(name, 16) for name, _ in names), 0.38 * width)
     start, end = x + label + 12, x + width - 52
-    at = start + (end - start) * min(max(run.threshold, 0.0), 1.0)
+    limit = 2.0 if run.threshold is None else max(run.threshold, 0.0)
+    at = start + (end - start) * min(limit, 1.0)
     top = y + 34
     for name, score in names:
         page.text(x + label, top, page.fit(name, 16, label), 16, align="right")
         page.box((start, top + 3, end, top + 17), _PANEL, 3)
         inside = min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
-        ink = _HARM if score >= run.threshold else _CALM
+        ink = _HARM if score >= limit else _CALM
         page.box((start, top + 3, start + (end - start) * inside, top + 17), ink, 3)
         page.text(x + width, top, f"{score:.2f}", 16, ink, "right")
         top += _BAR
-    page.dashed(at, y + 28, top, _INK)
+    if run.threshold is not None:
+        page.dashed(at, y + 28, top, _INK)
     left_out = f"; the {MOST_CATEGORIES} highest are shown" if len(run.categories) > MOST_CATEGORIES else ""
-    note = f"acts from {run.threshold:.2f}{left_out}"
+    acts = "acts on every prompt" if run.threshold is None else f"acts from {run.threshold:.2f}"
+    note = f"{acts}{left_out}"
     half = page.measure(note, 14) / 2
     page.text(min(max(at, x + half), x + width - half), top + 2, note, 14, _FAINT, "centre")
 
@@ -272,8 +278,9 @@ def _step_curves(page: _Page, run: RunRecord, y: float) -> None:
         level = bottom - (bottom - top) * value
         page.line([(left, level), (right, level)], _GRID)
         page.text(left - 8, level - 9, f"{value:g}", 14, _FAINT, "right")
-    limit = bottom - (bottom - top) * min(max(run.threshold, 0.0), 1.0)
-    page.line([(left, limit), (right, limit)], _FAINT)
+    if run.threshold is not None:
+        limit = bottom - (bottom - top) * min(max(run.threshold, 0.0), 1.0)
+        page.line([(left, limit), (right, limit)], _FAINT)
     cell = (right - left) / len(run.steps)
     shown = ranked[:MOST_CURVES]
     for name, ink in zip(shown, _CURVE_INKS, strict=False):
