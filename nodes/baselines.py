@@ -50,6 +50,8 @@ def make_method(
         raise ValueError(f"method is {name!r}; allowed: {', '.join(METHODS)}")
     kind = "SLD" if name.startswith("SLD") else "SEGA" if name == "SEGA" else "NOT"
     given = {field: value for field, value in own.items() if value >= 0}
+    if concept not in ("nearest", "all"):
+        raise ValueError(f"concept is {concept!r}; allowed: nearest, all")
     if concept == "all" and "concept" not in _FIELDS[kind]:
         raise ValueError(f"concept is 'all', which {name} does not have; allowed: nearest, the one it acts on")
     for field in given:

@@ -319,8 +319,10 @@ def patched(node: str, model: Any, method: ConceptMethod, texts: ConceptTexts, a
     """The MODEL with a concept guidance method around its sampling, and the trace of its runs.
 
     Raises:
-        ValueError: if it carries one already.
+        ValueError: if it carries one already, or the anchor is unknown.
     """
+    if anchor not in ("negative", "empty"):
+        raise ValueError(f"{node}, anchor is {anchor!r}; allowed: negative, empty; change the named field")
     if host.is_wrapped(model, KEY):
         raise ValueError(f"{node}, model: {TWICE}")
     trace = Trace()

@@ -13,9 +13,9 @@ from torch.nn import functional
 from .trace import RunRecord
 
 WIDTH = 1200
-MOST_SAMPLES, MOST_CATEGORIES, MOST_CURVES = 4, 12, 6
+MOST_SAMPLES, MOST_CATEGORIES, MOST_CURVES, MOST_MASKS = 4, 12, 6, 10
 _SCALE = 2  # drawn larger and reduced, which smooths every edge
-_MARGIN, _PICTURE, _BAR, _HEADER, _STRIP, _CURVES = 32, 300, 26, 112, 104, 150
+_MARGIN, _PICTURE, _BAR, _HEADER, _STRIP, _CURVES, _LIVE = 32, 300, 26, 112, 104, 150, 128
 
 _INK, _FAINT, _PAPER, _PANEL, _GRID = (32, 36, 44), (112, 120, 132), (255, 255, 255), (244, 246, 249), (222, 226, 232)
 _CALM, _HARM, _IDLE = (70, 130, 180), (208, 60, 48), (206, 212, 220)
@@ -42,14 +42,22 @@ def effect_mask(run: RunRecord, batch: int, height: int, width: int) -> torch.Te
     """
     if run.effect is None:
         return torch.zeros(batch, height, width)
-    effect = run.effect.detach().float().cpu().nan_to_num()
+    effect = _flat(run.effect)
     if effect.ndim < 3:
         return torch.zeros(batch, height, width)
-    if effect.ndim > 3:
-        effect = effect.mean(dim=tuple(range(1, effect.ndim - 2)))
     resized = functional.interpolate(effect[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
-    shown = (resized / resized.max().clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
+    shown = _share(resized, float(resized.max()))
     return shown[torch.arange(batch) % len(shown)]
+
+
+def _flat(effect: torch.Tensor) -> torch.Tensor:
+    """A map without frames, in float32 on the CPU."""
+    effect = effect.detach().float().cpu().nan_to_num()
+    return effect.mean(dim=tuple(range(1, effect.ndim - 2))) if effect.ndim > 3 else effect
+
+
+def _share(values: torch.Tensor, largest: float) -> torch.Tensor:
+    return (values / max(largest, torch.finfo(torch.float32).tiny)).clamp(0, 1)
 
 
 def draw_report(run: RunRecord, images: torch.Tensor | None = None) -> torch.Tensor:
@@ -68,7 +76,9 @@ def draw_report(run: RunRecord, images: torch.Tensor | None = None) -> torch.Ten
     bars = min(len(run.categories), MOST_CATEGORIES)
     row_height = max(_PICTURE, 64 + bars * _BAR) + 28
     curves = _CURVES if any(step.scores for step in run.steps) else 0
-    height = _HEADER + shown * row_height + _STRIP + curves + (24 if count > shown else 0)
+    live = _live(run, shown)
+    masks = 30 + len(live) * _LIVE if live else 0
+    height = _HEADER + shown * row_height + _STRIP + curves + masks + (24 if count > shown else 0)
     page = _Page(WIDTH, height)
     _header(page, run)
     y = float(_HEADER)
@@ -81,6 +91,8 @@ def draw_report(run: RunRecord, images: torch.Tensor | None = None) -> torch.Ten
     _steps(page, run, y)
     if curves:
         _step_curves(page, run, y + _STRIP - 8)
+    if live:
+        _live_masks(page, run, live, y + _STRIP + curves - 4)
     return page.tensor()
 
 
@@ -170,7 +182,7 @@ def _sample(page: _Page, run: RunRecord, images: torch.Tensor | None, index: int
 
 def _effect_words(run: RunRecord) -> tuple[str, str]:
     if run.effect is None:
-        return "where it acted", "not measured (turn map on)"
+        return "where it acted", "not measured (turn map on)" if run.acted else "nowhere"
     if run.effect.ndim < 3 or not bool(run.effect.abs().max() > 0):
         return "where it acted", "measured: nowhere"
     return "where it acted (bright: strongest)", ""
@@ -196,14 +208,18 @@ def _overlay(run: RunRecord, picture: Image.Image | None, index: int) -> Image.I
     assert run.effect is not None
     width, height = picture.size if picture else (run.effect.shape[-1], run.effect.shape[-2])
     heat = effect_mask(run, index + 1, height, width)[index].numpy()
-    stops = np.array([stop for stop, _ in _HEAT])
-    colours = np.array([colour for _, colour in _HEAT], dtype=np.float64)
-    coloured = np.stack([np.interp(heat, stops, colours[:, channel]) for channel in range(3)], axis=-1)
+    coloured = _coloured(heat)
     if picture is not None:
         grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float64)
         weight = (0.15 + 0.75 * heat)[..., None]
         coloured = (1 - weight) * grey + weight * coloured
     return Image.fromarray((coloured + 0.5).astype(np.uint8))
+
+
+def _coloured(heat: np.ndarray) -> np.ndarray:
+    stops = np.array([stop for stop, _ in _HEAT])
+    colours = np.array([colour for _, colour in _HEAT], dtype=np.float64)
+    return np.stack([np.interp(heat, stops, colours[:, channel]) for channel in range(3)], axis=-1)
 
 
 def _bars(page: _Page, run: RunRecord, index: int, x: float, y: float, width: float) -> None:
@@ -292,3 +308,28 @@ def _step_curves(page: _Page, run: RunRecord, y: float) -> None:
             points.append((points[0][0] + 2, points[0][1]))
         page.line(points, ink, 2)
     _legend(page, bottom + 12, list(zip(shown, _CURVE_INKS, strict=False)))
+
+
+def _live(run: RunRecord, samples: int) -> dict[int, list[tuple[int, torch.Tensor]]]:
+    """Per sample that was changed, its map at some evaluations, evenly chosen, as (evaluation, map)."""
+    moved = [(index, _flat(step.effect)) for index, step in enumerate(run.steps) if step.effect is not None]
+    moved = [(index, effect) for index, effect in moved if effect.ndim == 3]
+    count = min(len(moved), MOST_MASKS)
+    chosen = [moved[place * (len(moved) - 1) // max(count - 1, 1)] for place in range(count)]
+    rows = {k: [(index, effect[k]) for index, effect in chosen if k < len(effect)] for k in range(samples)}
+    return {k: row for k, row in rows.items() if any(bool(effect.any()) for _, effect in row)}
+
+
+def _live_masks(page: _Page, run: RunRecord, live: dict[int, list[tuple[int, torch.Tensor]]], y: float) -> None:
+    page.text(_MARGIN, y, "where it acted at some of these evaluations, on one scale", 15, _FAINT)
+    largest = max(float(effect.max()) for row in live.values() for _, effect in row)
+    edge, cell = _LIVE - 28.0, (WIDTH - 2 * _MARGIN - 30) / MOST_MASKS
+    top = y + 28
+    for sample, row in live.items():
+        page.text(_MARGIN, top + edge / 2 - 10, f"{sample + 1}", 15, _FAINT)
+        for place, (index, effect) in enumerate(row):
+            left = _MARGIN + 30 + place * cell
+            heat = Image.fromarray((_coloured(_share(effect, largest).numpy()) + 0.5).astype(np.uint8))
+            page.paste(heat, left, top, edge)
+            page.text(left + edge / 2, top + edge + 3, f"{index + 1}", 14, _FAINT, "centre")
+        top += _LIVE
