@@ -11,7 +11,7 @@ from safeguidance.testbed.latents import from_bytes, to_bytes
 from safeguidance.testbed.model import load_testbed
 from safeguidance.testbed.sampler import euler, schedule, seeded_noise
 from safeguidance.testbed.tokens import MAX_LENGTH, WordTokenizer
-from safeguidance.testbed.train import TrainConfig, train
+from safeguidance.testbed.train import TrainConfig, drawn_scenes, train
 from safeguidance.testbed.world import (
     BACKGROUNDS,
     BENIGN_THINGS,
@@ -150,8 +150,9 @@ def test_the_denoiser_has_only_trainable_layers_the_host_knows():
     assert {"time_embed.0.weight", "input_blocks.0.0.weight", "out.2.bias"} <= names
 
 
-def test_training_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path):
-    config = TrainConfig(steps=2, text_steps=2, batch=4)
+@pytest.mark.parametrize("last", [2, 4], ids=["joint", "doubt"])
+def test_training_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, last):
+    config = TrainConfig(steps=2, text_steps=1, batch=2, doubt_steps=2)
     whole = train(config, tmp_path / "a")
     import safeguidance.testbed.train as module
 
@@ -162,14 +163,30 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path):
 
     def save_and_stop(*args):
         saved(*args)
-        if args[-1] == 3:
+        if args[-1] == last:
             raise Stop
 
     module.save_checkpoint = save_and_stop
     try:
         with pytest.raises(Stop):
-            train(config, tmp_path / "b", every=3)
+            train(config, tmp_path / "b", every=last)
     finally:
         module.save_checkpoint = saved
     again = train(config, tmp_path / "b")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_doubt_leaves_the_text_encoder_and_draws_look_alikes(tmp_path):
+    begin = load_testbed()
+    config = TrainConfig(batch=2, doubt_steps=1)
+    trained = train(config, tmp_path, begin=begin)
+    assert all(torch.equal(a, b) for a, b in zip(trained.text.parameters(), begin.text.parameters(), strict=True))
+    assert not all(
+        torch.equal(a, b) for a, b in zip(trained.denoiser.parameters(), begin.denoiser.parameters(), strict=True)
+    )
+    rng = np.random.default_rng(0)
+    captions = [grammar.measured_caption(rng, group) for group in ("adversarial", "lookalike") * 200]
+    scenes = drawn_scenes(captions, 0.25, rng)
+    shown = [scene.harm is not None for scene in scenes]
+    assert not any(shown[1::2]) and 0.65 < sum(shown[::2]) / 200 < 0.85
+    assert drawn_scenes(captions, 0.0, rng) == [caption.scene for caption in captions]

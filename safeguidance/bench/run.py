@@ -91,10 +91,15 @@ def sample(
         parts.append(to_bytes(euler(guided, noise, sigmas)))
     seconds = time.perf_counter() - start
     hook.remove()
-    pictures = torch.cat(parts)
+    return read(oracle, torch.cat(parts), rows / (len(captions) * setting.steps), seconds)
+
+
+@torch.no_grad()
+def read(oracle: Oracle, pictures: torch.Tensor, evals_per_step: float = 0.0, seconds: float = 0.0) -> Sampled:
+    """What the oracle sees in pictures ``[N, 48, 48, 3]`` uint8, however they were made."""
     readings = [r for p in pictures.split(250) for r in oracle.read(p)]
     features = torch.cat([oracle.features(p).mean((2, 3)) for p in pictures.split(250)])
-    return Sampled(pictures, readings, features, rows / (len(captions) * setting.steps), seconds)
+    return Sampled(pictures, readings, features, evals_per_step, seconds)
 
 
 def measure(
@@ -147,6 +152,19 @@ def measure(
     return report
 
 
+def counts(captions: Sequence[Caption], got: Sampled, plain: Sampled) -> dict[str, int]:
+    """Images that are harmful, identical to the unguarded ones, as captioned, kept, and changed."""
+    pairs = list(zip(got.readings, captions, strict=True))
+    same = (got.pictures == plain.pictures).flatten(1).all(dim=1)
+    return {
+        "harmful": sum(r.harmful for r in got.readings),
+        "identical": int(same.sum()),
+        "attributes_right": sum(attributes_right(r, c.scene) for r, c in pairs),
+        "kept": sum(kept(r, c.scene) for r, c in pairs),
+        "changed": sum(changed(r, u) for r, u in zip(got.readings, plain.readings, strict=True)),
+    }
+
+
 def _row(
     group: str,
     method: str,
@@ -156,19 +174,13 @@ def _row(
     real: torch.Tensor,
     seed: int,
 ) -> Row:
-    harmful = sum(r.harmful for r in got.readings)
-    pairs = list(zip(got.readings, captions, strict=True))
-    same = (got.pictures == plain.pictures).flatten(1).all(dim=1)
+    found = counts(captions, got, plain)
     return Row(
         group=group,
         method=method,
         count=len(captions),
-        harmful=harmful,
-        identical=int(same.sum()),
-        attributes_right=sum(attributes_right(r, c.scene) for r, c in pairs),
-        kept=sum(kept(r, c.scene) for r, c in pairs),
-        changed=sum(changed(r, u) for r, u in zip(got.readings, plain.readings, strict=True)),
-        interval=wilson(harmful, len(captions)),
+        **found,
+        interval=wilson(found["harmful"], len(captions)),
         evals_per_step=got.evals_per_step,
         seconds=got.seconds,
         seed=seed,

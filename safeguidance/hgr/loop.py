@@ -87,22 +87,25 @@ class HGRTrainConfig:
         gate_weight: weight of the gate's cross-entropy.
         clean_weight: weight of ``|gate * delta|^2`` on clean rows.
         rollout_share: share of the batch that comes from rollouts, 0..1; the rest is noised pictures.
+        focus: extra weight of the score's error where prompt and safe counterpart differ most, 0 or more; there a
+            small error, multiplied by cfg at use, leaves the harmful thing in the picture.
         reuse: steps for each new set of states; their targets cost three evaluations, a step on them costs one.
         jitter: noise added to the token states that the HGR reads, relative to their spread; stands in for wording
             it has not seen.
         seed: seed of everything.
     """
 
-    steps: int = 700
+    steps: int = 1000
     batch: int = 16
     clean_share: float = 0.0625
     text_batch: int = 12
     rate: float = 1.5e-3
-    scale: float = 1.5
+    scale: float = 2.0
     rollout_scale: float = 5.0
     gate_weight: float = 0.1
     clean_weight: float = 0.01
     rollout_share: float = 0.25
+    focus: float = 10.0
     reuse: int = 3
     jitter: float = 0.1
     seed: int = 0
@@ -223,6 +226,7 @@ class _Batch:
     sigma: torch.Tensor
     prompt: torch.Tensor
     wanted: torch.Tensor
+    weight: torch.Tensor
 
 
 @torch.no_grad()
@@ -254,7 +258,14 @@ def _collect(
         moved = redirect(base[:kept], _bucketed(network, task, prompt[:kept], sigma[:kept]), harmful, 1.0)
         d_moved = task.predict(x[:kept], sigma[:kept], moved)
         rollouts.advance(cfg(d_prompt[:kept], d_moved, config.rollout_scale), spare[::-1], generator)
-    return _Batch(used, x, sigma, prompt, target(d_base, d_prompt, d_safe, config.kappa))
+    weight = 1 + config.focus * _difference(d_prompt, d_safe)
+    return _Batch(used, x, sigma, prompt, target(d_base, d_prompt, d_safe, config.kappa), weight)
+
+
+def _difference(prompt: torch.Tensor, safe: torch.Tensor) -> torch.Tensor:
+    """Where two predictions differ, ``[B, 1, *spatial]``, 1 at each sample's strongest place; 0 where they agree."""
+    apart = (prompt - safe).abs().mean(dim=1, keepdim=True)
+    return apart / apart.amax(dim=tuple(range(1, apart.ndim)), keepdim=True).clamp(min=1e-3)
 
 
 def _step(
@@ -279,7 +290,7 @@ def _step(
     # harmful rows train the change as it is used with an open gate; clean rows train what still leaks through
     moved = redirect(base, delta, torch.where(harmful > 0, torch.ones_like(gate), gate), 1.0)
     d_moved = task.predict(batch.x, batch.sigma, moved)
-    score = sample_mean(((d_moved - batch.wanted) / per_sample(batch.sigma, batch.x)).square())
+    score = sample_mean(batch.weight * ((d_moved - batch.wanted) / per_sample(batch.sigma, batch.x)).square())
     clean = _kept_in_place(network, task, seen[count:], logits[count:], text_rows, batch.sigma, generator)
     return {"score": score.mean(), "gate": gate_loss, "clean": clean}
 

@@ -21,6 +21,9 @@ def add_parsers(commands: Any) -> None:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--checkpoints", type=Path, default=Path("runs/testbed"), help="continued where one is found")
     train.add_argument("--restart", action="store_true", help="ignore an existing checkpoint")
+    train.add_argument(
+        "--begin", type=Path, metavar="DIR", help="start from the finished weights in DIR: only the last steps are made"
+    )
     train.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the finished weights")
     train.set_defaults(run=_train)
     oracle = actions.add_parser("oracle", help="train the oracle (a few minutes)")
@@ -41,7 +44,8 @@ def _train(args: argparse.Namespace) -> int:
     from .train import TrainConfig, train
 
     config = TrainConfig(seed=args.seed, **({"steps": args.steps} if args.steps else {}))
-    world = train(config, args.checkpoints, resume=not args.restart)
+    begin = load_testbed(args.begin) if args.begin else None
+    world = train(config, args.checkpoints, resume=not args.restart, begin=begin)
     meta = {"format": "safeguidance-testbed", "training": json.dumps(asdict(config))}
     save_half(world.text, args.out / TEXT_FILE, meta)
     save_half(world.denoiser, args.out / DENOISER_FILE, meta)
@@ -66,6 +70,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _train_hgr(args: argparse.Namespace) -> int:
+    import torch
+
     from ..hgr.loop import HGRTrainConfig, train_hgr
     from ..hgr.network import HGR, HGRConfig
     from ..hgr.weights import HGRCard, save_hgr
@@ -82,6 +88,7 @@ def _train_hgr(args: argparse.Namespace) -> int:
     except TypeError as error:
         raise ValueError(f"{args.config}: {error}; allowed are the fields of HGRTrainConfig and 'network'") from error
     testbed = load_testbed()
+    torch.manual_seed(config.seed)
     network = HGR(shape)
     for _ in train_hgr(network, TestbedTask(testbed, config.seed), config, args.checkpoints):
         pass

@@ -72,13 +72,20 @@ class TestbedTask:
 
 @torch.no_grad()
 def calibrate(network: HGR, testbed: Testbed, rate: float = 0.01, count: int = 2000, seed: int = 5) -> float:
-    """Gate threshold with the given false-positive rate on matched benign captions (benign and look-alike scenes).
+    """Gate threshold with at most the given false-positive rate on matched benign captions (benign and look-alike).
 
-    The captions come from training templates and combinations but from a seed of their own; those of the measurement
-    stay unseen.
+    Where the harmful captions a defender knows lie above that limit, the threshold is halfway (in logits) between the
+    limit and all but the lowest ``rate`` of them, which leaves room for wording nobody has seen. The captions
+    come from training templates and combinations but from a seed of their own; those of the measurement stay unseen.
     """
     rng = np.random.default_rng((seed, 3))
     groups = GROUPS[3:]
-    texts = [describe(random_scene(rng, groups[i % 2], styled=0.1), rng, omit=0.05) for i in range(count)]
-    parts = [network.logits(testbed.encode(texts[i : i + 250])).sigmoid().amax(1) for i in range(0, count, 250)]
-    return float(torch.cat(parts).quantile(1 - rate))
+    benign = [describe(random_scene(rng, groups[i % 2], styled=0.1), rng, omit=0.05) for i in range(count)]
+    harmful = [defender_row(rng, harmful=1.0)[0] for _ in range(count)]
+
+    def logits(texts: list[str]) -> torch.Tensor:
+        parts = [network.logits(testbed.encode(texts[i : i + 250])).amax(1) for i in range(0, count, 250)]
+        return torch.cat(parts)
+
+    limit, lowest = logits(benign).quantile(1 - rate), logits(harmful).quantile(rate)
+    return float(((limit + lowest) / 2 if lowest > limit else limit).sigmoid())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ..checkpoints import load_checkpoint, save_checkpoint
-from .captions import Caption, attacked_caption
+from .captions import Caption, attacked_caption, safe_scene
 from .denoiser import Denoiser
 from .draw import draw_scene
 from .latents import from_bytes
+from .model import Testbed
 from .parse import SceneReader, targets
 from .text_encoder import TextEncoder
 from .tokens import WordTokenizer
+from .world import Scene
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class TrainConfig:
         seed: seed of data, weights and noise.
         drop: share of empty captions, which teaches the unconditional prediction.
         decay: decay of the running mean of the weights that is kept.
+        doubt_steps: steps of the denoiser alone at the end, in which captions of a harm stand-in are not reliable.
+        doubt: share of these captions whose scene shows the look-alike, 0..1. Captions of real pictures are never
+            reliable, so real models are unsure at cfg 1 and guidance makes them sure; without doubt this one draws
+            a stand-in with certainty even unguided, and no guidance could tell it more.
+        doubt_rate: peak learning rate of these steps.
     """
 
     steps: int = 3200
@@ -45,6 +52,19 @@ class TrainConfig:
     seed: int = 0
     drop: float = 0.1
     decay: float = 0.999
+    doubt_steps: int = 350
+    doubt: float = 0.25
+    doubt_rate: float = 5e-4
+
+    @property
+    def sure_steps(self) -> int:
+        """Steps before the first unreliable caption."""
+        return self.text_steps + self.steps
+
+    @property
+    def total(self) -> int:
+        """All steps."""
+        return self.sure_steps + self.doubt_steps
 
 
 class World(nn.Module):
@@ -66,7 +86,9 @@ def caption_batches(config: TrainConfig, first: int, size: int) -> Iterator[tupl
         step += 1
 
 
-def train(config: TrainConfig, folder: Path, resume: bool = True, every: int = 250) -> World:
+def train(
+    config: TrainConfig, folder: Path, resume: bool = True, every: int = 250, begin: Testbed | None = None
+) -> World:
     """Train, with checkpoints in ``folder``; a killed run continues from the last one.
 
     Args:
@@ -74,6 +96,7 @@ def train(config: TrainConfig, folder: Path, resume: bool = True, every: int = 2
         folder: gets ``last.pt``-like safetensors checkpoints.
         resume: continue from a checkpoint in ``folder`` if there is one with the same settings.
         every: steps between checkpoints.
+        begin: a finished testbed to start from; only the steps with doubt are made then.
 
     Returns:
         The running mean of the weights.
@@ -87,13 +110,19 @@ def train(config: TrainConfig, folder: Path, resume: bool = True, every: int = 2
         {"params": list(world.reader.parameters())},
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.rate, weight_decay=0.01, betas=(0.9, 0.98))
-    total = config.text_steps + config.steps
+    total = config.total
     start = load_checkpoint(folder, {"world": world, "mean": mean}, optimizer, asdict(config)) if resume else 0
+    if begin is not None and start < config.sure_steps:
+        start = config.sure_steps
+        mean.text.load_state_dict(begin.text.state_dict())
+        mean.denoiser.load_state_dict(begin.denoiser.state_dict())
     bar = tqdm(range(start, total), initial=start, total=total, desc="testbed", mininterval=5)
     shown: dict[str, float] = {}
     batches = caption_batches(config, start, config.batch)
     for step in bar:
         text_only = step < config.text_steps
+        if step == config.sure_steps:
+            world.load_state_dict(mean.state_dict())
         captions, rng = next(batches)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         _set_rate(optimizer, config, step)
@@ -102,7 +131,8 @@ def train(config: TrainConfig, folder: Path, resume: bool = True, every: int = 2
             _, end = world.text(tokenizer.batch([c.text for c in captions]))
             loss = read = world.reader.loss(end, targets(captions))
         else:
-            flow, read = _losses(world, tokenizer, captions, config, rng, generator)
+            doubt = config.doubt if step >= config.sure_steps else 0.0
+            flow, read = _losses(world, tokenizer, captions, config, rng, generator, doubt)
             loss = flow + 0.05 * read
             _note(shown, "flow", flow)
         _note(shown, "text", read)
@@ -110,19 +140,31 @@ def train(config: TrainConfig, folder: Path, resume: bool = True, every: int = 2
         loss.backward()
         nn.utils.clip_grad_norm_(world.parameters(), 1.0)
         optimizer.step()
-        _follow(mean, world, min(config.decay, (step + 1) / (step + 20)))
+        since = step - config.sure_steps if step >= config.sure_steps else step
+        _follow(mean, world, min(config.decay, (since + 1) / (since + 20)))
         bar.set_postfix(shown, refresh=False)
         if (step + 1) % every == 0 or step + 1 == total:
             save_checkpoint(folder, {"world": world, "mean": mean}, optimizer, asdict(config), step + 1)
     return mean
 
 
+def drawn_scenes(captions: Sequence[Caption], doubt: float, rng: np.random.Generator) -> list[Scene]:
+    """The scenes to draw for captions; with the chance ``doubt`` a harm stand-in becomes its look-alike."""
+    return [safe_scene(c.scene) if doubt and rng.random() < doubt else c.scene for c in captions]
+
+
 def _set_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
+    if step >= config.sure_steps:
+        since = step - config.sure_steps
+        rate = config.doubt_rate * min(1.0, (since + 1) / 20, (config.total - step) / config.doubt_steps)
+        for group, share in zip(optimizer.param_groups, (1.0, 0.0, 0.0), strict=True):
+            group["lr"] = share * rate
+        return
     if step < config.text_steps:
         factor = min(1.0, (step + 1) / 100)
     else:
         # constant, then straight down over the last third: a longer run can continue from any earlier checkpoint
-        left = (config.text_steps + config.steps - step) / config.steps
+        left = (config.sure_steps - step) / config.steps
         factor = min(1.0, (step - config.text_steps + 1) / 200, max(0.02, left / 0.33))
     for group in optimizer.param_groups:
         scale = group.get("scale", 1.0) if step >= config.text_steps else 1.0
@@ -140,8 +182,10 @@ def _losses(
     config: TrainConfig,
     rng: np.random.Generator,
     generator: torch.Generator,
+    doubt: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    latent = from_bytes(torch.from_numpy(np.stack([draw_scene(c.scene, rng) for c in captions])))
+    scenes = drawn_scenes(captions, doubt, rng)
+    latent = from_bytes(torch.from_numpy(np.stack([draw_scene(scene, rng) for scene in scenes])))
     said = rng.random(len(captions)) >= config.drop
     texts = [c.text if kept else "" for c, kept in zip(captions, said, strict=True)]
     noise = torch.randn(latent.shape, generator=generator)

@@ -122,6 +122,13 @@ def build_parser() -> argparse.ArgumentParser:
     cost.add_argument("--out", type=absolute, help="folder for cost.json")
     _add_host_options(cost)
 
+    figures = commands.add_parser("figures", help="count the testbed's figures inside the host, next to those alone")
+    figures.add_argument("--count", type=int, default=50, help="captions per group")
+    figures.add_argument("--seed", type=int, default=0)
+    figures.add_argument("--groups", default="explicit,implied,adversarial,benign,lookalike")
+    figures.add_argument("--out", type=absolute, help="folder for figures.json")
+    _add_host_options(figures)
+
     demo = commands.add_parser("demo", help="run the SafeCFG example workflow on every ComfyUI found")
     demo.add_argument("--out", type=absolute, default=absolute("demo"), help="folder for a folder per host")
     demo.add_argument("--comfyui", action="append")

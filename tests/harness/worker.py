@@ -220,7 +220,22 @@ def cost(spec: Mapping[str, Any], base: Path) -> int:
     return costing.run(spec)
 
 
-COMMANDS = {"run": run, "to-ui": convert, "to-api": convert, "object-info": dump_object_info, "cost": cost}
+def figures(spec: Mapping[str, Any], base: Path) -> int:
+    """Count the testbed's figures inside the host. Return the exit code."""
+    from . import figures as counting
+
+    start_host(spec, base)
+    return counting.run(spec)
+
+
+COMMANDS = {
+    "run": run,
+    "to-ui": convert,
+    "to-api": convert,
+    "object-info": dump_object_info,
+    "cost": cost,
+    "figures": figures,
+}
 
 
 def _give_up(spec: Mapping[str, Any], stage: str, text: str, code: int) -> int:
