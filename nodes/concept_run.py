@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import mode
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ from ..safeguidance.guidance.concept_step import SAME_LEVEL, Coming, Memory, Out
 from ..safeguidance.predictions import as_prompt, cfg, channel_norm
 from ..safeguidance.trace import RunRecord, StepRecord, Trace
 from . import host
-from .host_concepts import Entry, count_applying, encode, entries_of, joined, predicts_negative
+from .host_concepts import Entry, count_applying, encode, entries_of, joined, packed, predicts_negative
 
 KEY = "safeguidance_concepts"
 Anchor = Literal["negative", "empty"]
@@ -77,7 +78,8 @@ class _Run:
     own_anchor: bool
     memory: Memory[Any] = field(default_factory=Memory)
     scores: torch.Tensor | None = None
-    chosen: torch.Tensor | None = None
+    read: int = 0
+    chosen: list[int] = field(default_factory=list)
 
 
 class ConceptRun:
@@ -191,8 +193,7 @@ class ConceptRun:
         def fold(seen: Mapping[str, Any], found: list[torch.Tensor]) -> list[torch.Tensor]:
             return self._guide(run, plan, seen, found)
 
-        extra = [guider.conds[name] for name in plan.names]
-        options = joined(options, extra, fold, plan.rows)
+        options = joined(options, plan.extra, fold, plan.rows)
         args, kwargs = ((options, *args[1:]), kwargs) if args else (args, {**kwargs, "model_options": options})
         return executor(x, sigma, *args, **kwargs)
 
@@ -208,14 +209,19 @@ class ConceptRun:
         if own and self.anchor == "negative" and predicts_negative(guider, options):
             own = False  # a sampler that asks for the negative at cfg 1 too
         names = [*map(_concept, concepts), *map(_neutral, neutrals), *([_ANCHOR] if own else [])]
-        cost = sum(count_applying(guider.conds[name], coming.sigma) for name in names)
+        extra, place = [guider.conds[name] for name in names], {name: k for k, name in enumerate(names)}
+        single = packed(extra[: len(concepts)], _choice(wanted, concepts)) if _differ(wanted, concepts) else None
+        if single is not None:
+            extra = [single, *extra[len(concepts) :]]
+            place = {name: max(0, k - len(concepts) + 1) for name, k in place.items()}
+        cost = sum(count_applying(entries, coming.sigma) for entries in extra)
         # prompt and base keep the bits of plain CFG where nothing is guided; batches of another size round otherwise
         apart = reads or not bool(rows.all())
-        return _Plan(coming, neutrals, own, names, cost, rows if apart else None)
+        return _Plan(coming, neutrals, own, extra, place, cost, rows if apart else None)
 
     def _guide(self, run: _Run, plan: _Plan, seen: Mapping[str, Any], found: list[torch.Tensor]) -> list[torch.Tensor]:
         prompt, other = seen["conds_out"][:2]
-        named = dict(zip(plan.names, found, strict=True))
+        named = {name: found[k] for name, k in plan.place.items()}
         base = named[_ANCHOR] if plan.own_anchor else other
         scale = float(seen["cond_scale"])
         step = Step(
@@ -245,24 +251,29 @@ class ConceptRun:
         if outcome.scores is not None:
             scores = outcome.scores.float().clamp(0, 1).cpu()
             row = tuple(scores.amax(dim=0).tolist())
-            # a method that judges knows more with every step; for one that does not, the nearest moment counts
+            run.read += 1
             if self.method.threshold is None and run.scores is not None:
-                scores = torch.maximum(run.scores, scores)
+                # one that judges hands out the score of the run, one that does not that of a moment
+                scores = run.scores + (scores - run.scores) / run.read
             run.scores = scores
             run.record.scores = run.scores.tolist()
         if acted and outcome.chosen is not None:
-            run.chosen = outcome.chosen.cpu()
+            run.chosen += [k for k in outcome.chosen.tolist() if k >= 0]
         run.record.steps.append(StepRecord(plan.coming.sigma, plan.coming.progress, acted, plan.cost, row, effect))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What an evaluation predicts beyond positive and negative, and for which samples apart from these."""
+    """What an evaluation predicts beyond positive and negative, and which of these predictions is whose.
+
+    ``rows`` are the samples they are made for, in a call of their own; None for all, together with the others.
+    """
 
     coming: Coming
     neutrals: tuple[int, ...]
     own_anchor: bool
-    names: list[str]
+    extra: list[list[Entry]]
+    place: dict[str, int]
     cost: int
     rows: torch.Tensor | None
 
@@ -280,6 +291,17 @@ def _concept(k: int) -> str:
 
 def _neutral(k: int) -> str:
     return f"{KEY}_neutral_{k}"
+
+
+def _differ(wanted: torch.Tensor, concepts: Sequence[int]) -> bool:
+    """Whether samples want different concepts, but none of them more than one."""
+    return len(concepts) > 1 and bool((wanted.sum(dim=1) <= 1).all())
+
+
+def _choice(wanted: torch.Tensor, concepts: Sequence[int]) -> list[int]:
+    """Which of the wanted concepts each sample takes; any for one that wants none."""
+    choice: list[int] = wanted[:, list(concepts)].int().argmax(dim=1).tolist()
+    return choice
 
 
 def _says(entries: Sequence[Entry], text: Sequence[Any]) -> bool:
@@ -352,10 +374,11 @@ def _decision(run: _Run, method: ConceptMethod) -> str:
         return "the window or the range of the prompt was never reached: plain CFG"
     best, name = max((s, n) for row in record.scores for s, n in zip(row, record.categories, strict=True))
     if method.threshold is None:
-        if run.chosen is None:
-            return f"{done}, away from all {len(record.categories)} concepts" if acted else f"{done}: plain CFG"
-        named = sorted({record.categories[k] for k in run.chosen.tolist() if k >= 0})
-        return f"{done}, at last away from {', '.join(named)}"
+        if not acted:
+            return f"{done}: plain CFG"
+        if not run.chosen:
+            return f"{done}, away from all {len(record.categories)} concepts"
+        return f"{done}, most often away from {record.categories[mode(run.chosen)]}"
     if acted:
         return f"{name} {best:.2f}: {done}"
     if best < method.threshold or best == 0:

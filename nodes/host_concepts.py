@@ -118,6 +118,49 @@ def _apart(
     return [torch.zeros_like(x).index_copy(0, places, part.to(x)) for part in out]
 
 
+def packed(lists: Sequence[Sequence[Entry]], choice: Sequence[int]) -> list[Entry] | None:
+    """One list of entries in which each sample has the text of its own choice, so that one evaluation serves them all.
+
+    Args:
+        lists: processed entries, one list per text.
+        choice: which of them each sample takes.
+
+    Returns:
+        None where the texts do not fit into one, such as those of different lengths.
+    """
+    if len({len(entries) for entries in lists}) != 1:
+        return None
+    out: list[Entry] = []
+    for same in zip(*lists, strict=True):
+        conds = [entry["model_conds"] for entry in same]
+        if any(found.keys() != conds[0].keys() for found in conds):
+            return None
+        merged = {key: _of_choice([found[key] for found in conds], choice) for key in conds[0]}
+        if any(value is None for value in merged.values()):
+            return None
+        out.append({**same[0], "model_conds": merged, "uuid": uuid.uuid4()})
+    return out
+
+
+def _of_choice(values: Sequence[Any], choice: Sequence[int]) -> Any:
+    """A value of the model with each sample's own; None where values differ and can not be put into one batch."""
+    from comfy.conds import CONDConstant
+
+    first, found = values[0], [value.cond for value in values]
+    if all(_same(other, found[0]) for other in found[1:]):
+        return first
+    batched = all(torch.is_tensor(t) and t.ndim > 0 and t.shape[1:] == found[0].shape[1:] for t in found)
+    if isinstance(first, CONDConstant) or not batched:
+        return None
+    return first._copy_with(torch.stack([found[k][row % len(found[k])] for row, k in enumerate(choice)]))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if torch.is_tensor(one) and torch.is_tensor(other):
+        return one.shape == other.shape and bool((one == other).all())
+    return one is other or (isinstance(one, (str, int, float)) and type(one) is type(other) and bool(one == other))
+
+
 def _divides(entry: Entry) -> bool:
     """Whether an entry can be evaluated for some samples alone; controls and the like know the whole batch."""
     return not any(entry.get(key) is not None for key in ("control", "gligen", "hooks"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.host.safecfg_graphs import part, world
 
-EASY = {"threshold": 0.0, "probe": 0.2}
+EASY = {"threshold": 0.0, "probe": 0.2, "every": 1, "end": 1.0}
 """Settings under which SP-Guard acts on every prompt that agrees at all, after the first fifth of the run."""
 
 

@@ -22,7 +22,7 @@ from tests.host.safecfg_graphs import (
 
 pytestmark = pytest.mark.usefixtures("pack")
 
-SHUT = {"threshold": 1.0}
+SHUT = {"threshold": 1.0, "every": 1}
 
 
 def conds(negative="blurry"):
@@ -66,17 +66,18 @@ def test_a_closed_gate_is_stock_and_asks_for_no_more_after_measuring(negative):
 
 
 def test_measuring_at_every_second_evaluation_halves_the_price():
-    ours, trace = guider(*conds(), every=2, **SHUT)
+    ours, trace = guider(*conds(), threshold=1.0, every=2)
     assert sample(ours, sigmas(20)).equal(sample(stock(*conds()), sigmas(20)))
     assert [step.extra_evaluations for step in trace.run.steps] == [2, 0, 2, 0] + [0] * 16
 
 
-def test_a_benign_prompt_at_default_settings():
-    model, trace = mask(looked_for=concepts("blade: knife"))
-    levels = {"steps": 20, "cfg": 5.0}
+def test_at_default_settings_a_closed_gate_costs_a_twentieth():
+    counting, calls = counted(world()[0])
+    model, trace = mask(counting, looked_for=concepts("blade: knife"), threshold=1.0)
     pair = encoded(APPLE), encoded("")
-    assert ksample(model, *pair, **levels).equal(ksample(world()[0], *pair, **levels))
+    assert ksample(model, *pair, steps=20).equal(ksample(world()[0], *pair, steps=20))
     assert trace.run.decision.startswith("harmless")
+    assert sum(rows for rows, _ in calls) == 42
 
 
 @pytest.mark.parametrize("place", ["area", "mask", "range"])
@@ -125,9 +126,10 @@ def test_closed_rows_of_a_batch_keep_the_bits_of_stock():
     for opened in (1, 2):
         counting, calls = counted(world()[0])
         threshold = (scores[-opened] + scores[-opened - 1]) / 2
-        ours, trace = guider(together, encoded(""), counting, looked_for=looked_for, threshold=threshold)
+        ours, trace = guider(together, encoded(""), counting, looked_for=looked_for, threshold=threshold, every=1)
         out = sample(ours, levels, shape=shape)
         judged = [row[0] >= threshold for row in trace.run.scores]
         assert sum(judged) == opened
         assert [not a.equal(b) for a, b in zip(out, plain, strict=True)] == judged
-        assert calls[4:] == [(6, 2), (opened, 1)] * 8, "only the open samples are evaluated"
+        expected = [(6, 2), (opened, 1)] * 5 + [(6, 2)] * 3
+        assert calls[4:] == expected, "only the open samples are evaluated, and in the first 60% of the schedule"
