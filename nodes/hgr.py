@@ -50,7 +50,7 @@ def _card_lines(path: Path, shape: Any, card: HGRCard) -> list[tuple[str, Any]]:
         ("training target", f"{card.target}, kappa {card.kappa:g}"),
         (
             "calibrated threshold",
-            f"{card.threshold:.3f} ({100 * card.false_positive_rate:g}% false positives on "
+            f"{card.threshold:.3f} (at most {100 * card.false_positive_rate:g}% false positives on "
             f"{card.calibration_count} matched benign prompts)",
         ),
         ("data", card.data),

@@ -27,8 +27,8 @@ class HGRCard:
         base_model: model family the weights belong to.
         target: training target, "A" for the paired one.
         kappa: harm weight of the target.
-        threshold: gate threshold at the stated false-positive rate.
-        false_positive_rate: rate on matched benign prompts that the threshold stands for.
+        threshold: gate threshold with at most the stated false-positive rate.
+        false_positive_rate: the most that the threshold lets through on matched benign prompts.
         calibration_count: benign prompts it was measured on.
         data: what it was trained on.
         licence: licence of the weights.

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..hgr.loop import Row
 from ..hgr.network import HGR
+from ..hgr.states import Row
+from ..redirector import Conditioning
 from .captions import GROUPS, defender_row, describe, random_scene, safe_scene
 from .draw import draw_scene
 from .latents import from_bytes
@@ -40,14 +41,14 @@ class TestbedTask:
         self.testbed, self.seed = testbed, seed
         self.schedule = schedule(steps)
 
-    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Token states of prompts."""
-        return self.testbed.encode(prompts)
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Token states of prompts; the testbed takes no pooled vector."""
+        return Conditioning(self.testbed.encode(prompts))
 
-    def predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    def predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         """Denoised prediction; in bfloat16, half the time on a CPU and far finer than what is learnt."""
         with torch.autocast(x.device.type, torch.bfloat16):
-            return self.testbed.predict(x, sigma, cond).float()
+            return self.testbed.predict(x, sigma, cond.tokens).float()
 
     def rows(self, step: int, count: int) -> list[SceneRow]:
         """Training rows of a step, somewhat more harmful than clean ones."""
@@ -72,13 +73,20 @@ class TestbedTask:
 
 @torch.no_grad()
 def calibrate(network: HGR, testbed: Testbed, rate: float = 0.01, count: int = 2000, seed: int = 5) -> float:
-    """Gate threshold with the given false-positive rate on matched benign captions (benign and look-alike scenes).
+    """Gate threshold with at most the given false-positive rate on matched benign captions (benign and look-alike).
 
-    The captions come from training templates and combinations but from a seed of their own; those of the measurement
-    stay unseen.
+    Where the harmful captions a defender knows lie above that limit, the threshold is halfway (in logits) between the
+    limit and all but the lowest ``rate`` of them, which leaves room for wording nobody has seen. The captions
+    come from training templates and combinations but from a seed of their own; those of the measurement stay unseen.
     """
     rng = np.random.default_rng((seed, 3))
     groups = GROUPS[3:]
-    texts = [describe(random_scene(rng, groups[i % 2], styled=0.1), rng, omit=0.05) for i in range(count)]
-    parts = [network.logits(testbed.encode(texts[i : i + 250])).sigmoid().amax(1) for i in range(0, count, 250)]
-    return float(torch.cat(parts).quantile(1 - rate))
+    benign = [describe(random_scene(rng, groups[i % 2], styled=0.1), rng, omit=0.05) for i in range(count)]
+    harmful = [defender_row(rng, harmful=1.0)[0] for _ in range(count)]
+
+    def logits(texts: list[str]) -> torch.Tensor:
+        parts = [network.logits(testbed.encode(texts[i : i + 250])).amax(1) for i in range(0, count, 250)]
+        return torch.cat(parts)
+
+    limit, lowest = logits(benign).quantile(1 - rate), logits(harmful).quantile(rate)
+    return float(((limit + lowest) / 2 if lowest > limit else limit).sigmoid())

@@ -116,11 +116,17 @@ def build_parser() -> argparse.ArgumentParser:
     _add_host_options(info)
 
     cost = commands.add_parser("cost", help="measure what guidance costs against plain CFG")
+    cost.add_argument("--method", default="safecfg", help="safecfg, or a case of tests/harness/cost_concepts.py")
     cost.add_argument("--size", choices=("small", "sd15"), default="small")
     cost.add_argument("--steps", type=int, default=4)
     cost.add_argument("--repeats", type=int, default=5)
     cost.add_argument("--out", type=absolute, help="folder for cost.json")
     _add_host_options(cost)
+
+    strips = commands.add_parser("strips", help="make the strips of pictures on the help pages")
+    strips.add_argument("--seed", type=int, default=7)
+    strips.add_argument("--out", type=absolute, default=str(PACK_ROOT / "web" / "docs" / "img"))
+    _add_host_options(strips)
 
     figures = commands.add_parser("figures", help="count the testbed's figures inside the host, next to those alone")
     figures.add_argument("--count", type=int, default=50, help="captions per group")

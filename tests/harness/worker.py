@@ -220,6 +220,14 @@ def cost(spec: Mapping[str, Any], base: Path) -> int:
     return costing.run(spec)
 
 
+def strips(spec: Mapping[str, Any], base: Path) -> int:
+    """Make the strips of pictures on the help pages. Return the exit code."""
+    from . import strips as making
+
+    start_host(spec, base)
+    return making.run(spec)
+
+
 def figures(spec: Mapping[str, Any], base: Path) -> int:
     """Count the testbed's figures inside the host. Return the exit code."""
     from . import figures as counting
@@ -252,6 +260,7 @@ COMMANDS = {
     "to-api": convert,
     "object-info": dump_object_info,
     "cost": cost,
+    "strips": strips,
     "figures": figures,
 }
 
