@@ -193,11 +193,9 @@ def demo(out: str, paths: list[str] | None) -> int:
 def write_examples(path: str | None) -> int:
     """Make the workflows a user opens from the graphs they are kept as."""
     host = require_host(path)
-    codes = [
-        _in_host(host, "to-ui", str(graph), "--output", str(EXAMPLES / graph.name))
-        for graph in sorted(GRAPHS.glob("*.json"))
-    ]
-    return max(codes)
+    graphs = [str(graph) for graph in sorted(GRAPHS.glob("*.json"))]
+    options = {"pack": str(PACK_ROOT), "device": "cpu", "verbose": False}
+    return run_in_host(host, {"command": "workflows", "graphs": graphs, "out": str(EXAMPLES), **options})
 
 
 def main(argv: list[str] | None = None) -> int:
