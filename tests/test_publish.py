@@ -162,6 +162,19 @@ def test_no_text_names_a_place_on_a_machine(name):
     assert not found, read(name)[max(0, found.start() - 40) : found.end() + 40]
 
 
+def test_the_continuous_integration_names_no_place_and_tests_the_floor():
+    files = sorted((PACK_ROOT / ".github").rglob("*.yml"))
+    assert {"ci.yml", "publish.yml"} <= {path.name for path in files}
+    for path in files:
+        assert not ABSOLUTE.search(path.read_text(encoding="utf-8")), path.name
+    jobs = (PACK_ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    floor = re.search(r'^requires-comfyui = ">=(.+)"$', read("pyproject.toml"), re.MULTILINE).group(1)
+    assert f"v{floor}" in jobs, "the floor of requires-comfyui is not tested"
+    low, high = re.search(r"Needs Python 3\.(\d+) to 3\.(\d+)", read("Makefile")).groups()
+    for minor in range(int(low), int(high) + 1):
+        assert f'"3.{minor}"' in jobs, f"Python 3.{minor} is not tested"
+
+
 def test_the_search_for_places_finds_them():
     for text in ("see /home/me/x", '"/root/comfy"', "C:\\\\Users", "file:///x"):
         assert ABSOLUTE.search(text), text
