@@ -1,4 +1,4 @@
-"""Command line: ``python -m safeguidance bench|testbed|train-hgr``; every command has ``--help``."""
+"""Command line: ``python -m safeguidance bench|data|testbed|train-hgr``; every command has ``--help``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # imported here: each command pulls in torch and its own part of the package
     from .bench.command import add_parser as add_bench
+    from .hgr.data_command import add_parser as add_data
     from .testbed.command import add_parsers as add_testbed
 
     add_bench(commands)
+    add_data(commands)
     add_testbed(commands)
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

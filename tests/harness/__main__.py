@@ -146,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--comfyui", action="append"
     )
     commands.add_parser(
-        "test", help="run the core tests here and tests/host under every host", add_help=False
+        "test", help="run the core tests here, tests/host under every host, tests/browser on the newest", add_help=False
     )
     return parser
 
