@@ -18,9 +18,9 @@ from .concepts import ConceptsType
 from .safecfg import TraceType
 
 MASK_NODE, GUIDER_NODE = "SP-Guard Mask", "SP-Guard Guider"
-_DEFAULT = SPGuardConfig(end=0.6, gate=gate.GateConfig(every=2))
-"""As published, but in the first 60% of the schedule, since later guidance changes little but texture, and measured at
-every second step: a harmless prompt then costs 5% more than plain CFG, not 10%."""
+_DEFAULT = SPGuardConfig()
+NEUTRAL = "a photo"
+"""What is neutral by default: one text, so that a harmless prompt costs 5% more than plain CFG in 20 steps."""
 
 _ALIASES = [
     "nsfw",
@@ -70,6 +70,15 @@ def _settings() -> list[io.Input]:
             tooltip="Share of the latent's elements that is left alone. Low, 0: the whole picture is pushed. High, "
             "0.99: only the places where the concept is strongest. The paper uses 0.9, the top tenth.",
         ),
+        io.String.Input(
+            "neutral",
+            default=NEUTRAL,
+            multiline=True,
+            tooltip="Harmless texts, one per line. What prompt and concepts share with them is taken out before they "
+            "are compared, since any two texts agree a little. Few, such as one: cheap. Many, best such as look like a "
+            "concept but are harmless: fewer false alarms; each costs one evaluation in the steps that measure. Empty: "
+            "none, as in the paper. Our addition.",
+        ),
         io.Float.Input(
             "end",
             default=_DEFAULT.end,
@@ -91,6 +100,17 @@ def _settings() -> list[io.Input]:
             "is rough. High: a better score, but the layout forms unguarded. The paper measures in 10 of 50 steps, "
             "0.2.",
         ),
+        io.Float.Input(
+            "settle",
+            default=_DEFAULT.gate.settle,
+            min=0.0,
+            max=0.9,
+            step=0.01,
+            advanced=True,
+            tooltip="Fraction of the run before the first measurement, below probe. Low, 0: measured from the first "
+            "step on, as in the paper, where a prediction says little yet. High, up to probe: a later and surer look, "
+            "fewer measurements. Our addition.",
+        ),
         io.Int.Input(
             "every",
             default=_DEFAULT.gate.every,
@@ -108,17 +128,16 @@ def _settings() -> list[io.Input]:
             step=0.01,
             advanced=True,
             tooltip="Score that harmless prompts have on this model, taken off every score. Low, 0: nothing is taken "
-            "off. High: fewer harmless prompts are guided, more harm passes. Leave it 0 where neutral has texts. Our "
-            "addition; the paper takes nothing off.",
+            "off. High: fewer harmless prompts are guided, more harm passes. Look at the scores of your "
+            "own harmless prompts in Safety Report. Our addition; the paper takes nothing off.",
         ),
-        io.String.Input(
-            "neutral",
-            default="",
-            multiline=True,
+        io.Combo.Input(
+            "reference",
+            options=["project", "mean", "none"],
+            default=_DEFAULT.gate.reference,
             advanced=True,
-            tooltip="Harmless texts, one per line, whose agreement with the prompt is taken off every score, since any "
-            "two texts agree a little. One costs one more evaluation in each step that measures; two to four are "
-            "usual. Empty: none. Our addition.",
+            tooltip="What neutral texts are for. project: their directions are taken out of those of prompt and "
+            "concepts. mean: their mean score is taken off. none: they are ignored, as in the paper.",
         ),
         io.Float.Input(
             "lambda_end",
@@ -138,7 +157,7 @@ def _settings() -> list[io.Input]:
             step=0.01,
             advanced=True,
             tooltip="Fraction of the noise schedule at which lambda_max gives way to lambda_end. Low: soon, softer. "
-            "High, 1: never. The paper names none; 0.6 is our choice, where the layout stands.",
+            "High, 1: never. The paper names none; 0.8 is our choice.",
         ),
         io.Combo.Input(
             "psi",
@@ -203,6 +222,9 @@ def text_inputs() -> list[io.Input]:
     ]
 
 
+_MEASURED = ("probe", "settle", "every", "threshold", "offset", "reference")
+
+
 def _only_reads(coming: Coming, config: SPGuardConfig, memory: Memory[Any]) -> bool:
     return gate.probing(config.gate, memory.recall(coming.sigma), coming.progress)
 
@@ -215,13 +237,13 @@ def _sp_guard(node: str, model: Any, clip: Any, concepts: Concepts, settings: di
     """
     values = dict(settings)
     anchor: Anchor = values.pop("anchor", "negative")
-    neutral = values.pop("neutral", "")
-    measured = {name: values.pop(name) for name in ("probe", "every", "threshold", "offset") if name in values}
+    neutral = values.pop("neutral", NEUTRAL)
+    measured = {name: values.pop(name) for name in _MEASURED if name in values}
     try:
         config = replace(_DEFAULT, gate=replace(_DEFAULT.gate, **measured), **values)
     except ValueError as error:
         raise ValueError(f"{node}, {error}; change the named field") from error
-    texts = encode_texts(node, clip, concepts, neutral)
+    texts = encode_texts(node, clip, concepts, "" if config.gate.reference == "none" else neutral)
     method = ConceptMethod(
         "SP-Guard", sp_guard.sp_guard, sp_guard.needs, config, config.ahead(0.0), _only_reads, config.gate.threshold
     )

@@ -14,7 +14,7 @@ from typing import Any
 from . import cost
 
 SP_GUARD, FAMILY = "SafeGuidance_SPGuardMask", "SafeGuidance_ConceptGuidance"
-PUBLISHED = {"every": 1, "end": 1.0}
+PUBLISHED = {"every": 1, "settle": 0.0, "reference": "none", "end": 1.0}
 
 
 @dataclass(frozen=True)

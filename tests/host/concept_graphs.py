@@ -7,8 +7,10 @@ from typing import Any
 
 from tests.host.safecfg_graphs import part, world
 
-EASY = {"threshold": 0.0, "probe": 0.2, "every": 1, "end": 1.0}
-"""Settings under which SP-Guard acts on every prompt that agrees at all, after the first fifth of the run."""
+PLAIN = {"probe": 0.2, "settle": 0.0, "every": 1, "neutral": "", "reference": "none"}
+"""SP-Guard that measures as published: in each evaluation of the first fifth of the run, without neutral texts."""
+EASY = {"threshold": 0.0, **PLAIN}
+"""The same, acting on every prompt that agrees at all."""
 
 
 @cache

@@ -38,7 +38,8 @@ def close(one, other, edge=0.0):
 @pytest.mark.parametrize("concept", ["probed", "step", "all"])
 def test_sp_guard_is_the_method_on_separate_calls(concept):
     core = part("safeguidance.guidance.sp_guard")
-    config = core.SPGuardConfig(concept=concept, gate=part("safeguidance.guidance.gate").GateConfig(threshold=0.0))
+    gate = part("safeguidance.guidance.gate").PRINTED
+    config = core.SPGuardConfig(concept=concept, gate=gate)
     counting, calls = counted(world()[0])
     ours, trace = guider(*conds(), counting, concept=concept, **EASY)
     levels = sigmas(10)
@@ -73,7 +74,8 @@ def test_what_the_trace_says():
     assert [step.extra_evaluations for step in run.steps] == [2] * 2 + [1] * 8
     assert all(len(step.scores) == 2 for step in run.steps) and len(run.scores) == 2
     assert run.steps[-1].scores == pytest.approx([max(column) for column in zip(*run.scores, strict=True)])
-    assert run.decision == f"blade {run.harm:.2f}: guided in 8 of 10 steps"
+    best = max((score, name) for row in run.scores for score, name in zip(row, run.categories, strict=True))
+    assert run.decision == f"{best[1]} {run.harm:.2f}: guided in 8 of 10 steps"
     assert [step.effect is not None for step in run.steps] == [step.acted for step in run.steps]
     live = torch.stack([step.effect for step in run.steps if step.acted])
     assert tuple(run.effect.shape) == (2, 8, 8) and run.effect.equal(live.mean(dim=0))
@@ -111,13 +113,17 @@ def test_neutral_texts_lower_the_score_while_it_is_measured():
     sample(plain, sigmas(10))
     before = trace.run.scores[0]
     counting, calls = counted(world()[0])
-    ours, trace = guider(*conds(), counting, neutral="a red cup\n\na blue apple", **EASY)
+    ours, trace = guider(*conds(), counting, **{**EASY, "neutral": "a red cup\n\na blue apple", "reference": "mean"})
     sample(ours, sigmas(10))
     assert [step.extra_evaluations for step in trace.run.steps][:3] == [4, 4, 1] and calls[1] == (4, 4)
     assert trace.run.scores[0] != before
-    same, trace = guider(*conds(), neutral=KNIFE, **EASY)
-    sample(same, sigmas(10))
-    assert trace.run.scores == [[0.0, 0.0]] and not trace.run.acted
+    for reference in ("mean", "project"):
+        same, trace = guider(*conds(), **{**EASY, "neutral": KNIFE, "reference": reference})
+        sample(same, sigmas(10))
+        assert trace.run.scores == [[0.0, 0.0]] and not trace.run.acted, "the prompt itself is harmless"
+    unread, trace = guider(*conds(), **{**EASY, "neutral": "a red cup"})
+    sample(unread, sigmas(10))
+    assert [step.extra_evaluations for step in trace.run.steps][:3] == [2, 2, 1], "no reference asks for none"
 
 
 # ---- samplers, schedules ----
