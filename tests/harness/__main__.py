@@ -116,7 +116,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_host_options(info)
 
     cost = commands.add_parser("cost", help="measure what guidance costs against plain CFG")
-    cost.add_argument("--method", default="safecfg", help="safecfg, or a case of tests/harness/cost_concepts.py")
+    cost.add_argument(
+        "--method", default="safecfg", help="safecfg, or cases of tests/harness/cost_concepts.py, with commas"
+    )
     cost.add_argument("--size", choices=("small", "sd15"), default="small")
     cost.add_argument("--steps", type=int, default=4)
     cost.add_argument("--repeats", type=int, default=5)
