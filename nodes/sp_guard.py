@@ -107,9 +107,9 @@ def _settings() -> list[io.Input]:
             max=0.9,
             step=0.01,
             advanced=True,
-            tooltip="Fraction of the run before the first measurement, below probe. Low, 0: measured from the first "
-            "step on, as in the paper, where a prediction says little yet. High, up to probe: a later and surer look, "
-            "fewer measurements. Our addition.",
+            tooltip="Fraction of the measuring part that passes before the first measurement. Low, 0: measured from "
+            "the first step on, as in the paper, where a prediction says little yet. High: a later and surer look, fewer "
+            "measurements. Our addition.",
         ),
         io.Int.Input(
             "every",
