@@ -108,8 +108,8 @@ def _settings() -> list[io.Input]:
             step=0.01,
             advanced=True,
             tooltip="Fraction of the measuring part that passes before the first measurement. Low, 0: measured from "
-            "the first step on, as in the paper, where a prediction says little yet. High: a later and surer look, fewer "
-            "measurements. Our addition.",
+            "the first step on, as in the paper, where a prediction says little yet. High: a later and surer look, "
+            "fewer measurements. Our addition.",
         ),
         io.Int.Input(
             "every",
