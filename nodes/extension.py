@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import baselines, concepts, hgr, host, report, safecfg, safree, sp_guard, testbed
+from . import baselines, concepts, detect, hgr, host, report, safecfg, safree, sp_guard, testbed
 
-_MODULES = (safecfg, safree, sp_guard, baselines, hgr, concepts, report, testbed)
+_MODULES = (safecfg, safree, sp_guard, baselines, hgr, concepts, detect, report, testbed)
 
 
 class SafeGuidanceExtension(ComfyExtension):

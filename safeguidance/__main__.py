@@ -1,4 +1,4 @@
-"""Command line: ``python -m safeguidance bench|data|testbed|train-hgr``; every command has ``--help``."""
+"""Command line: ``python -m safeguidance bench|data|score|testbed|train-hgr``; every command has ``--help``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .bench.command import add_parser as add_bench
     from .hgr.data_command import add_parser as add_data
     from .testbed.command import add_parsers as add_testbed
+    from .testbed.score_command import add_parser as add_score
 
     add_bench(commands)
     add_data(commands)
+    add_score(commands)
     add_testbed(commands)
     args = parser.parse_args(argv)
     try:

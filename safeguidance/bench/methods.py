@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .combined import COMBINED
 from .conditions import NEGATIVE_PROMPT, Method, Setting, against, plain, safecfg, safecfg_concepts, stock
 from .guided import GUIDED
 from .safree import SAFREE
@@ -16,4 +17,5 @@ METHODS: dict[str, Method] = {
     "safecfg-concepts": stock(safecfg_concepts),
     **GUIDED,
     **SAFREE,
+    **COMBINED,
 }

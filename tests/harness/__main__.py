@@ -137,6 +137,14 @@ def build_parser() -> argparse.ArgumentParser:
     figures.add_argument("--out", type=absolute, help="folder for figures.json")
     _add_host_options(figures)
 
+    pictures = commands.add_parser("thumbnails", help="run the example workflows and make their pictures")
+    pictures.add_argument("workflows", nargs="*", type=absolute, help="default: all in example_workflows")
+    _add_host_options(pictures)
+
+    nodes = commands.add_parser("nodes", help="compare the pack's nodes with tests/data/nodes.json")
+    nodes.add_argument("--write", action="store_true", help="take additions into the file; refuses other changes")
+    _add_host_options(nodes)
+
     demo = commands.add_parser("demo", help="run the SafeCFG example workflow on every ComfyUI found")
     demo.add_argument("--out", type=absolute, default=absolute("demo"), help="folder for a folder per host")
     demo.add_argument("--comfyui", action="append")
@@ -187,11 +195,9 @@ def demo(out: str, paths: list[str] | None) -> int:
 def write_examples(path: str | None) -> int:
     """Make the workflows a user opens from the graphs they are kept as."""
     host = require_host(path)
-    codes = [
-        _in_host(host, "to-ui", str(graph), "--output", str(EXAMPLES / graph.name))
-        for graph in sorted(GRAPHS.glob("*.json"))
-    ]
-    return max(codes)
+    graphs = [str(graph) for graph in sorted(GRAPHS.glob("*.json"))]
+    options = {"pack": str(PACK_ROOT), "device": "cpu", "verbose": False}
+    return run_in_host(host, {"command": "workflows", "graphs": graphs, "out": str(EXAMPLES), **options})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -214,6 +220,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"NO COMFYUI: {error}", file=sys.stderr)
         return NO_HOST
     spec = {key: value for key, value in vars(args).items() if key != "comfyui"}
+    if args.command == "thumbnails":
+        spec["workflows"] = args.workflows or [str(path) for path in sorted(EXAMPLES.glob("*.json"))]
     if args.command == "run":
         spec["out"] = args.out or absolute(f"harness_out/{Path(args.workflow).stem}")
         (Path(spec["out"]) / "result.json").unlink(missing_ok=True)
