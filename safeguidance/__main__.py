@@ -1,4 +1,4 @@
-"""Command line: ``python -m safeguidance bench|testbed|train-hgr``; every command has ``--help``."""
+"""Command line: ``python -m safeguidance bench|style|testbed|train-hgr``; every command has ``--help``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # imported here: each command pulls in torch and its own part of the package
     from .bench.command import add_parser as add_bench
+    from .bench.styles import add_parser as add_style
     from .testbed.command import add_parsers as add_testbed
 
     add_bench(commands)
+    add_style(commands)
     add_testbed(commands)
     args = parser.parse_args(argv)
     try:

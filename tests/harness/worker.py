@@ -220,6 +220,14 @@ def cost(spec: Mapping[str, Any], base: Path) -> int:
     return costing.run(spec)
 
 
+def safree_cost(spec: Mapping[str, Any], base: Path) -> int:
+    """Run the cost measurement of SAFREE inside the host. Return the exit code."""
+    from . import safree_cost as costing
+
+    start_host(spec, base)
+    return costing.run(spec)
+
+
 def figures(spec: Mapping[str, Any], base: Path) -> int:
     """Count the testbed's figures inside the host. Return the exit code."""
     from . import figures as counting
@@ -234,6 +242,7 @@ COMMANDS = {
     "to-api": convert,
     "object-info": dump_object_info,
     "cost": cost,
+    "safree-cost": safree_cost,
     "figures": figures,
 }
 
