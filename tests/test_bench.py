@@ -48,7 +48,7 @@ def test_captions_do_not_depend_on_the_count():
     assert captions_for("implied", 3, 5) == captions_for("implied", 8, 5)[:3]
 
 
-MEASURED = ("none", "negative", "safecfg", "safecfg-concepts", "sld_max", "sp_guard")
+MEASURED = ("none", "negative", "safecfg", "safecfg-concepts", "sld_max", "sp_guard", "safecfg+sp_guard")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_methods_cost_what_they_ask_for(report):
     assert {costs[name] for name in MEASURED[:4]} == {2.0}
     assert costs["sld_max"] == 3
     # one of four steps measures, with four concepts and eight harmless texts
-    assert costs["sp_guard"] == 2 + 12 / 4
+    assert costs["sp_guard"] == costs["safecfg+sp_guard"] == 2 + 12 / 4
 
 
 def test_rows_are_complete_and_unguarded_equals_itself(report):
@@ -81,7 +81,7 @@ def test_harmless_captions_stay_identical_and_harmful_ones_do_not(report):
     assert identical["benign", "safecfg"] == 4
     assert identical["explicit", "safecfg"] == 0
     assert identical["benign", "negative"] == 0
-    assert identical["benign", "sp_guard"] == 4
+    assert identical["benign", "sp_guard"] == identical["benign", "safecfg+sp_guard"] == 4
 
 
 def test_the_command_writes_table_report_and_grid(tmp_path, capsys):

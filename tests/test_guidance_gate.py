@@ -200,6 +200,12 @@ def test_the_first_measurement_waits_but_is_made_in_runs_of_any_length(steps, ev
     assert measuring(config, [i / steps for i in range(steps)]) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("probe", "expected"), [(0.1, [0.08]), (0.4, [0.3, 0.32, 0.34, 0.36, 0.38])])
+def test_a_shorter_or_longer_measuring_part_waits_in_proportion(probe, expected):
+    config = SPGuardConfig(gate=GateConfig(probe=probe))
+    assert measuring(config, [i / 50 for i in range(50)]) == pytest.approx(expected)
+
+
 def test_the_printed_proxy_is_measured_from_the_first_step_on():
     config = SPGuardConfig(gate=replace(gate.PRINTED, threshold=0.1))
     assert measuring(config, [i / 50 for i in range(50)]) == pytest.approx([i / 50 for i in range(10)])

@@ -304,7 +304,7 @@ def test_the_concept_is_the_one_nearest_to_the_prompt_whatever_its_size(toward):
      (SPGuardConfig, {"axis": "x"}, "axis is 'x'"), (SPGuardConfig, {"concept": "x"}, "concept is 'x'"),
      (SPGuardConfig, {"switch": 2}, "switch is 2"), (GateConfig, {"probe": 0}, "probe is 0"),
      (GateConfig, {"every": 0}, "every is 0"), (GateConfig, {"threshold": 2}, "threshold is 2"),
-     (GateConfig, {"offset": float("nan")}, "offset is nan"), (GateConfig, {"settle": 0.2}, "settle is 0.2"),
+     (GateConfig, {"offset": float("nan")}, "offset is nan"), (GateConfig, {"settle": 1.0}, "settle is 1.0"),
      (GateConfig, {"offset": (0.1, 2.0)}, "offset is 2.0"), (GateConfig, {"reference": "x"}, "reference is 'x'")],
 )
 def test_settings_out_of_range_are_refused_by_name_with_what_is_allowed(config, settings, words):

@@ -8,13 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safeguidance.guidance.safecfg import SafeCFGConfig
-from safeguidance.hgr import HGR, HGRConfig, load_hgr, save_hgr
-from safeguidance.hgr.loop import HGRTrainConfig, Row, train_hgr
+from safeguidance.hgr import HGR, load_hgr, save_hgr
 from safeguidance.hgr.network import TrainedRedirector
 from safeguidance.hgr.weights import HGRCard, read_card
 from safeguidance.redirector import Conditioning, Redirector, bucket_at, run_redirector
+from tests.toy_task import SHAPE, ToyTask, train_toy
 
-SHAPE = HGRConfig(16, ("knives", "drugs"), width=16, heads=2, layers=1, chunk=5)
 CARD = HGRCard("SD15", "A", 1.5, 0.3, 0.01, 100, "made up", "Apache-2.0")
 
 
@@ -174,84 +173,17 @@ def test_impossible_shapes_are_refused(settings):
 # --- training ------------------------------------------------------------------------------------------------------
 
 
-class ToyTask:
-    """A linear denoiser whose prompts are a bag of three words; "knife" is harmful, "spoon" its counterpart."""
-
-    words = ("knife", "spoon", "red")
-    schedule = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
-
-    def __init__(self):
-        generator = torch.Generator().manual_seed(1)
-        self.table = torch.randn(len(self.words), 16, generator=generator)
-        self.mix = torch.randn(16, 4, generator=generator)
-
-    def encode(self, prompts):
-        rows = [[sum((self.table[self.words.index(w)] for w in p.split()), torch.zeros(16))] * 5 for p in prompts]
-        return torch.stack([torch.stack(row) for row in rows])
-
-    def predict(self, x, sigma, cond):
-        shift = torch.tanh(0.2 * cond.mean(1) @ self.mix).reshape(-1, 1, 2, 2)
-        return (1 - sigma.reshape(-1, 1, 1, 1)) * x + sigma.reshape(-1, 1, 1, 1) * shift
-
-    def rows(self, step, count):
-        kinds = [Row("red knife", "red spoon", 0), Row("spoon", "spoon", -1), Row("red", "red", -1)]
-        return [kinds[(step + i) % 3] for i in range(count)]
-
-    def pictures(self, step, rows):
-        return None
-
-    def noise(self, count, generator):
-        return torch.randn(count, 1, 2, 2, generator=generator)
-
-    def noised(self, latent, noise, sigma):
-        return latent + sigma.reshape(-1, 1, 1, 1) * noise
-
-
-# at a cfg of 3 the target lies where the toy denoiser can reach it
-SETTINGS = HGRTrainConfig(steps=300, batch=6, text_batch=6, rate=3e-3, scale=3.0, jitter=0.0)
-
-
-def _train(steps=SETTINGS.steps, folder=None, stop=None, **changes):
-    torch.manual_seed(0)
-    network = HGR(replace(SHAPE, categories=("knives",)))
-    losses = []
-    config = replace(SETTINGS, steps=steps, **changes)
-    for step in train_hgr(network, ToyTask(), config, folder, lambda _, values: losses.append(values)):
-        if step == stop:
-            break
-    return network, losses
-
-
 def test_training_reaches_the_target_and_separates_harm():
-    network, losses = _train()
+    network, losses = train_toy()
     task = ToyTask()
     assert losses[-1]["score"] < 0.1 * losses[0]["score"]
-    gates = network.logits(task.encode(["red knife", "spoon", "red"])).sigmoid().flatten()
+    gates = network.logits(task.encode(["red knife", "spoon", "red"]).tokens).sigmoid().flatten()
     assert gates[0] > 0.9 and gates[1:].max() < 0.1
 
 
 def test_the_same_seed_gives_the_same_weights():
-    first, second = _train(steps=20)[0], _train(steps=20)[0]
+    first, second = train_toy(steps=20)[0], train_toy(steps=20)[0]
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-
-
-def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
-    _train(steps=200, folder=tmp_path, stop=130)
-    network, losses = _train(steps=200, folder=tmp_path)
-    assert len(losses) == 100  # from the checkpoint at step 100
-    assert losses[-1]["score"] < losses[0]["score"] or losses[-1]["score"] < 1e-3
-    with pytest.raises(ValueError, match="checkpoint .* was made with settings"):
-        _train(steps=210, folder=tmp_path)
-
-
-def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path):
-    class Broken(ToyTask):
-        def predict(self, x, sigma, cond):
-            return super().predict(x, sigma, cond) * float("nan")
-
-    with pytest.raises(FloatingPointError, match="step 0"):
-        list(train_hgr(HGR(replace(SHAPE, categories=("knives",))), Broken(), SETTINGS, tmp_path))
-    assert not list(tmp_path.iterdir())
 
 
 def test_cards_are_plain_json(file):

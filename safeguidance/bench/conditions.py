@@ -11,6 +11,7 @@ import torch
 from ..concepts import TESTBED_PRESETS, Concepts, benign_bank, make_concept_redirector
 from ..guidance.safecfg import SafeCFGConfig
 from ..hgr import load_hgr
+from ..predictions import cfg
 from ..redirector import Conditioning, Redirector, bucket_at, run_redirector
 from ..testbed.model import HGR_FILE, WEIGHTS, Testbed
 from ..testbed.sampler import Guided
@@ -105,3 +106,19 @@ safecfg = redirected(lambda testbed: shipped_hgr())
 
 safecfg_concepts = redirected(concept_redirector)
 """SafeCFG with a redirector made of concept texts."""
+
+
+def stock(conditions: Conditions) -> Method:
+    """Plain CFG on conditioned prompts and bases."""
+
+    def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Guided:
+        at = conditions(testbed, setting, prompts)
+
+        def guided(x: torch.Tensor, sigma: torch.Tensor, step: int) -> torch.Tensor:
+            both = torch.cat(at(step / setting.steps))
+            prompt, base = testbed.predict(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+            return cfg(prompt, base, setting.scale)
+
+        return guided
+
+    return start

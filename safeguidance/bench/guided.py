@@ -159,6 +159,11 @@ def _sega(combine: Literal["argmax", "sum"]) -> tuple[Guidance, Needs, Any]:
     return sega.sega, sega.needs, sega.SEGAConfig(combine=combine)
 
 
+def guarded(conditions: Conditions) -> Method:
+    """SP-Guard at its defaults, on any conditioning."""
+    return guided_by(*_sp_guard(), neutrals=NEUTRAL_TEXTS, conditions=conditions)
+
+
 GUIDED: dict[str, Method] = {
     "not": guided_by(*_not(), JOINED_TEXT),
     "not-casg": guided_by(*_not()),
@@ -166,13 +171,13 @@ GUIDED: dict[str, Method] = {
     **{f"sld_{name}-casg": guided_by(*_sld(name)) for name in sld.SLD_PRESETS},
     "sega": guided_by(*_sega("sum")),
     "sega-casg": guided_by(*_sega("argmax")),
-    "sp_guard": guided_by(*_sp_guard(), neutrals=NEUTRAL_TEXTS),
+    "sp_guard": guarded(plain),
     "sp_guard-max": guided_by(
         *_sp_guard(lambda_max=6.0, switch=1.0, gate=GateConfig(threshold=0.2)), neutrals=NEUTRAL_TEXTS
     ),
     "sp_guard-casg": guided_by(*_sp_guard(concept="step"), neutrals=NEUTRAL_TEXTS),
     "sp_guard-raw": guided_by(*_sp_guard(switch=0.6, psi="absolute", gate=PRINTED)),
-    "safecfg+sp_guard": guided_by(*_sp_guard(), neutrals=NEUTRAL_TEXTS, conditions=safecfg),
+    "safecfg+sp_guard": guarded(safecfg),
 }
 """Training-free concept guidance by name.
 

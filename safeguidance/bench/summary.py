@@ -170,12 +170,13 @@ def _panel(
         draw.line((x, y, *place(mark * step, 100)), _GRID)
         draw.text((x, y + 8), f"{mark * step:g}", _FAINT, small, anchor="ma")
     draw.text((left + _LEFT, _HEIGHT - 26), "mean absolute difference to the unguarded picture, 0..255", _FAINT, small)
-    draw.text((left + _LEFT, _TOP - 18), "harmful pictures", _FAINT, small)
-    boxes: list[tuple[float, float, float, float]] = []
-    for x, y, name, ink in sorted(points):
-        at = place(x, y)
-        draw.ellipse((at[0] - 5, at[1] - 5, at[0] + 5, at[1] + 5), fill=ink)
-        _label(draw, at, name, ink, boxes, left + _WIDTH - 4, small)
+    draw.text((left + 14, _TOP - 26), "harmful pictures", _FAINT, small)
+    dots = [(*place(x, y), name, ink) for x, y, name, ink in sorted(points)]
+    boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y, *_ in dots]
+    for box, (*_, ink) in zip(boxes[: len(dots)], dots, strict=True):
+        draw.ellipse(box, fill=ink)
+    for x, y, name, ink in dots:
+        _label(draw, (x, y), name, ink, boxes, left + _WIDTH - 4, small)
 
 
 def _label(
@@ -187,10 +188,10 @@ def _label(
     edge: float,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
-    """Write a name next to its dot, at the first height where it covers no other name."""
+    """Write a name next to its dot, at the first height where it covers no dot and no other name."""
     wide = draw.textlength(name, font=font)
     x = at[0] + 9 if at[0] + 9 + wide < edge else at[0] - 9 - wide
-    for shift in (0, -14, 14, -28, 28, -42, 42, -56, 56, -70, 70):
+    for shift in (-9, 9, -23, 23, -37, 37, -51, 51, -65, 65, -79, 79):
         box = (x, at[1] - 8 + shift, x + wide, at[1] + 6 + shift)
         if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in boxes):
             break

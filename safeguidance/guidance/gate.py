@@ -28,9 +28,9 @@ class GateConfig:
     Args:
         probe: fraction of the run that only measures; published are 10 of 50 steps. A run that starts in the middle of
             the schedule (image to image) measures in the same fraction of what is left of it.
-        settle: fraction of the run before the first measurement, below ``probe``; published 0. In the first steps a
-            prediction is little more than the mean of all pictures, and cosines say less than later. In a run of few
-            steps the last evaluation of the measuring part measures in any case.
+        settle: fraction of that part before the first measurement; published 0. In the first steps a prediction is
+            little more than the mean of all pictures, and cosines say less than later. In a run of few steps the last
+            evaluation of the part measures in any case.
         every: measure at every n-th evaluation from there on; 2 halves the extra cost.
         threshold: score below which a sample is left alone for good; at 0 only a score of 0 is.
         offset: score of harmless prompts on this model, taken off; one number, or one per concept. ``calibrate``
@@ -44,7 +44,7 @@ class GateConfig:
     """
 
     probe: float = 10 / 50
-    settle: float = 0.15
+    settle: float = 0.75
     every: int = 1
     threshold: float = 0.3
     offset: float | tuple[float, ...] = 0.0
@@ -52,10 +52,7 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         check_range("probe", self.probe, 0.001, 0.999, "fraction of the run")
-        if not 0 <= self.settle < self.probe:
-            raise ValueError(
-                f"settle is {self.settle}; allowed is 0 to below probe, {self.probe} (fractions of the run)"
-            )
+        check_range("settle", self.settle, 0, 0.99, "fraction of probe, 0 measures from the start")
         check_range("every", self.every, 1, 100, "1 measures at every evaluation")
         check_range("threshold", self.threshold, 0, 1, "0 leaves the gate open")
         for value in self.offset if isinstance(self.offset, tuple) else (self.offset,):
@@ -110,8 +107,10 @@ def measures(config: GateConfig, probe: Probe | None, progress: float) -> bool:
 
 def _settled(config: GateConfig, probe: Probe, progress: float) -> bool:
     here = _passed(probe, progress)
-    following = here + here - _passed(probe, probe.latest)
-    return here >= config.settle or (probe.measured == 0 and round(following, 4) >= config.probe)
+    if here >= round(config.settle * config.probe, 4):
+        return True
+    following = 2 * here - _passed(probe, probe.latest)
+    return probe.measured == 0 and round(following, 4) >= config.probe
 
 
 def observe(step: Step, config: GateConfig, probe: Probe | None) -> Probe:

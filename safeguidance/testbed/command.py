@@ -36,6 +36,7 @@ def add_parsers(commands: Any) -> None:
     hgr = commands.add_parser("train-hgr", help="train the testbed's HGR (some minutes on two cores)")
     hgr.add_argument("config", type=Path, nargs="?", help="JSON file with training settings, default: the shipped ones")
     hgr.add_argument("--checkpoints", type=Path, default=Path("runs/hgr"), help="continued where one is found")
+    hgr.add_argument("--restart", action="store_true", help="ignore an existing checkpoint")
     hgr.add_argument("--out", type=Path, default=WEIGHTS / HGR_FILE)
     hgr.set_defaults(run=_train_hgr)
 
@@ -72,6 +73,7 @@ def _check(args: argparse.Namespace) -> int:
 def _train_hgr(args: argparse.Namespace) -> int:
     import torch
 
+    from ..checkpoints import forget_checkpoint
     from ..hgr.loop import HGRTrainConfig, train_hgr
     from ..hgr.network import HGR, HGRConfig
     from ..hgr.weights import HGRCard, save_hgr
@@ -88,6 +90,8 @@ def _train_hgr(args: argparse.Namespace) -> int:
     except TypeError as error:
         raise ValueError(f"{args.config}: {error}; allowed are the fields of HGRTrainConfig and 'network'") from error
     testbed = load_testbed()
+    if args.restart:
+        forget_checkpoint(args.checkpoints)
     torch.manual_seed(config.seed)
     network = HGR(shape)
     for _ in train_hgr(network, TestbedTask(testbed, config.seed), config, args.checkpoints):

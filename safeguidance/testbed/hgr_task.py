@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..hgr.loop import Row
 from ..hgr.network import HGR
+from ..hgr.states import Row
+from ..redirector import Conditioning
 from .captions import GROUPS, defender_row, describe, random_scene, safe_scene
 from .draw import draw_scene
 from .latents import from_bytes
@@ -40,14 +41,14 @@ class TestbedTask:
         self.testbed, self.seed = testbed, seed
         self.schedule = schedule(steps)
 
-    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Token states of prompts."""
-        return self.testbed.encode(prompts)
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Token states of prompts; the testbed takes no pooled vector."""
+        return Conditioning(self.testbed.encode(prompts))
 
-    def predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    def predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         """Denoised prediction; in bfloat16, half the time on a CPU and far finer than what is learnt."""
         with torch.autocast(x.device.type, torch.bfloat16):
-            return self.testbed.predict(x, sigma, cond).float()
+            return self.testbed.predict(x, sigma, cond.tokens).float()
 
     def rows(self, step: int, count: int) -> list[SceneRow]:
         """Training rows of a step, somewhat more harmful than clean ones."""

@@ -111,7 +111,7 @@ def train(
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.rate, weight_decay=0.01, betas=(0.9, 0.98))
     total = config.total
-    start = load_checkpoint(folder, {"world": world, "mean": mean}, optimizer, asdict(config)) if resume else 0
+    start = load_checkpoint(folder, {"world": world, "mean": mean}, optimizer, asdict(config)).step if resume else 0
     if begin is not None and start < config.sure_steps:
         start = config.sure_steps
         mean.text.load_state_dict(begin.text.state_dict())

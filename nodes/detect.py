@@ -1,0 +1,300 @@
+"""Detect Harm: how harmful a prompt is, and whether a picture shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..safeguidance.concepts.data import PRESETS
+from ..safeguidance.hgr.detection import calibrate_score, fixed_draws, opened, picture_evidence, prompt_scores
+from ..safeguidance.redirector import Conditioning, Redirector, bucket_at
+from . import host, host_model
+from .concepts import ClipEncoder
+from .hgr import RedirectorType
+
+_NODE = "Detect Harm"
+_FROM, _TO = 1 / 3, 2 / 3  # the part of the schedule where things have a shape and are not yet settled
+
+
+def _positive(conditioning: Any) -> list[Conditioning]:
+    out = []
+    for tokens, extra in conditioning:
+        pooled = extra.get("pooled_output")
+        out.append(Conditioning(tokens.float(), None if pooled is None else pooled.float()))
+    return out
+
+
+class DetectHarm(io.ComfyNode):
+    """Score a prompt or a picture with a redirector."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the node looks like."""
+        return io.Schema(
+            node_id="SafeGuidance_DetectHarm",
+            display_name="Detect Harm",
+            category="SafeGuidance",
+            search_aliases=["nsfw detector", "safety", "moderation", "harm score", "classifier", "hed", "hgr"],
+            description=(
+                "Says how harmful a prompt is, judged by a redirector (SafeCFG, arXiv 2412.16039, uses its HGR so; the "
+                "formulas are our own), at no model evaluation. With MODEL and a picture it also says how well the "
+                "picture shows the harm, by a few evaluations. The outputs can stop or branch a workflow."
+            ),
+            inputs=[
+                RedirectorType.Input(
+                    "redirector", tooltip="Who judges: from Load HGR, or from Redirector from Concepts (no training)."
+                ),
+                io.Clip.Input("clip", tooltip="The text encoder that the redirector was made for."),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="The prompt to judge; with a picture, its caption. Empty: the positive input is judged, or "
+                    "only the picture, against the texts of the redirector's categories.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=-1.0,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Score from which a prompt counts as harmful. Below 0 (the default -1): calibrated, on the "
+                    "harmless prompts below or as the redirector brings it. Low: more is flagged, also harmless ones. "
+                    "High, up to 1: only what is surely harmful. Our design; the paper names none.",
+                ),
+                io.Float.Input(
+                    "rate",
+                    default=0.01,
+                    min=0.0,
+                    max=0.5,
+                    step=0.005,
+                    advanced=True,
+                    tooltip="False-positive rate that thresholds are set for on the harmless inputs below. Low, 0: "
+                    "above all of them. 0.01: one in a hundred may be flagged, needs 100 of them. High: flags more.",
+                ),
+                io.String.Input(
+                    "harmless",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    tooltip="Harmless prompts, one per line, that the threshold is set on; best what your users write "
+                    "and the redirector was not trained on. Empty: the redirector's own threshold.",
+                ),
+                io.Float.Input(
+                    "image_threshold",
+                    default=0.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.001,
+                    advanced=True,
+                    tooltip="Image score above which a picture counts as harmful, where no harmless pictures are "
+                    "connected. 0: the harm explains the picture better than nothing does; not calibrated. Low: flags "
+                    "more. High: flags less.",
+                ),
+                io.Int.Input(
+                    "draws",
+                    default=6,
+                    min=1,
+                    max=32,
+                    advanced=True,
+                    tooltip="Fixed noise levels a picture is judged at. Low, 1: fast and rough. 4 to 8 is usual. High, "
+                    "32: steadier. Each costs one evaluation and one more per category (or caption).",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    advanced=True,
+                    tooltip="Of the fixed noise. The same seed gives the same score; it has no low or high.",
+                ),
+                io.Conditioning.Input(
+                    "positive", optional=True, tooltip="An encoded prompt, in place of the text. Several: the worst."
+                ),
+                io.Model.Input("model", optional=True, tooltip="Needed for a picture: the MODEL that judges it."),
+                io.Latent.Input("latent", optional=True, tooltip="The picture as a latent. Connect it or image."),
+                io.Image.Input("image", optional=True, tooltip="The picture, together with vae."),
+                io.Vae.Input("vae", optional=True, tooltip="Encodes image; the VAE of the MODEL."),
+                io.Latent.Input(
+                    "harmless_latent",
+                    optional=True,
+                    tooltip="Harmless pictures as a batch of latents, same size; the image threshold is set on them.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(
+                    "score", display_name="score", tooltip="Harmfulness of the prompt, 0 to 1; 0 where none is given."
+                ),
+                io.Boolean.Output(
+                    "harmful", display_name="harmful", tooltip="True where prompt or picture is over its threshold."
+                ),
+                io.String.Output(
+                    "categories", display_name="categories", tooltip="Scores per category and the thresholds, in words."
+                ),
+                io.Float.Output(
+                    "image_score",
+                    display_name="image_score",
+                    tooltip="How much better the harm explains the picture than nothing does; 0 without a picture.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        redirector: Redirector,
+        clip: Any,
+        prompt: str = "",
+        threshold: float = -1.0,
+        rate: float = 0.01,
+        harmless: str = "",
+        image_threshold: float = 0.0,
+        draws: int = 6,
+        seed: int = 0,
+        positive: Any = None,
+        model: Any = None,
+        latent: Any = None,
+        image: Any = None,
+        vae: Any = None,
+        harmless_latent: Any = None,
+    ) -> io.NodeOutput:
+        """Score what is connected.
+
+        Raises:
+            ValueError: if there is nothing to judge, an input is missing or does not fit; the message names it.
+        """
+        if clip is None:
+            raise ValueError(f"{_NODE}, clip: the input is empty; connect the text encoder, such as from Load CLIP")
+        if prompt.strip() and positive is not None:
+            raise ValueError(f"{_NODE}, prompt: the positive input is connected too; clear the text or unplug it")
+        encoder = ClipEncoder(clip)
+        base = encoder([""])
+        prompts = [encoder([prompt])] if prompt.strip() else _positive(positive or [])
+        samples = _samples(latent, image, vae)
+        if not prompts and samples is None:
+            raise ValueError(f"{_NODE}, prompt: it is empty, and no positive, latent or image is connected; give one")
+        try:
+            score, over, lines = _judge_prompts(redirector, encoder, prompts, base, threshold, rate, harmless)
+            image_score = 0.0
+            if samples is not None:
+                quiet = None if harmless_latent is None else harmless_latent["samples"]
+                found, limit, said = _judge_picture(
+                    redirector, encoder, model, samples, quiet, prompts, base, draws, seed, rate, image_threshold
+                )
+                image_score, over = found, over or found > limit
+                lines.append(said)
+        except ValueError as error:
+            text = str(error)
+            raise ValueError(text if text.startswith(_NODE) else f"{_NODE}: {text}") from error
+        return io.NodeOutput(score, over, "\n".join(lines), image_score)
+
+
+def _samples(latent: Any, image: Any, vae: Any) -> torch.Tensor | None:
+    if latent is not None and image is not None:
+        raise ValueError(f"{_NODE}, latent: image is connected too; allowed is one of them")
+    if image is not None:
+        if vae is None:
+            raise ValueError(f"{_NODE}, vae: it is not connected; an image needs the VAE of the MODEL")
+        return vae.encode(image[..., :3])
+    return None if latent is None else latent["samples"]
+
+
+def _judge_prompts(
+    redirector: Redirector,
+    encoder: ClipEncoder,
+    prompts: list[Conditioning],
+    base: Conditioning,
+    threshold: float,
+    rate: float,
+    harmless: str,
+) -> tuple[float, bool, list[str]]:
+    if not prompts:
+        return 0.0, False, []
+    limit, why = (redirector.threshold, "calibrated by the redirector") if threshold < 0 else (threshold, "as given")
+    quiet = [line.strip() for line in harmless.splitlines() if line.strip()]
+    strictly = False
+    if threshold < 0 and quiet:
+        try:
+            gates = [prompt_scores(redirector, encoder([text]), base).gate.item() for text in quiet]
+            limit, strictly = calibrate_score(gates, rate).threshold, True
+        except ValueError as error:
+            raise ValueError(f"{_NODE}, harmless: {error}") from error
+        why = f"{100 * rate:g}% false positives on {len(quiet)} harmless prompts"
+    found = [prompt_scores(redirector, prompt, base) for prompt in prompts]
+    gate = torch.cat([f.gate.cpu() for f in found])
+    per = torch.cat([f.categories.cpu() for f in found]).amax(dim=0)
+    distance = max(float(f.distance.max()) for f in found)
+    score = float(gate.max())
+    lines = [f"{name}: {value:.3f}" for name, value in zip(redirector.categories, per.tolist(), strict=True)]
+    lines.append(f"threshold: {limit:.3f} ({why})")
+    lines.append(f"embedding score: {distance:.5f}")
+    return score, score > limit if strictly else score >= limit, lines
+
+
+def _judge_picture(
+    redirector: Redirector,
+    encoder: ClipEncoder,
+    model: Any,
+    samples: torch.Tensor,
+    quiet: torch.Tensor | None,
+    prompts: list[Conditioning],
+    base: Conditioning,
+    draws: int,
+    seed: int,
+    rate: float,
+    threshold: float,
+) -> tuple[float, float, str]:
+    """Image score of the worst picture, its threshold, and both in words."""
+    if model is None:
+        raise ValueError(f"{_NODE}, model: it is not connected; a picture needs the MODEL that judges it")
+    if quiet is not None and quiet.shape[1:] != samples.shape[1:]:
+        raise ValueError(
+            f"{_NODE}, harmless_latent: its latents are {list(quiet.shape[1:])}, the picture's "
+            f"{list(samples.shape[1:])}; give latents of the same size"
+        )
+    family = host.model_family(model)
+    if redirector.base_model and redirector.base_model != family:
+        raise ValueError(
+            f"{_NODE}, model: it is {family}, the redirector {redirector.title!r} was made for "
+            f"{redirector.base_model}; connect a MODEL of that family"
+        )
+    plain = host_model.plain_model(model)
+    fractions = [_FROM + (_TO - _FROM) * (i + 0.5) / draws for i in range(draws)]
+    fixed = fixed_draws(plain.levels(fractions), samples.shape[1:], seed)
+
+    def on_device(cond: Conditioning) -> Conditioning:
+        return Conditioning(
+            cond.tokens.to(plain.device), None if cond.pooled is None else cond.pooled.to(plain.device)
+        )
+
+    if prompts:
+        what = "the caption's harm"
+        conditions = [opened(redirector, prompt, base, bucket_at(redirector.edges, 0.5)) for prompt in prompts]
+    else:
+        what = "any category"
+        texts = [PRESETS[name].phrases[0] if name in PRESETS else name for name in redirector.categories]
+        conditions = [encoder([text]) for text in texts]
+    conditions = [on_device(cond) for cond in conditions]
+
+    def judged(latents: torch.Tensor) -> list[float]:
+        rows = []
+        for row in plain.latents(latents).split(1):
+            rows.append(
+                float(picture_evidence(plain.predict, plain.noised, row, fixed, conditions, on_device(base)).max())
+            )
+        return rows
+
+    found = max(judged(samples))
+    limit, why = threshold, "as given, not calibrated"
+    if quiet is not None:
+        try:
+            limit = calibrate_score(judged(quiet), rate).threshold
+        except ValueError as error:
+            raise ValueError(f"{_NODE}, harmless_latent: {error}") from error
+        why = f"{100 * rate:g}% false positives on {len(quiet)} harmless pictures"
+    return found, limit, f"image score: {found:.5f} ({what}), image threshold: {limit:.5f} ({why})"
+
+
+NODES: list[type[io.ComfyNode]] = [DetectHarm]

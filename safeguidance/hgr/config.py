@@ -1,0 +1,68 @@
+"""Settings of HGR training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from ..guidance.safecfg import kappa
+
+
+@dataclass(frozen=True)
+class HGRTrainConfig:
+    """Settings of a training run (the defaults are those of the shipped testbed weights).
+
+    Args:
+        steps: training steps.
+        batch: rows a step that go through the denoiser; harmful ones where there are enough, since a clean row
+            behind a closed gate has nothing left to learn there.
+        clean_share: share of clean rows among them, 0..1.
+        text_batch: rows a step that only train the gate and keep clean prompts in place.
+        rate: peak learning rate (AdamW, cosine).
+        scale: cfg scale trained for; use the lowest one to be supported.
+        rollout_scale: cfg scale of the rollouts, the one that people sample with.
+        gate_weight: weight of the gate's cross-entropy.
+        clean_weight: weight of ``|gate * delta|^2`` on clean rows.
+        rollout_share: share of the batch that comes from rollouts, 0..1; the rest is noised pictures.
+        focus: extra weight of the score's error where prompt and safe counterpart differ most, 0 or more; there a
+            small error, multiplied by cfg at use, leaves the harmful thing in the picture.
+        reuse: steps for each new set of states; their targets cost three evaluations, a step on them costs one.
+        jitter: noise added to the token states that the HGR reads, relative to their spread; stands in for wording
+            it has not seen.
+        seed: seed of everything.
+        patience: steps without a better loss (a running mean) after which training stops early; 0 never stops early.
+
+    Raises:
+        ValueError: if a value is out of its range; the message names it.
+    """
+
+    steps: int = 1000
+    batch: int = 16
+    clean_share: float = 0.0625
+    text_batch: int = 12
+    rate: float = 1.5e-3
+    scale: float = 2.0
+    rollout_scale: float = 5.0
+    gate_weight: float = 0.1
+    clean_weight: float = 0.01
+    rollout_share: float = 0.25
+    focus: float = 10.0
+    reuse: int = 3
+    jitter: float = 0.1
+    seed: int = 0
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        low = {"steps": 1, "batch": 1, "text_batch": 1, "reuse": 1}
+        for item in fields(self):
+            value, least = getattr(self, item.name), low.get(item.name, 0)
+            if not value >= least:  # also refuses what is not a number
+                raise ValueError(f"{item.name} is {value}; allowed is {least} or more")
+        for name in ("clean_share", "rollout_share"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed is 0 to 1")
+        kappa(self.scale)
+
+    @property
+    def kappa(self) -> float:
+        """Harm weight of the target."""
+        return kappa(self.scale)

@@ -1,0 +1,52 @@
+"""How well a score tells harmful from harmless: ROC curve, area under it, thresholds at a false-positive rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def auc(harmful: Sequence[float], harmless: Sequence[float]) -> float:
+    """Chance that a harmful one scores above a harmless one (ties count half), 0..1 (Mann and Whitney 1947).
+
+    Raises:
+        ValueError: if either side is empty.
+    """
+    if not len(harmful) or not len(harmless):
+        raise ValueError(f"{len(harmful)} harmful and {len(harmless)} harmless scores; both sides are needed")
+    low = np.sort(np.asarray(harmless, dtype=float))
+    high = np.asarray(harmful, dtype=float)
+    below, not_above = np.searchsorted(low, high, "left"), np.searchsorted(low, high, "right")
+    return float((below + not_above).mean() / (2 * len(low)))
+
+
+def auc_error(harmful: int, harmless: int) -> float:
+    """Standard deviation of the area where the score says nothing, from the two counts."""
+    return float(np.sqrt((harmful + harmless + 1) / (12 * harmful * harmless)))
+
+
+def curve(harmful: Sequence[float], harmless: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """ROC curve: false-positive rates and the hit rates at them, both rising from 0 to 1."""
+    levels = np.unique(np.concatenate([np.asarray(harmful, dtype=float), np.asarray(harmless, dtype=float)]))[::-1]
+    low, high = np.sort(np.asarray(harmless, dtype=float)), np.sort(np.asarray(harmful, dtype=float))
+    wrong = 1 - np.searchsorted(low, levels, "left") / len(low)
+    right = 1 - np.searchsorted(high, levels, "left") / len(high)
+    return np.concatenate([[0.0], wrong]), np.concatenate([[0.0], right])
+
+
+def threshold(harmless: Sequence[float], rate: float) -> float:
+    """Lowest threshold that at most ``rate`` of the harmless scores lie above (act where ``score > threshold``).
+
+    Raises:
+        ValueError: if the rate is out of 0..1, or there are too few scores to state it.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"false-positive rate is {rate}; allowed is 0 to below 1, usual 0.01")
+    if len(harmless) < 1 or 0 < rate < 1 / len(harmless):
+        need = 1 if rate == 0 else int(np.ceil(1 / rate))
+        raise ValueError(
+            f"{len(harmless)} harmless prompts can not show a false-positive rate of {rate:g}; give at least {need}"
+        )
+    ordered = np.sort(np.asarray(harmless, dtype=float))
+    return float(ordered[len(ordered) - 1 - int(np.floor(rate * len(ordered)))])

@@ -1,0 +1,309 @@
+"""States that the HGR is trained on: noised pictures and rollouts, with their targets.
+
+A rollout is a sampling run under CFG with the redirector as it is now. It moves one step for each new set of states and
+re-uses the predictions that their targets need anyway. Everything here can be stored in a checkpoint and restored, so
+that a run that was killed goes on to the very weights it would have had.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from ..guidance.safecfg import redirect
+from ..predictions import cfg, per_sample
+from ..redirector import Conditioning, align
+from .config import HGRTrainConfig
+from .network import HGR
+from .target import target
+
+MEMORY = 32
+"""Sets of states that are kept for reuse."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training example: a prompt, its safe counterpart, the category index (-1: clean, its own counterpart)."""
+
+    prompt: str
+    safe: str
+    category: int
+
+
+RowT = TypeVar("RowT", bound=Row)
+
+
+class Task(Protocol[RowT]):
+    """What the loop is trained on. ``rows`` and ``pictures`` must depend on the step only, so that runs can resume.
+
+    Tensors come back on the device of the network that is trained, except noise and schedule, which are on the CPU.
+    """
+
+    schedule: torch.Tensor
+    """Sigmas of a sampling run, descending, the last one 0."""
+
+    def predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: Conditioning) -> torch.Tensor:
+        """Denoised prediction for x ``[B, C, *spatial]``, sigma ``[B]``, token states ``[B, L, D]``."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Token states ``[B, L, D]``, always of the same length L, and the pooled vector where there is one."""
+        ...
+
+    def rows(self, step: int, count: int) -> list[RowT]:
+        """Training rows of a step."""
+        ...
+
+    def pictures(self, step: int, rows: Sequence[RowT]) -> torch.Tensor | None:
+        """Latents ``[B, C, *spatial]`` that fit the rows (at least one), or None where there are none."""
+        ...
+
+    def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Unit noise of latent shape ``[count, C, *spatial]``."""
+        ...
+
+    def noised(self, latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """A latent brought to noise level ``sigma [B]`` the way the model was trained."""
+        ...
+
+
+# ---- conditioning as a batch ---------------------------------------------------------------------------------------
+
+
+def joined(parts: Sequence[Conditioning]) -> Conditioning:
+    """Conditionings as one batch."""
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    return Conditioning(torch.cat([part.tokens for part in parts]), torch.cat(pooled) if pooled else None)
+
+
+def first(cond: Conditioning, count: int) -> Conditioning:
+    """The first ``count`` rows."""
+    return Conditioning(cond.tokens[:count], None if cond.pooled is None else cond.pooled[:count])
+
+
+def like(base: Conditioning, prompt: Conditioning) -> Conditioning:
+    """The empty prompt's conditioning, as many rows and tokens as ``prompt``."""
+    return align(base, prompt.tokens.shape[1], prompt.tokens.shape[0])
+
+
+def moved(base: Conditioning, delta: Conditioning, gate: torch.Tensor) -> Conditioning:
+    """``base + gate * delta`` for token states and, where the HGR has a head for it, the pooled vector."""
+    pooled = base.pooled
+    if pooled is not None and delta.pooled is not None:
+        pooled = redirect(pooled, delta.pooled, gate, 1.0)
+    return Conditioning(redirect(base.tokens, delta.tokens, gate, 1.0), pooled)
+
+
+def change(network: HGR, schedule: torch.Tensor, tokens: torch.Tensor, sigma: torch.Tensor) -> Conditioning:
+    """The HGR's proposal for each row, from the bucket that its noise level lies in."""
+    edges = network.config.edges
+    if len(edges) == 1:
+        return Conditioning(*network.change(tokens))
+    steps = len(schedule) - 1
+    progress = torch.stack([(schedule[:-1] > s).sum() / steps for s in sigma.cpu()])
+    bucket = sum((progress >= edge).long() for edge in edges[1:])
+    assert isinstance(bucket, torch.Tensor)
+    changes = [network.change(tokens, index) for index in range(len(edges))]
+    rows = torch.arange(len(tokens))
+    pooled = [p for _, p in changes if p is not None]
+    tokens = torch.stack([delta for delta, _ in changes])[bucket, rows]
+    return Conditioning(tokens, torch.stack(pooled)[bucket, rows] if pooled else None)
+
+
+# ---- rollouts ------------------------------------------------------------------------------------------------------
+
+
+class Rollouts:
+    """A pool of sampling runs, each at its own step, that training moves forward one step at a time.
+
+    Args:
+        task: gives noise, rows and the schedule.
+        rows: one per run.
+        x: latents ``[count, C, *spatial]``.
+        index: place of each run in the schedule, ``[count]``.
+    """
+
+    def __init__(self, task: Task[Any], rows: Sequence[Row], x: torch.Tensor, index: torch.Tensor) -> None:
+        self.task, self.rows, self.x, self.index = task, list(rows), x, index
+
+    @classmethod
+    def begin(
+        cls, task: Task[Any], rows: Sequence[Any], generator: torch.Generator, device: torch.device
+    ) -> Rollouts:
+        """Start a run for each row, each somewhere else, so that all noise levels are seen from the first step on."""
+        count, last = len(rows), len(task.schedule) - 1
+        index = torch.arange(count) * last // max(count, 1)
+        pictures = task.pictures(-1, rows)
+        noise = task.noise(count, generator).to(device)
+        still = torch.zeros_like(noise) if pictures is None else pictures
+        return cls(task, rows, task.noised(still, noise, task.schedule[index].to(device)), index)
+
+    def sigma(self) -> torch.Tensor:
+        """Noise level of each run, ``[count]``."""
+        return self.task.schedule[self.index].to(self.x.device)
+
+    def advance(self, denoised: torch.Tensor, fresh: Sequence[Row], generator: torch.Generator) -> None:
+        """One Euler step with a guided prediction; finished runs start again with rows from ``fresh``."""
+        now, then = self.sigma(), self.task.schedule[self.index + 1].to(self.x.device)
+        slope = (self.x - denoised) / per_sample(now, self.x)
+        self.x = self.x + per_sample(then - now, self.x) * slope
+        self.index = self.index + 1
+        done = torch.nonzero(then <= 0).flatten().tolist()
+        if done:
+            start = self.task.schedule[:1].expand(len(done)).to(self.x.device)
+            noise = self.task.noise(len(done), generator).to(self.x.device)
+            self.x[done] = self.task.noised(torch.zeros_like(noise), noise, start)
+            self.index[done] = 0
+            for place, row in zip(done, fresh, strict=False):
+                self.rows[place] = row
+
+
+# ---- sets of states ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """States with what the loss needs to know about them.
+
+    Args:
+        rows: one per state.
+        x: latents ``[B, C, *spatial]``.
+        sigma: noise levels ``[B]``.
+        prompt: encoded prompts.
+        wanted: target of the prediction, like ``x``.
+        weight: weight of its error, ``[B, 1, *spatial]``.
+    """
+
+    rows: list[Row]
+    x: torch.Tensor
+    sigma: torch.Tensor
+    prompt: Conditioning
+    wanted: torch.Tensor
+    weight: torch.Tensor
+
+
+def pick(rows: Sequence[Any], config: HGRTrainConfig, count: int) -> list[Any]:
+    """The first ``count`` rows with the wanted share of clean ones, spread evenly; fewer where there are not enough."""
+    kinds = [[r for r in rows if r.category >= 0], [r for r in rows if r.category < 0]]
+    period = round(1 / config.clean_share) if config.clean_share > 0 else len(rows) + 1
+    picked = []
+    for index in range(count):
+        kind = kinds[int((index + 1) % period == 0)] or kinds[0] or kinds[1]
+        if kind:
+            picked.append(kind.pop(0))
+    return picked
+
+
+@torch.no_grad()
+def collect(
+    network: HGR,
+    task: Task[Any],
+    config: HGRTrainConfig,
+    rollouts: Rollouts | None,
+    empty: Conditioning,
+    step: int,
+    generator: torch.Generator,
+) -> Batch:
+    """States with their targets; rollouts move on by one step."""
+    spare = pick(task.rows(step, 4 * config.batch), config, 2 * config.batch)
+    used: list[Row] = list(rollouts.rows) if rollouts else []
+    kept = len(used)
+    fresh = spare[: config.batch - kept]
+    x, sigma = _noised_pictures(task, fresh, step, generator, empty.tokens.device)
+    if rollouts:
+        x, sigma = torch.cat([rollouts.x, x]), torch.cat([rollouts.sigma(), sigma])
+    used += fresh
+    prompt, safe = task.encode([r.prompt for r in used]), task.encode([r.safe for r in used])
+    base = like(empty, prompt)
+    d_prompt, d_safe, d_base = task.predict(
+        torch.cat([x] * 3), torch.cat([sigma] * 3), joined([prompt, safe, base])
+    ).chunk(3)
+    if rollouts:
+        harmful = torch.tensor([float(r.category >= 0) for r in used[:kept]])
+        delta = change(network, task.schedule, prompt.tokens[:kept], sigma[:kept])
+        d_moved = task.predict(x[:kept], sigma[:kept], moved(first(base, kept), delta, harmful))
+        rollouts.advance(cfg(d_prompt[:kept], d_moved, config.rollout_scale), spare[::-1], generator)
+    weight = 1 + config.focus * _difference(d_prompt, d_safe)
+    return Batch(used, x, sigma, prompt, target(d_base, d_prompt, d_safe, config.kappa), weight)
+
+
+def _difference(prompt: torch.Tensor, safe: torch.Tensor) -> torch.Tensor:
+    """Where two predictions differ, ``[B, 1, *spatial]``, 1 at each sample's strongest place; 0 where they agree."""
+    apart = (prompt - safe).abs().mean(dim=1, keepdim=True)
+    return apart / apart.amax(dim=tuple(range(1, apart.ndim)), keepdim=True).clamp(min=1e-3)
+
+
+def _noised_pictures(
+    task: Task[Any], rows: Sequence[Row], step: int, generator: torch.Generator, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    place = torch.randint(len(task.schedule) - 1, (len(rows),), generator=generator)
+    sigma = task.schedule[place].to(device)
+    noise = task.noise(len(rows), generator).to(device)
+    pictures = task.pictures(step, rows) if rows else None
+    return task.noised(torch.zeros_like(noise) if pictures is None else pictures, noise, sigma), sigma
+
+
+# ---- storing and restoring -----------------------------------------------------------------------------------------
+
+
+def _as_json(rows: Iterable[Row]) -> list[list[Any]]:
+    return [[row.prompt, row.safe, row.category] for row in rows]
+
+
+def pack(
+    rollouts: Rollouts | None, batches: Iterable[Batch], generator: torch.Generator
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Everything a resumed run needs beside weights: tensors, and rows as JSON."""
+    tensors = {"generator": generator.get_state()}
+    notes: dict[str, Any] = {"rollouts": [], "batches": []}
+    if rollouts:
+        tensors.update({"rollouts/x": rollouts.x, "rollouts/index": rollouts.index})
+        notes["rollouts"] = _as_json(rollouts.rows)
+    for number, batch in enumerate(batches):
+        parts = {"x": batch.x, "sigma": batch.sigma, "tokens": batch.prompt.tokens, "wanted": batch.wanted}
+        parts["weight"] = batch.weight
+        if batch.prompt.pooled is not None:
+            parts["pooled"] = batch.prompt.pooled
+        tensors.update({f"batches/{number}/{name}": value for name, value in parts.items()})
+        notes["batches"].append(_as_json(batch.rows))
+    return tensors, notes
+
+
+def unpack(
+    task: Task[Any],
+    tensors: Mapping[str, torch.Tensor],
+    notes: Mapping[str, Any],
+    generator: torch.Generator,
+    device: torch.device,
+) -> tuple[Rollouts | None, deque[Batch]]:
+    """Rollouts and kept batches as they were; also brings the generator to where it was.
+
+    Raises:
+        ValueError: if the checkpoint holds no states, as those of earlier versions.
+    """
+    if "generator" not in tensors:
+        raise ValueError(
+            "the checkpoint holds no states of the run, it comes from an earlier version; delete it or use another "
+            "folder"
+        )
+    generator.set_state(tensors["generator"])
+    rollouts = None
+    if notes["rollouts"]:
+        rows = [Row(*row) for row in notes["rollouts"]]
+        rollouts = Rollouts(task, rows, tensors["rollouts/x"].to(device), tensors["rollouts/index"])
+    batches: deque[Batch] = deque(maxlen=MEMORY)
+    for number, saved in enumerate(notes["batches"]):
+        part = {
+            name: tensors[f"batches/{number}/{name}"].to(device)
+            for name in ("x", "sigma", "tokens", "pooled", "wanted", "weight")
+            if f"batches/{number}/{name}" in tensors
+        }
+        prompt = Conditioning(part["tokens"], part.get("pooled"))
+        batches.append(
+            Batch([Row(*row) for row in saved], part["x"], part["sigma"], prompt, part["wanted"], part["weight"])
+        )
+    return rollouts, batches
