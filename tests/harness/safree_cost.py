@@ -53,7 +53,12 @@ def _timed(call: Any, repeats: int) -> tuple[float, Any]:
 
 
 def measure_filter(
-    clip: Any, node: Any, presets: Sequence[Any], make: Any, repeats: int, say: Callable[[str], None] = lambda line: None
+    clip: Any,
+    node: Any,
+    presets: Sequence[Any],
+    make: Any,
+    repeats: int,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """Time the filter.
 
