@@ -141,17 +141,25 @@ def test_the_program_holds_the_filter_for_its_first_steps_only(testbed):
     assert not same[0] and all(same[5:])
 
 
-def test_styles_are_measured_one_by_one_and_a_style_is_flagged_where_it_is_asked_for(testbed):
-    striped = styled_captions("striped", 6, 0)
-    assert all("striped style" in caption.text and caption.scene.style == "striped" for caption in striped)
-    assert striped == styled_captions("striped", 6, 0)
+def test_a_style_is_flagged_where_it_is_asked_for_and_another_style_is_not(testbed):
+    setup, found = replace(WHOLE, concepts=style_concept("striped")), {}
+    for style in ("striped", "outlined"):
+        captions = styled_captions(style, 40, 0)
+        assert all(f"{style} style" in caption.text and caption.scene.style == style for caption in captions)
+        found[style] = 0
+        for caption in captions:
+            flags = filter_text(testbed, caption.text, setup).triggers.flagged.tolist()
+            words = caption.text.replace(",", " , ").split()
+            found[style] += any(flag and word == style for word, flag in zip(words, flags, strict=True))
+    assert found["striped"] >= 30 and found["outlined"] <= 10
+
+
+def test_style_settings_that_can_not_be_measured_are_refused(testbed):
     assert not any("style" in caption.text for caption in styled_captions("plain", 6, 0))
-    setup = replace(WHOLE, concepts=style_concept("striped"))
-    assert all(filter_text(testbed, caption.text, setup).acts for caption in striped)
     with pytest.raises(ValueError, match="style is 'plain'; allowed are striped, outlined"):
-        measure_styles(testbed, None, "plain", 1)
+        measure_styles(testbed, load_oracle(), "plain", 1)
     with pytest.raises(ValueError, match="count is 0"):
-        measure_styles(testbed, None, "striped", 0)
+        measure_styles(testbed, load_oracle(), "striped", 0)
 
 
 def test_a_picture_in_each_style_per_method_is_counted(testbed):
