@@ -125,6 +125,13 @@ def build_parser() -> argparse.ArgumentParser:
     cost.add_argument("--out", type=absolute, help="folder for cost.json")
     _add_host_options(cost)
 
+    filtering = commands.add_parser("safree-cost", help="measure what the SAFREE filter costs")
+    filtering.add_argument("--size", choices=("small", "sd15"), default="small")
+    filtering.add_argument("--steps", type=int, default=10)
+    filtering.add_argument("--repeats", type=int, default=5)
+    filtering.add_argument("--out", type=absolute, help="folder for safree_cost.json and safree_cost.png")
+    _add_host_options(filtering)
+
     strips = commands.add_parser("strips", help="make the strips of pictures on the help pages")
     strips.add_argument("--seed", type=int, default=7)
     strips.add_argument("--out", type=absolute, default=str(PACK_ROOT / "web" / "docs" / "img"))

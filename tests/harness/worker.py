@@ -233,6 +233,14 @@ def cost(spec: Mapping[str, Any], base: Path) -> int:
     return max(costing.run({**spec, "method": method}) for method in spec["method"].split(","))
 
 
+def safree_cost(spec: Mapping[str, Any], base: Path) -> int:
+    """Run the cost measurement of SAFREE inside the host. Return the exit code."""
+    from . import safree_cost as costing
+
+    start_host(spec, base)
+    return costing.run(spec)
+
+
 def strips(spec: Mapping[str, Any], base: Path) -> int:
     """Make the strips of pictures on the help pages. Return the exit code."""
     from . import strips as making
@@ -274,6 +282,7 @@ COMMANDS = {
     "to-api": convert,
     "object-info": dump_object_info,
     "cost": cost,
+    "safree-cost": safree_cost,
     "strips": strips,
     "figures": figures,
 }
