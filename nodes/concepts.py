@@ -67,7 +67,11 @@ class SafetyConcepts(io.ComfyNode):
                 ),
             ],
             outputs=[
-                ConceptsType.Output("concepts", display_name="CONCEPTS", tooltip="For Redirector from Concepts, the SAFREE, SP-Guard and Concept Guidance nodes."),
+                ConceptsType.Output(
+                    "concepts",
+                    display_name="CONCEPTS",
+                    tooltip="For Redirector from Concepts and the SAFREE, SP-Guard and Concept Guidance nodes.",
+                ),
             ],
         )
 
