@@ -85,26 +85,29 @@ const methods = {
   async load({ pack, name }) {
     messages = [];
     await page.evaluate(async ([folder, file]) => {
+      // A panel that an earlier test opened would lie over the nodes.
+      await app.extensionManager.setting.set("Comfy.RightSidePanel.IsOpen", false);
       const answer = await fetch(`/api/workflow_templates/${folder}/${file}.json`);
       if (!answer.ok) throw new Error(`${answer.url}: ${answer.status}`);
       await app.loadGraphData(await answer.json(), true, true, file);
     }, [pack, name]);
   },
 
-  // Opens a template as a person does: Templates in the sidebar, the pack, its card. Says what the cards show.
-  async pick({ pack, name }) {
+  // Opens a template as a person does: Templates in the sidebar, the pack, its card. Says which pictures the cards show,
+  // as soon as there are as many as wanted.
+  async pick({ pack, name, count }) {
     messages = [];
     await page.keyboard.press("Escape");
-    await page.locator(".side-toolbar, [data-testid=side-toolbar]").getByText("Templates").click();
+    await page.getByTestId("side-toolbar").getByText("Templates").click();
     const dialog = page.getByRole("dialog");
     await dialog.getByText(pack.slice(0, 12)).first().click();
-    await dialog.locator("img").first().waitFor({ timeout: SLOW });
+    const pictures = dialog.locator("img[src*='/workflow_templates/']");
+    await pictures.nth(count - 1).waitFor({ state: "attached", timeout: SLOW });
     await page.waitForFunction(() => [...document.querySelectorAll("[role=dialog] img")].every((image) => image.complete));
-    const pictures = await dialog.locator("img").evaluateAll((list) =>
-      list.map((image) => ({ url: image.src, width: image.naturalWidth })));
-    await dialog.getByText(name, { exact: false }).first().click();
+    const shown = await pictures.evaluateAll((list) => list.map((image) => [image.src, image.naturalWidth]));
+    await dialog.getByText(name).first().click();
     await dialog.waitFor({ state: "hidden", timeout: SLOW });
-    return pictures;
+    return shown;
   },
 
   // Shows the whole graph, or some nodes of it.

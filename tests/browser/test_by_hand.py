@@ -8,8 +8,8 @@ GUIDER = "SafeGuidance_SafeCFGGuider"
 
 
 def test_the_template_browser_shows_and_opens_an_example(editor):
-    pictures = editor.call("pick", pack=editor.pack, name=RUNNABLE[0])
-    ours = {picture["url"].split("/")[-1].split("?")[0]: picture["width"] for picture in pictures}
+    pictures = editor.call("pick", pack=editor.pack, name=RUNNABLE[0], count=len(NAMES))
+    ours = {url.split("/")[-1].split("?")[0]: width for url, width in pictures}
     assert sorted(ours) == sorted(f"{name}.jpg" for name in NAMES)
     assert all(ours.values()), f"a thumbnail did not load: {ours}"
     opened = editor.nodes()

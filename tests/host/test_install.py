@@ -25,7 +25,7 @@ from tests.harness import boot
 boot.boot(host, base, pack=None, device="cpu")
 sys.path.remove(root)
 before = set(sys.modules)
-started = time.perf_counter()
+started, worked = time.perf_counter(), time.process_time()
 spec = importlib.util.spec_from_file_location("the_pack", folder + "/__init__.py")
 module = importlib.util.module_from_spec(spec)
 sys.modules["the_pack"] = module
@@ -33,10 +33,10 @@ spec.loader.exec_module(module)
 nodes = asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())
 for node in nodes:
     node.define_schema()
-seconds = time.perf_counter() - started
+seconds, cpu = time.perf_counter() - started, time.process_time() - worked
 new = sorted({name.split(".")[0] for name in set(sys.modules) - before} - {"the_pack"})
 heavy = sorted(name for name in set(sys.modules) - before if name in ("PIL.ImageFont", "PIL._imagingft"))
-print("RESULT" + json.dumps({"nodes": len(nodes), "seconds": seconds, "new": new, "heavy": heavy}))
+print("RESULT" + json.dumps({"nodes": len(nodes), "seconds": seconds, "cpu": cpu, "new": new, "heavy": heavy}))
 """
 
 
@@ -66,7 +66,8 @@ def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, in
         info = server.object_info()
         ours = {name for name, entry in info.items() if entry["python_module"] == f"custom_nodes.{FOLDER}"}
         assert ours and all(name.startswith("SafeGuidance_") for name in ours)
-        assert "IMPORT FAILED" not in server.log() and "No module named" not in server.log()
+        about = [line for line in server.log().splitlines() if FOLDER in line]
+        assert not [line for line in about if "FAILED" in line or "Cannot import" in line]
         names = server.get("/workflow_templates")[FOLDER]
         assert "start_here" in names
         for name in names:
@@ -93,7 +94,7 @@ def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, in
         assert FOLDER not in server.get("/workflow_templates")
 
 
-def test_importing_it_loads_nothing_heavy(host, installed, tmp_path, record_property):
+def test_importing_it_loads_nothing_heavy(host, installed, tmp_path):
     _base, folder = installed
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     arguments = [str(PACK_ROOT), str(host.path), str(tmp_path / "other"), str(folder)]
@@ -102,8 +103,7 @@ def test_importing_it_loads_nothing_heavy(host, installed, tmp_path, record_prop
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.split("RESULT")[1])
-    record_property("import_seconds", result["seconds"])
-    print(f"import of the pack beyond the host: {result['seconds']:.3f} s")
+    print(f"import of the pack beyond the host: {result['seconds']:.3f} s, {result['cpu']:.3f} s of them computing")
     assert result["nodes"] >= 7
     assert set(result["new"]) <= set(sys.stdlib_module_names), f"it imports {result['new']}"
     assert result["heavy"] == [], "a font is loaded at import"
