@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import concepts, detect, hgr, host, report, safecfg, testbed
+from . import concepts, detect, hgr, host, report, safecfg, testbed, train_hgr
 
 
 class SafeGuidanceExtension(ComfyExtension):
@@ -14,4 +14,5 @@ class SafeGuidanceExtension(ComfyExtension):
         """All nodes of the pack; also makes its model folder known."""
         # not in on_load, which older hosts do not call for custom nodes
         host.register_folder()
-        return [node for module in (safecfg, hgr, concepts, detect, report, testbed) for node in module.NODES]
+        modules = (safecfg, hgr, concepts, detect, train_hgr, report, testbed)
+        return [node for module in modules for node in module.NODES]
