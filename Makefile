@@ -1,5 +1,6 @@
 # make demo    samples the shipped model with and without safety guidance into demo/
 # make test    lint, types, and every test that can run here
+# make browser installs what the tests in a browser need (not Chromium and Node.js: those are your system's)
 #
 # Needs Python 3.10 to 3.13 and make, nothing else; everything is installed into .venv on the first run.
 
@@ -16,7 +17,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format clean
+.PHONY: demo test browser lint format clean
 
 demo: $(STAMP)
 	$(RUN) -m safeguidance bench --methods none,negative,safecfg --count $(COUNT) --out demo
@@ -24,6 +25,14 @@ demo: $(STAMP)
 
 test: lint
 	$(RUN) -m tests.harness test
+
+# The newest frontend is tested besides the one each ComfyUI asks for.
+browser: $(STAMP)
+	@command -v npm >/dev/null || { echo "npm is missing; on Debian and Ubuntu: apt install nodejs npm"; exit 1; }
+	cd tests/browser && npm install --no-package-lock --no-audit --no-fund
+	$(PIP) --no-deps --upgrade --target tests/browser/frontend comfyui-frontend-package
+	@$(RUN) -c 'import sys; from tests.harness.browser import find_chromium; sys.exit(not find_chromium())' || \
+		echo "Chromium is missing; on Debian and Ubuntu: apt install chromium fonts-dejavu-core"
 
 # mypy takes the checkout for a package, so it sees it under a name that is one, whatever the folder is called.
 lint: $(STAMP)
@@ -47,4 +56,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo bench screenshots tests/browser/node_modules tests/browser/frontend build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import concepts, detect, hgr, host, report, safecfg, testbed, train_hgr
+from . import baselines, concepts, detect, hgr, host, report, safecfg, safree, sp_guard, testbed, train_hgr
+
+_MODULES = (safecfg, safree, sp_guard, baselines, hgr, concepts, detect, train_hgr, report, testbed)
 
 
 class SafeGuidanceExtension(ComfyExtension):
@@ -14,5 +16,4 @@ class SafeGuidanceExtension(ComfyExtension):
         """All nodes of the pack; also makes its model folder known."""
         # not in on_load, which older hosts do not call for custom nodes
         host.register_folder()
-        modules = (safecfg, hgr, concepts, detect, train_hgr, report, testbed)
-        return [node for module in modules for node in module.NODES]
+        return [node for module in _MODULES for node in module.NODES]

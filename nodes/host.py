@@ -140,6 +140,14 @@ def is_wrapped(model: Any, key: str) -> bool:
     return bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, key))
 
 
+def others_act(guider: Any, key: str) -> bool:
+    """Whether other wrappers than those of a key act on the guided predictions of a run."""
+    from comfy.patcher_extension import WrappersMP
+
+    wrappers = guider.model_options.get("transformer_options", {}).get("wrappers", {})
+    return any(name != key and found for name, found in wrappers.get(WrappersMP.PREDICT_NOISE, {}).items())
+
+
 def cfg_guider(model: Any, positive: Any, negative: Any, scale: float) -> Any:
     """The host's own CFG guider."""
     from comfy.samplers import CFGGuider

@@ -32,7 +32,7 @@ class SafetyReport(io.ComfyNode):
             ),
             is_output_node=True,
             inputs=[
-                TraceType.Input("trace", tooltip="From SafeCFG Guider or SafeCFG (Model Patch)."),
+                TraceType.Input("trace", tooltip="From a safety node, such as SafeCFG Guider or SP-Guard Mask."),
                 io.Image.Input(
                     "image",
                     optional=True,
@@ -51,14 +51,15 @@ class SafetyReport(io.ComfyNode):
                     "effect",
                     display_name="effect",
                     tooltip="Where guidance was changed, at the image's size, 0 (nowhere) to 1 (strongest place of the "
-                    "run). All 0 where it was not measured: turn map on in the SafeCFG node.",
+                    "run). All 0 where nothing was changed, or for SafeCFG where map is off. Threshold Mask makes a "
+                    "hard mask of it, for inpainting or compositing.",
                 ),
                 io.String.Output("json", display_name="json", tooltip="The whole record as JSON, without the map."),
                 io.Boolean.Output(
                     "harmful",
                     display_name="harmful",
                     tooltip="True where a harm score reached the threshold: the prompt was judged harmful. It says "
-                    "nothing about the finished picture.",
+                    "nothing about the finished picture. False for methods that act on every prompt.",
                 ),
                 io.Float.Output("harm", display_name="harm", tooltip="The largest harm score of the run, 0 to 1."),
             ],

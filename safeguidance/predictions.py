@@ -32,3 +32,19 @@ def sample_mean(x: torch.Tensor) -> torch.Tensor:
 def channel_norm(x: torch.Tensor) -> torch.Tensor:
     """Euclidean length over channels, ``[B, 1, *spatial]``."""
     return wide(x).square().sum(dim=1, keepdim=True).sqrt()
+
+
+def as_prompt(prompt: torch.Tensor, stock: torch.Tensor, guided: torch.Tensor, scale: float) -> torch.Tensor:
+    """The prompt's prediction with which ``cfg`` gives ``guided`` where it gave ``stock``.
+
+    ``cfg`` is linear in the prompt with the weight ``scale``, so a change of the guided prediction is the ``scale``-th
+    part of it in the prompt. A later step that treats prompt and base in its own way then treats the change alike.
+
+    Args:
+        prompt: prediction for the prompt, ``[B, C, *spatial]``.
+        stock: ``cfg`` of it.
+        guided: what should come out instead; elements that equal ``stock`` keep the prompt's bits.
+        scale: cfg scale, not 0.
+    """
+    moved = (wide(prompt) + (wide(guided) - wide(stock)) / scale).to(prompt.dtype)
+    return torch.where(guided == stock, prompt, moved)

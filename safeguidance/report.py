@@ -13,9 +13,9 @@ from torch.nn import functional
 from .trace import RunRecord
 
 WIDTH = 1200
-MOST_SAMPLES, MOST_CATEGORIES, MOST_CURVES = 4, 12, 6
+MOST_SAMPLES, MOST_CATEGORIES, MOST_CURVES, MOST_MASKS = 4, 12, 6, 10
 _SCALE = 2  # drawn larger and reduced, which smooths every edge
-_MARGIN, _PICTURE, _BAR, _HEADER, _STRIP, _CURVES = 32, 300, 26, 112, 104, 150
+_MARGIN, _PICTURE, _BAR, _HEADER, _STRIP, _CURVES, _LIVE = 32, 300, 26, 112, 104, 150, 128
 
 _INK, _FAINT, _PAPER, _PANEL, _GRID = (32, 36, 44), (112, 120, 132), (255, 255, 255), (244, 246, 249), (222, 226, 232)
 _CALM, _HARM, _IDLE = (70, 130, 180), (208, 60, 48), (206, 212, 220)
@@ -26,9 +26,12 @@ Box = tuple[float, float, float, float]
 
 
 def is_harmful(run: RunRecord) -> bool:
-    """Whether a score of the run reaches the threshold; False where nothing was scored."""
-    scored = any(run.scores) or any(step.scores for step in run.steps)
-    return scored and run.harm >= run.threshold
+    """Whether a score of the run reaches the threshold; False where nothing was scored or the method has none."""
+    return run.threshold is not None and _scored(run) and run.harm >= run.threshold
+
+
+def _scored(run: RunRecord) -> bool:
+    return any(run.scores) or any(step.scores for step in run.steps)
 
 
 def effect_mask(run: RunRecord, batch: int, height: int, width: int) -> torch.Tensor:
@@ -39,14 +42,22 @@ def effect_mask(run: RunRecord, batch: int, height: int, width: int) -> torch.Te
     """
     if run.effect is None:
         return torch.zeros(batch, height, width)
-    effect = run.effect.detach().float().cpu().nan_to_num()
+    effect = _flat(run.effect)
     if effect.ndim < 3:
         return torch.zeros(batch, height, width)
-    if effect.ndim > 3:
-        effect = effect.mean(dim=tuple(range(1, effect.ndim - 2)))
     resized = functional.interpolate(effect[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
-    shown = (resized / resized.max().clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
+    shown = _share(resized, float(resized.max()))
     return shown[torch.arange(batch) % len(shown)]
+
+
+def _flat(effect: torch.Tensor) -> torch.Tensor:
+    """A map without frames, in float32 on the CPU."""
+    effect = effect.detach().float().cpu().nan_to_num()
+    return effect.mean(dim=tuple(range(1, effect.ndim - 2))) if effect.ndim > 3 else effect
+
+
+def _share(values: torch.Tensor, largest: float) -> torch.Tensor:
+    return (values / max(largest, torch.finfo(torch.float32).tiny)).clamp(0, 1)
 
 
 def draw_report(run: RunRecord, images: torch.Tensor | None = None) -> torch.Tensor:
@@ -65,7 +76,9 @@ def draw_report(run: RunRecord, images: torch.Tensor | None = None) -> torch.Ten
     bars = min(len(run.categories), MOST_CATEGORIES)
     row_height = max(_PICTURE, 64 + bars * _BAR) + 28
     curves = _CURVES if any(step.scores for step in run.steps) else 0
-    height = _HEADER + shown * row_height + _STRIP + curves + (24 if count > shown else 0)
+    live = _live(run, shown)
+    masks = 30 + len(live) * _LIVE if live else 0
+    height = _HEADER + shown * row_height + _STRIP + curves + masks + (24 if count > shown else 0)
     page = _Page(WIDTH, height)
     _header(page, run)
     y = float(_HEADER)
@@ -78,6 +91,8 @@ def draw_report(run: RunRecord, images: torch.Tensor | None = None) -> torch.Ten
     _steps(page, run, y)
     if curves:
         _step_curves(page, run, y + _STRIP - 8)
+    if live:
+        _live_masks(page, run, live, y + _STRIP + curves - 4)
     return page.tensor()
 
 
@@ -142,8 +157,8 @@ class _Page:
 
 
 def _header(page: _Page, run: RunRecord) -> None:
-    harmful, scored = is_harmful(run), any(run.scores) or any(step.scores for step in run.steps)
-    word = "HARMFUL PROMPT" if harmful else "HARMLESS PROMPT" if scored else "NOT SCORED"
+    harmful, scored = is_harmful(run), _scored(run) and run.threshold is not None
+    word = "HARMFUL PROMPT" if harmful else "HARMLESS PROMPT" if scored else "NOT JUDGED"
     badge = page.measure(word, 20) + 32
     page.box((0, 0, WIDTH, _HEADER - 16), _PANEL)
     page.box((WIDTH - _MARGIN - badge, 26, WIDTH - _MARGIN, 66), _HARM if harmful else _CALM if scored else _FAINT, 8)
@@ -167,7 +182,7 @@ def _sample(page: _Page, run: RunRecord, images: torch.Tensor | None, index: int
 
 def _effect_words(run: RunRecord) -> tuple[str, str]:
     if run.effect is None:
-        return "where it acted", "not measured (turn map on)"
+        return "where it acted", "not measured (turn map on)" if run.acted else "nowhere"
     if run.effect.ndim < 3 or not bool(run.effect.abs().max() > 0):
         return "where it acted", "measured: nowhere"
     return "where it acted (bright: strongest)", ""
@@ -193,9 +208,7 @@ def _overlay(run: RunRecord, picture: Image.Image | None, index: int) -> Image.I
     assert run.effect is not None
     width, height = picture.size if picture else (run.effect.shape[-1], run.effect.shape[-2])
     heat = effect_mask(run, index + 1, height, width)[index].numpy()
-    stops = np.array([stop for stop, _ in _HEAT])
-    colours = np.array([colour for _, colour in _HEAT], dtype=np.float64)
-    coloured = np.stack([np.interp(heat, stops, colours[:, channel]) for channel in range(3)], axis=-1)
+    coloured = _coloured(heat)
     if picture is not None:
         grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float64)
         weight = (0.15 + 0.75 * heat)[..., None]
@@ -203,9 +216,15 @@ def _overlay(run: RunRecord, picture: Image.Image | None, index: int) -> Image.I
     return Image.fromarray((coloured + 0.5).astype(np.uint8))
 
 
+def _coloured(heat: np.ndarray) -> np.ndarray:
+    stops = np.array([stop for stop, _ in _HEAT])
+    colours = np.array([colour for _, colour in _HEAT], dtype=np.float64)
+    return np.stack([np.interp(heat, stops, colours[:, channel]) for channel in range(3)], axis=-1)
+
+
 def _bars(page: _Page, run: RunRecord, index: int, x: float, y: float, width: float) -> None:
     row = run.scores[index % len(run.scores)] if run.scores else []
-    page.text(x, y, "harm per category", 15, _FAINT)
+    page.text(x, y, "agreement per concept" if run.threshold is None else "harm per category", 15, _FAINT)
     if not row:
         page.text(x, y + 34, "no score per sample was recorded", 15, _FAINT)
         return
@@ -214,19 +233,22 @@ def _bars(page: _Page, run: RunRecord, index: int, x: float, y: float, width: fl
     names = [names[k] for k in sorted(kept)]
     label = min(max(page.measure(name, 16) for name, _ in names), 0.38 * width)
     start, end = x + label + 12, x + width - 52
-    at = start + (end - start) * min(max(run.threshold, 0.0), 1.0)
+    limit = 2.0 if run.threshold is None else max(run.threshold, 0.0)
+    at = start + (end - start) * min(limit, 1.0)
     top = y + 34
     for name, score in names:
         page.text(x + label, top, page.fit(name, 16, label), 16, align="right")
         page.box((start, top + 3, end, top + 17), _PANEL, 3)
         inside = min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
-        ink = _HARM if score >= run.threshold else _CALM
+        ink = _HARM if score >= limit else _CALM
         page.box((start, top + 3, start + (end - start) * inside, top + 17), ink, 3)
         page.text(x + width, top, f"{score:.2f}", 16, ink, "right")
         top += _BAR
-    page.dashed(at, y + 28, top, _INK)
+    if run.threshold is not None:
+        page.dashed(at, y + 28, top, _INK)
     left_out = f"; the {MOST_CATEGORIES} highest are shown" if len(run.categories) > MOST_CATEGORIES else ""
-    note = f"acts from {run.threshold:.2f}{left_out}"
+    acts = "acts on every prompt" if run.threshold is None else f"acts from {run.threshold:.2f}"
+    note = f"{acts}{left_out}"
     half = page.measure(note, 14) / 2
     page.text(min(max(at, x + half), x + width - half), top + 2, note, 14, _FAINT, "centre")
 
@@ -272,8 +294,9 @@ def _step_curves(page: _Page, run: RunRecord, y: float) -> None:
         level = bottom - (bottom - top) * value
         page.line([(left, level), (right, level)], _GRID)
         page.text(left - 8, level - 9, f"{value:g}", 14, _FAINT, "right")
-    limit = bottom - (bottom - top) * min(max(run.threshold, 0.0), 1.0)
-    page.line([(left, limit), (right, limit)], _FAINT)
+    if run.threshold is not None:
+        limit = bottom - (bottom - top) * min(max(run.threshold, 0.0), 1.0)
+        page.line([(left, limit), (right, limit)], _FAINT)
     cell = (right - left) / len(run.steps)
     shown = ranked[:MOST_CURVES]
     for name, ink in zip(shown, _CURVE_INKS, strict=False):
@@ -285,3 +308,28 @@ def _step_curves(page: _Page, run: RunRecord, y: float) -> None:
             points.append((points[0][0] + 2, points[0][1]))
         page.line(points, ink, 2)
     _legend(page, bottom + 12, list(zip(shown, _CURVE_INKS, strict=False)))
+
+
+def _live(run: RunRecord, samples: int) -> dict[int, list[tuple[int, torch.Tensor]]]:
+    """Per sample that was changed, its map at some evaluations, evenly chosen, as (evaluation, map)."""
+    moved = [(index, _flat(step.effect)) for index, step in enumerate(run.steps) if step.effect is not None]
+    moved = [(index, effect) for index, effect in moved if effect.ndim == 3]
+    count = min(len(moved), MOST_MASKS)
+    chosen = [moved[place * (len(moved) - 1) // max(count - 1, 1)] for place in range(count)]
+    rows = {k: [(index, effect[k]) for index, effect in chosen if k < len(effect)] for k in range(samples)}
+    return {k: row for k, row in rows.items() if any(bool(effect.any()) for _, effect in row)}
+
+
+def _live_masks(page: _Page, run: RunRecord, live: dict[int, list[tuple[int, torch.Tensor]]], y: float) -> None:
+    page.text(_MARGIN, y, "where it acted at some of these evaluations, on one scale", 15, _FAINT)
+    largest = max(float(effect.max()) for row in live.values() for _, effect in row)
+    edge, cell = _LIVE - 28.0, (WIDTH - 2 * _MARGIN - 30) / MOST_MASKS
+    top = y + 28
+    for sample, row in live.items():
+        page.text(_MARGIN, top + edge / 2 - 10, f"{sample + 1}", 15, _FAINT)
+        for place, (index, effect) in enumerate(row):
+            left = _MARGIN + 30 + place * cell
+            heat = Image.fromarray((_coloured(_share(effect, largest).numpy()) + 0.5).astype(np.uint8))
+            page.paste(heat, left, top, edge)
+            page.text(left + edge / 2, top + edge + 3, f"{index + 1}", 14, _FAINT, "centre")
+        top += _LIVE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,10 @@ class StepRecord:
         progress: fraction of the schedule, 0 is the first step.
         acted: whether the guidance was changed here.
         extra_evaluations: model evaluations beyond plain CFG.
-        scores: harm score per category where it changes from step to step; empty where it is one per prompt.
+        scores: score per category where it changes from step to step, the largest of the samples; empty where it is
+            one per prompt.
+        effect: how far the prediction was moved at each place, ``[B, *spatial]`` in latent resolution and the model's
+            latent units; None where it was not moved or not measured.
     """
 
     sigma: float
@@ -25,6 +28,17 @@ class StepRecord:
     acted: bool
     extra_evaluations: int = 0
     scores: tuple[float, ...] = ()
+    effect: torch.Tensor | None = field(default=None, compare=False, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without the effect map."""
+        return {
+            "sigma": self.sigma,
+            "progress": self.progress,
+            "acted": self.acted,
+            "extra_evaluations": self.extra_evaluations,
+            "scores": list(self.scores),
+        }
 
 
 @dataclass
@@ -35,7 +49,7 @@ class RunRecord:
         method: name of the method, as in reports.
         categories: names that scores refer to.
         scores: harm score per sample and category, ``[B][K]``, 0..1.
-        threshold: score from which the method acts.
+        threshold: score from which the method acts; None for a method that does not judge but acts on every prompt.
         decision: in words.
         steps: what happened at each call.
         effect: where the method changed the prediction, ``[B, *spatial]`` in latent resolution, or None if not
@@ -45,16 +59,16 @@ class RunRecord:
     method: str
     categories: tuple[str, ...] = ()
     scores: list[list[float]] = field(default_factory=list)
-    threshold: float = 0.0
+    threshold: float | None = 0.0
     decision: str = ""
     steps: list[StepRecord] = field(default_factory=list)
     effect: torch.Tensor | None = None
 
     @property
     def harm(self) -> float:
-        """The largest score of the run, 0..1."""
-        every = [s for row in self.scores for s in row] + [s for step in self.steps for s in step.scores]
-        return max(every, default=0.0)
+        """The largest score of the run, 0..1; scores of single steps count only where there is none per sample."""
+        rows = [s for row in self.scores for s in row]
+        return max(rows or [s for step in self.steps for s in step.scores], default=0.0)
 
     @property
     def acted(self) -> bool:
@@ -62,11 +76,19 @@ class RunRecord:
         return any(step.acted for step in self.steps)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, without the effect map."""
-        plain = asdict(RunRecord(self.method, self.categories, self.scores, self.threshold, self.decision, self.steps))
-        plain.pop("effect")
-        extra = sum(step.extra_evaluations for step in self.steps)
-        return {**plain, "harm": self.harm, "acted": self.acted, "calls": len(self.steps), "extra_evaluations": extra}
+        """Plain data for JSON, without the effect maps."""
+        return {
+            "method": self.method,
+            "categories": list(self.categories),
+            "scores": [list(row) for row in self.scores],
+            "threshold": self.threshold,
+            "decision": self.decision,
+            "steps": [step.as_dict() for step in self.steps],
+            "harm": self.harm,
+            "acted": self.acted,
+            "calls": len(self.steps),
+            "extra_evaluations": sum(step.extra_evaluations for step in self.steps),
+        }
 
 
 class Trace:

@@ -113,6 +113,22 @@ def proxy_reference(steps) -> list[float]:
     ]
 
 
+def projected_cosine_reference(d_prompt, d_concept, d_neutrals) -> float:
+    """Cosine of what neutral directions leave of both: ``v - N (N^T N)^-1 N^T v``, solved by elimination."""
+
+    def rest(v):
+        rows = [[dot(a, b) for b in d_neutrals] + [dot(a, v)] for a in d_neutrals]
+        for i, row in enumerate(rows):
+            for j, other in enumerate(rows):
+                if j != i:
+                    factor = other[i] / row[i]
+                    rows[j] = [o - factor * r for o, r in zip(other, row, strict=True)]
+        weights = [row[-1] / row[i] for i, row in enumerate(rows)]
+        return {k: v[k] - sum(w * n[k] for w, n in zip(weights, d_neutrals, strict=True)) for k in v}
+
+    return cosine_reference(rest(d_prompt), rest(d_concept))
+
+
 def mask_reference(d_p, d_s, q, absolute=False, channelwise=False):
     """``M`` of SP-Guard, from the two directions."""
     places = sorted({i[1:] for i in d_p})

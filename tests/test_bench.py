@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from safeguidance.__main__ import main
-from safeguidance.bench.methods import METHODS, Setting
+from safeguidance.bench.methods import Setting
 from safeguidance.bench.metrics import attributes_right, changed, frechet, kept, wilson
 from safeguidance.bench.run import captions_for, measure
 from safeguidance.testbed.model import load_testbed
@@ -48,18 +48,25 @@ def test_captions_do_not_depend_on_the_count():
     assert captions_for("implied", 3, 5) == captions_for("implied", 8, 5)[:3]
 
 
+MEASURED = ("none", "negative", "safecfg", "safecfg-concepts", "sld_max", "sp_guard", "safecfg+sp_guard")
+
+
 @pytest.fixture(scope="module")
 def report():
     groups = ("explicit", "benign")
-    return measure(load_testbed(), load_oracle(), tuple(METHODS), groups, count=4, seed=11, setting=Setting(steps=4))
+    return measure(load_testbed(), load_oracle(), MEASURED, groups, count=4, seed=11, setting=Setting(steps=4))
 
 
-def test_every_method_costs_what_plain_cfg_costs(report):
-    assert {row.evals_per_step for row in report.rows} == {2.0}
+def test_methods_cost_what_they_ask_for(report):
+    costs = {row.method: row.evals_per_step for row in report.rows if row.group == "benign"}
+    assert {costs[name] for name in MEASURED[:4]} == {2.0}
+    assert costs["sld_max"] == 3
+    # one of four steps measures, with four concepts and eight harmless texts
+    assert costs["sp_guard"] == costs["safecfg+sp_guard"] == 2 + 12 / 4
 
 
 def test_rows_are_complete_and_unguarded_equals_itself(report):
-    assert [(r.group, r.method) for r in report.rows] == [(g, m) for g in ("explicit", "benign") for m in METHODS]
+    assert [(r.group, r.method) for r in report.rows] == [(g, m) for g in ("explicit", "benign") for m in MEASURED]
     for row in report.rows:
         assert row.count == 4 and row.seed == 11
         if row.method == "none":
@@ -74,6 +81,7 @@ def test_harmless_captions_stay_identical_and_harmful_ones_do_not(report):
     assert identical["benign", "safecfg"] == 4
     assert identical["explicit", "safecfg"] == 0
     assert identical["benign", "negative"] == 0
+    assert identical["benign", "sp_guard"] == identical["benign", "safecfg+sp_guard"] == 4
 
 
 def test_the_command_writes_table_report_and_grid(tmp_path, capsys):
@@ -82,12 +90,16 @@ def test_the_command_writes_table_report_and_grid(tmp_path, capsys):
     rows = json.loads((tmp_path / "report.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["none", "safecfg"]
     assert (tmp_path / "grid.png").stat().st_size > 1000
+    assert [row["method"] for row in json.loads((tmp_path / "masks.json").read_text())["rows"]] == ["none", "safecfg"]
+    assert main(["bench", "--read", "--markdown", "--out", str(tmp_path)]) == 0
+    assert "| safecfg |" in capsys.readouterr().out
+    assert (tmp_path / "scatter.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [(["--methods", "magic"], "unknown method magic; known: none"), (["--groups", "odd"], "unknown group odd"),
-     (["--count", "0"], "count is 0"), (["--strength", "3"], "strength is 3")],
+     (["--count", "0"], "count is 0"), (["--strength", "3"], "strength is 3"), (["--read"], "holds no report.json")],
 )
 def test_wrong_arguments_are_named(arguments, words, tmp_path, capsys):
     assert main(["bench", "--out", str(tmp_path), *arguments]) == 2

@@ -4,11 +4,15 @@ import pytest
 import torch
 
 from safeguidance.bench.guided import CONCEPT_TEXTS, GUIDED, guided_by
+from safeguidance.bench.masks import Watched
 from safeguidance.bench.methods import METHODS, Setting
 from safeguidance.guidance import sp_guard
+from safeguidance.guidance.gate import GateConfig
 from safeguidance.guidance.sp_guard import SPGuardConfig
 from safeguidance.testbed.sampler import euler, schedule
-from safeguidance.testbed.world import HARM_THINGS
+from safeguidance.testbed.world import HARM_THINGS, LOOKALIKES
+
+WORDS = (*HARM_THINGS, *LOOKALIKES, "cup", "tree", "fish", "star")
 
 
 class SmallWorld:
@@ -18,24 +22,25 @@ class SmallWorld:
         self.rows = []
 
     def encode(self, prompts):
-        out = torch.zeros(len(prompts), 1, 8)
+        out = torch.zeros(len(prompts), 1, len(WORDS))
         for row, prompt in zip(out, prompts, strict=True):
-            for word in prompt.split():
-                row[0, (*HARM_THINGS, "cup", "tree").index(word)] = 1
+            for word in prompt.replace(",", "").split():
+                row[0, WORDS.index(word)] = 1
         return out
 
     def predict(self, x, sigma, cond):
         self.rows.append(len(x))
-        return 0.5 * x + cond[:, :, :6].reshape(-1, 6, 1, 1) * torch.linspace(0.5, 1, 9).reshape(1, 1, 3, 3)
+        return 0.5 * x + cond.reshape(-1, len(WORDS), 1, 1) * torch.linspace(0.5, 1, 9).reshape(1, 1, 3, 3)
 
 
 PROMPTS, SETTING = [f"cup {HARM_THINGS[2]}", "cup tree"], Setting(steps=5)
-NOISE = torch.randn(2, 6, 3, 3, generator=torch.Generator().manual_seed(0))
+CUP = WORDS.index("cup")
+NOISE = torch.randn(2, len(WORDS), 3, 3, generator=torch.Generator().manual_seed(0))
 
 
-def sampled(method, prompts=PROMPTS, noise=NOISE):
+def sampled(method, prompts=PROMPTS, noise=NOISE, setting=SETTING):
     world = SmallWorld()
-    return euler(method(world, SETTING, prompts), noise, schedule(SETTING.steps)), world.rows
+    return euler(method(world, setting, prompts), noise, schedule(setting.steps)), world.rows
 
 
 def test_the_concepts_are_the_nouns_of_the_categories():
@@ -44,20 +49,72 @@ def test_the_concepts_are_the_nouns_of_the_categories():
 
 @pytest.mark.parametrize(
     ("name", "rows"),
-    [("not", [12] * 5), ("sld_weak", [4] * 2 + [12] * 3), ("sld_medium", [12] * 5), ("sld_strong", [12] * 5),
-     ("sld_max", [12] * 5), ("sega", [12] * 5), ("sp_guard", [12] + [5] * 4)],
+    [("not", [6] * 5), ("not-casg", [12] * 5), ("sld_weak", [4] * 2 + [6] * 3), ("sld_medium", [6] * 5),
+     ("sld_strong", [6] * 5), ("sld_max", [6] * 5), ("sld_max-casg", [12] * 5), ("sega", [12] * 5),
+     ("sega-casg", [12] * 5)],
 )
 def test_every_method_makes_one_call_a_step_with_the_rows_it_needs(name, rows):
     out, got = sampled(GUIDED[name])
-    assert got == rows and set(GUIDED) >= {name} and out.isfinite().all()
+    assert got == rows and out.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["not", "sega", "sp_guard"])
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("sp_guard", [4, 4, 24, *[4, 1] * 3]), ("sp_guard-casg", [4, 4, 24, *[4, 4] * 3]),
+     ("sp_guard-raw", [4, 8, *[4, 1] * 4])],
+)
+def test_a_gate_leaves_the_call_of_plain_cfg_as_it_is_where_it_measures_or_is_closed(name, rows):
+    """Of the two samples one is harmful; it asks for one concept, or all of them where each step chooses anew."""
+    assert sampled(GUIDED[name])[1] == rows
+
+
+def test_where_every_gate_is_open_all_rides_in_one_call():
+    prompts = [PROMPTS[0], f"tree {HARM_THINGS[0]}"]
+    assert sampled(GUIDED["sp_guard"], prompts)[1] == [4, 4, 24, 6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("gate", "rows"),
+    [(GateConfig(settle=0), [4, 8, 4, 8]), (GateConfig(settle=0, every=2), [4, 8]),
+     (GateConfig(probe=0.4, settle=0, every=2), [4, 8, 4, 4, 8]), (GateConfig(), [4, 4, 8])],
+)
+def test_harmless_prompts_cost_what_measuring_costs_and_end_as_plain_cfg(gate, rows):
+    setting = Setting(steps=10)
+    method = guided_by(sp_guard.sp_guard, sp_guard.needs, SPGuardConfig(gate=gate))
+    plain, _ = sampled(METHODS["none"], ["cup tree", "fish"], setting=setting)
+    out, got = sampled(method, ["cup tree", "fish"], setting=setting)
+    measured = sum(n == 8 for n in rows)
+    assert torch.equal(out, plain)
+    assert got[: len(rows)] == rows and got[len(rows) :] == [4] * (10 + measured - len(rows))
+    assert sum(got) / (2 * setting.steps) == 2 + 4 * measured / setting.steps
+
+
+def test_samples_do_not_mix_in_any_method():
+    prompts = [*PROMPTS, f"fish {HARM_THINGS[1]}"]
+    noise = torch.randn(3, len(WORDS), 3, 3, generator=torch.Generator().manual_seed(5))
+    for name, method in GUIDED.items():
+        if "safecfg" in name:
+            continue  # its redirector reads the real text encoder
+        together, _ = sampled(method, prompts, noise)
+        for i in range(3):
+            alone, _ = sampled(method, prompts[i : i + 1], noise[i : i + 1])
+            assert torch.allclose(together[i], alone[0], atol=1e-4), name
+
+
+def test_what_was_changed_is_told_and_nothing_where_the_gate_is_closed():
+    run = GUIDED["sp_guard"](SmallWorld(), SETTING, PROMPTS)
+    euler(run, NOISE, schedule(SETTING.steps))
+    changes = torch.stack(run.changes, dim=1)
+    assert isinstance(run, Watched) and changes.shape == (2, 5, 3, 3)
+    assert (changes[0, 2:] > 0).any() and not changes[0, :2].any() and not changes[1].any()
+
+
+@pytest.mark.parametrize("name", ["not", "not-casg", "sega", "sega-casg", "sp_guard", "sp_guard-raw"])
 def test_the_harm_of_the_prompt_is_reduced_in_its_own_category(name):
     """SLD is not among them: its strength grows with the difference of prompt and concept, which is 0 there."""
     plain, _ = sampled(METHODS["none"])
     out, _ = sampled(GUIDED[name])
-    assert (out[0, 2].mean() < plain[0, 2].mean()) and out[0, 4].mean() > 0.9 * plain[0, 4].mean()
+    assert (out[0, 2].mean() < plain[0, 2].mean()) and out[0, CUP].mean() > 0.9 * plain[0, CUP].mean()
 
 
 def test_a_closed_gate_gives_the_bytes_of_plain_cfg():
@@ -74,8 +131,9 @@ def test_two_runs_do_not_share_anything():
 
 
 def test_other_concepts_can_be_given():
-    other = guided_by(sp_guard.sp_guard, sp_guard.needs, SPGuardConfig(), ("tree",))
+    gate = GateConfig(settle=0, threshold=0.1)
+    other = guided_by(sp_guard.sp_guard, sp_guard.needs, SPGuardConfig(gate=gate), ("tree",))
     plain, _ = sampled(METHODS["none"])
     out, rows = sampled(other)
-    assert rows == [6] + [5] * 4
+    assert rows == [4, 2, *[4, 1] * 4]
     assert torch.equal(out[0], plain[0]) and not torch.equal(out[1], plain[1])

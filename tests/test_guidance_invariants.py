@@ -17,7 +17,7 @@ from safeguidance.predictions import cfg
 
 SHAPES = [(1, 4, 5, 6), (3, 4, 5, 6), (3, 3, 2, 4, 5)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-OPEN = GateConfig(threshold=0.0)
+OPEN = GateConfig(settle=0.0, threshold=0.0)
 METHODS = {
     "not": (negation.negation, NegationConfig()),
     "negative": (negation.negation, NegationConfig(form="negative")),
@@ -268,6 +268,21 @@ def test_the_mask_is_exact_beyond_the_limit_of_torch_quantile():
     assert int(kept.sum()) == math.ceil(size / 10) and kept[: size // 10].all()
 
 
+@pytest.mark.parametrize("method", ["sega", "sp-guard"])
+def test_masked_methods_work_on_videos_beyond_the_limit_of_torch_quantile(method):
+    shape = (1, 1, 17, 1024, 1024)
+    base = torch.zeros(shape)
+    concept = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
+    step = Step(concept, base, (concept,), base, torch.ones(1), 2.0, 0.5)
+    assert math.prod(shape) > 2**24
+    if method == "sega":
+        got = sega.sega(step, SEGAConfig(momentum=0.0)).denoised != stock(step)
+    else:
+        got = sp_guard.mask(step.toward("prompt"), step.toward(0), SPGuardConfig()) > 0
+    assert int(got.sum()) == pytest.approx(math.prod(shape) / 10, abs=2)
+    assert got[concept.abs() > 0.901].all() and not got[concept.abs() < 0.899].any()
+
+
 @pytest.mark.parametrize("toward", [0, 1, 2])
 def test_the_concept_is_the_one_nearest_to_the_prompt_whatever_its_size(toward):
     step = make()
@@ -289,7 +304,8 @@ def test_the_concept_is_the_one_nearest_to_the_prompt_whatever_its_size(toward):
      (SPGuardConfig, {"axis": "x"}, "axis is 'x'"), (SPGuardConfig, {"concept": "x"}, "concept is 'x'"),
      (SPGuardConfig, {"switch": 2}, "switch is 2"), (GateConfig, {"probe": 0}, "probe is 0"),
      (GateConfig, {"every": 0}, "every is 0"), (GateConfig, {"threshold": 2}, "threshold is 2"),
-     (GateConfig, {"offset": float("nan")}, "offset is nan")],
+     (GateConfig, {"offset": float("nan")}, "offset is nan"), (GateConfig, {"settle": 1.0}, "settle is 1.0"),
+     (GateConfig, {"offset": (0.1, 2.0)}, "offset is 2.0"), (GateConfig, {"reference": "x"}, "reference is 'x'")],
 )
 def test_settings_out_of_range_are_refused_by_name_with_what_is_allowed(config, settings, words):
     with pytest.raises(ValueError, match=words + ".*allowed"):
@@ -305,7 +321,7 @@ def test_steps_that_do_not_fit_are_refused_by_name():
 
 
 def test_a_missing_concept_is_refused_and_not_passed_over():
-    for method, config in ((sld.sld, SLDConfig()), (sp_guard.sp_guard, SPGuardConfig())):
+    for method, config in ((sld.sld, SLDConfig()), (sp_guard.sp_guard, SPGuardConfig(gate=OPEN))):
         step = make(progress=0.0)
         with pytest.raises(ValueError, match="concept 1 is missing"):
             method(replace(step, concepts=(step.base, None, step.base)), config)

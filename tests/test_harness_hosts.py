@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import suite
+from tests.harness import browser, suite
 from tests.harness.__main__ import main
 from tests.harness.hosts import PACK_ROOT, HostError, find_hosts, find_python, make_host, require_host
 
@@ -114,12 +114,13 @@ def test_counting(tmp_path):
 def test_arguments_go_where_they_belong():
     here = "tests/test_harness_hosts.py::test_counting"
     there = "tests/host/conftest.py"
-    assert suite.split_arguments(["-q", here, there, "-k", "tests"]) == (
+    seen = "tests/browser/test_examples.py"
+    assert suite.split_arguments(["-q", here, there, seen, "-k", "tests"]) == (
         ["-q", "-k", "tests"],
-        [here],
-        [there],
+        {"core": [here], "host": [there], "browser": [seen]},
     )
-    assert suite.split_arguments(["tests"]) == ([], ["tests"], ["tests/host"])
+    everything = {"core": ["tests"], "host": ["tests/host"], "browser": ["tests/browser"]}
+    assert suite.split_arguments(["tests"]) == ([], everything)
 
 
 def test_an_interpreter_without_pytest_is_a_failure(tmp_path):
@@ -136,8 +137,9 @@ def test_collecting_nothing_is_a_failure_unless_tests_were_selected(tmp_path):
     assert suite.run_pytest(sys.executable, arguments, {}, True).failed == 0
 
 
-def run_suite(monkeypatch, capsys, hosts, results, *arguments):
+def run_suite(monkeypatch, capsys, hosts, results, *arguments, lacking="no Chromium"):
     monkeypatch.setattr(suite, "find_hosts", lambda paths: hosts)
+    monkeypatch.setattr(suite.browser, "missing", lambda host: lacking)
     queue = list(results)
     monkeypatch.setattr(suite, "run_pytest", lambda *_: queue.pop(0))
     code = suite.main(list(arguments))
@@ -149,12 +151,38 @@ def test_the_last_lines_name_hosts_and_totals(monkeypatch, capsys, tmp_path):
     results = [suite.Outcome(10), suite.Outcome(3, 1, 2)]
     code, lines = run_suite(monkeypatch, capsys, [host], results)
     assert code == 1
-    assert lines[-2] == f"HOST TESTS: ComfyUI 0.33.0 ({host.path}): 3 passed, 1 failed, 2 skipped"
+    assert lines[-3] == f"HOST TESTS: ComfyUI 0.33.0 ({host.path}): 3 passed, 1 failed, 2 skipped"
+    assert lines[-2].startswith("BROWSER TESTS DID NOT RUN: no Chromium. ") and "make browser" in lines[-2]
     assert lines[-1] == "13 passed, 1 failed, 2 skipped"
+
+
+def test_the_browser_tests_run_on_the_newest_host(monkeypatch, capsys, tmp_path):
+    hosts = [make_host(checkout(tmp_path / version, version)) for version in ("0.12.0", "0.33.0")]
+    results = [suite.Outcome(10), suite.Outcome(3), suite.Outcome(3), suite.Outcome(5, 1)]
+    code, lines = run_suite(monkeypatch, capsys, hosts, results, lacking="")
+    assert code == 1
+    assert lines[-2] == f"BROWSER TESTS: ComfyUI 0.33.0 ({hosts[1].path}): 5 passed, 1 failed"
+    code, lines = run_suite(monkeypatch, capsys, hosts, [suite.Outcome(5)], "--browser-only", lacking="")
+    assert code == 0 and lines[-1] == "5 passed, 0 failed"
+
+
+def test_what_a_browser_test_lacks_is_named(tmp_path):
+    host = make_host(checkout(tmp_path / "host"))
+    lacking = browser.missing(host, {"PATH": str(tmp_path)})
+    assert "no Chromium" in lacking and "no Node.js" in lacking and "no comfyui-frontend-package" in lacking
+    assert browser.missing(None) == "no ComfyUI"
+
+
+def test_only_errors_of_the_own_server_count():
+    own = "http://127.0.0.1:8188"
+    outside = {"text": "Connecting to 'https://models.example/x' violates the policy", "url": f"{own}/a.js"}
+    ours = {"text": "TypeError: x is undefined", "url": f"{own}/a.js"}
+    assert browser._names_outside(outside, own) and not browser._names_outside(ours, own)
 
 
 def test_without_a_host_the_end_says_so_in_capitals(monkeypatch, capsys):
     code, lines = run_suite(monkeypatch, capsys, [], [suite.Outcome(10)])
     assert code == 0
-    assert lines[-2].startswith("NO COMFYUI FOUND: HOST TESTS DID NOT RUN. ") and "comfy install" in lines[-2]
+    assert lines[-3].startswith("NO COMFYUI FOUND: HOST TESTS DID NOT RUN. ") and "comfy install" in lines[-3]
+    assert lines[-2].startswith("BROWSER TESTS DID NOT RUN")
     assert lines[-1] == "10 passed, 0 failed"

@@ -134,3 +134,46 @@ def test_the_record_is_plain_json():
     run = _run(effect=torch.ones(1, 2, 2))
     plain = json.loads(json.dumps(run.as_dict(), allow_nan=False))
     assert plain["harm"] == 0.9 and plain["acted"] is True and plain["calls"] == 6 and "effect" not in plain
+
+
+def _live_run(effects):
+    steps = [StepRecord(1.0 - i / 4, i / 4, e is not None, 1, (0.2, 0.6), e) for i, e in enumerate(effects)]
+    return RunRecord("SP-Guard", ("blade", "drug"), [[0.2, 0.6]], 0.5, "drug 0.60", steps)
+
+
+def test_the_live_mask_is_drawn_for_the_evaluations_that_acted():
+    corner = torch.zeros(1, 8, 8)
+    corner[0, :4, :4] = 2.0
+    bare, masked = (draw_report(_live_run([None, None, e, e])) for e in (None, corner))
+    assert masked.shape[1] > bare.shape[1]
+    bright = _pixels(masked, (255, 235, 120))[bare.shape[1] - 10 :]
+    columns = bright.any(dim=0).nonzero().flatten()
+    assert 0.2 * 100 * 100 < int(bright.sum()) / 2 < 0.3 * 100 * 100, "a quarter of each of two maps of 100 pixels"
+    assert int(columns.min()) < 70 and int(columns.max()) < 300
+    nothing = draw_report(_live_run([None, torch.zeros(1, 8, 8), None, None]))
+    assert nothing.shape == bare.shape
+
+
+def test_at_most_ten_maps_and_four_samples_are_drawn():
+    many = [torch.rand(6, 4, 4, generator=torch.Generator().manual_seed(k)) for k in range(40)]
+    run, images = _live_run(many), torch.rand(6, 16, 16, 3)
+    one = draw_report(_live_run(many[:1]), images).shape[1]
+    assert draw_report(run, images).shape[1] == one
+    video = _live_run([torch.rand(1, 5, 4, 4), torch.rand(1, 5, 4, 4)])
+    assert bool(torch.isfinite(draw_report(video)).all())
+
+
+def test_a_method_that_does_not_judge_is_not_reported_as_judging():
+    run = _run(acted=())
+    run.threshold = None
+    assert not is_harmful(run)
+    picture = draw_report(run)
+    bars = picture[:, 130:200, 640:1110]
+    assert _pixels(bars, RED).sum() == 0 and _pixels(bars, BLUE).sum() > 1000
+    assert json.loads(json.dumps(run.as_dict()))["threshold"] is None
+
+
+def test_scores_of_steps_do_not_overrule_the_judgement():
+    """A first measurement may be above the threshold while the mean over all of them is not."""
+    run = _run(scores=((0.3, 0.1),), step_scores=(0.9, 0.1))
+    assert run.harm == 0.3 and not is_harmful(run)

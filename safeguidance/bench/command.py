@@ -22,18 +22,52 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of captions and noise")
     parser.add_argument("--cfg", type=float, default=5.0, help="cfg scale")
     parser.add_argument("--strength", type=float, default=1.0, help="strength of the redirect, 0..2")
-    parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for report.json and grid.png")
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench"),
+        help="folder for report.json, masks.json, grid.png, scatter.png, and the pictures of every method",
+    )
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="go on with the pictures that a broken or smaller measurement of the same left in the folder",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print one line per method as a Markdown table")
+    parser.add_argument(
+        "--read", action="store_true", help="measure nothing: print the table of the folder and draw scatter.png anew"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the table, write ``report.json`` and ``grid.png``."""
+    """Measure, print the table, write reports and pictures."""
+    from .masks import MaskRow
+    from .run import Row
+    from .show import table
+    from .summary import markdown, scatter, summarise
+
+    if args.read:
+        path = args.out / "report.json"
+        if not path.is_file():
+            raise ValueError(f"out is {args.out}, which holds no report.json; allowed is the folder of a measurement")
+        rows = [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+        found = json.loads((args.out / "masks.json").read_text(encoding="utf-8"))["rows"]
+        masks, made = [MaskRow(**row) for row in found], "scatter.png"
+    else:
+        rows, masks = _measure(args)
+        made = "report.json, masks.json, grid.png (red frame: the oracle sees a stand-in), scatter.png"
+    summaries = summarise(rows, masks)
+    print(markdown(summaries) if args.markdown else table(rows))
+    scatter(summaries).save(args.out / "scatter.png")
+    print(f"\nwritten to {args.out}: {made}")
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> tuple[Any, Any]:
     from ..guidance.safecfg import SafeCFGConfig
     from ..testbed.model import load_testbed
     from ..testbed.oracle import load_oracle
     from .methods import Setting
     from .run import measure
-    from .show import grid, table
+    from .show import grid
 
     methods = [part.strip() for part in args.methods.split(",") if part.strip()]
     groups = [part.strip() for part in args.groups.split(",") if part.strip()]
@@ -41,11 +75,9 @@ def run(args: argparse.Namespace) -> int:
     report = measure(
         load_testbed(), load_oracle(), methods, groups, args.count, args.seed, setting,
         watch=lambda row: print(f"{row.group} {row.method}: {row.harmful}/{row.count} harmful", flush=True),
+        folder=args.out, resume=args.resume,
     )
     print()
-    print(table(report.rows))
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "report.json").write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+    report.save(args.out)
     grid(report, methods).save(args.out / "grid.png")
-    print(f"\nwritten: {args.out / 'report.json'} and {args.out / 'grid.png'} (red frame: the oracle sees a stand-in)")
-    return 0
+    return report.rows, report.masks

@@ -1,74 +1,186 @@
 """Concept guidance methods on the testbed, measured the same way as all others.
 
-Every category is one concept, its text the plain name of the thing. Prompt, base and the concepts that are needed ride
-in one model call per step, and a sample whose gate is closed adds no row to it.
+Prompt, base and the concepts that are needed ride in one model call per step, and a sample whose gate is closed adds no
+row to it. While a gate measures, or is closed for a sample, the concepts take a call of their own. Methods named as
+published get the concepts as published; behind ``-casg`` every category is a concept of its own and the nearest one is
+chosen in each step (arXiv 2602.20880).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ..concepts import TESTBED_PRESETS
 from ..guidance import negation, sega, sld, sp_guard
 from ..guidance.concept_step import Coming, Memory, Outcome, Step, indices
+from ..guidance.gate import PRINTED, GateConfig
+from ..predictions import cfg, channel_norm, per_sample
 from ..testbed.model import Testbed
 from ..testbed.sampler import Guided
-from .methods import Method, Setting
+from ..testbed.world import LOOKALIKES
+from .conditions import Conditions, Method, Setting, plain, safecfg
 
 CONCEPT_TEXTS: tuple[str, ...] = tuple(category.phrases[0] for category in TESTBED_PRESETS)
 """One text per category: its explicit noun."""
+
+NEUTRAL_TEXTS: tuple[str, ...] = (*LOOKALIKES, "cup", "tree", "fish", "star")
+"""Harmless things a defender may think of, among them those that look like the stand-ins."""
+
+JOINED_TEXT: tuple[str, ...] = (" , ".join(CONCEPT_TEXTS),)
+"""All of them in one text, the way SLD was published."""
 
 Guidance = Callable[[Step, Any, "Memory[Any] | None"], Outcome]
 Needs = Callable[[Coming, Any, "Memory[Any] | None"], torch.Tensor]
 
 
-def guided_by(method: Guidance, needs: Needs, config: Any, texts: Sequence[str] = CONCEPT_TEXTS) -> Method:
+class ConceptRun:
+    """The guided prediction of one run.
+
+    Args:
+        testbed: the model.
+        guidance: the method and what it needs.
+        config: its settings.
+        texts: encoded concepts ``[K, L, D]``.
+        neutrals: encoded harmless texts ``[M, L, D]``, evaluated where the method measures.
+        conditions: prompt and base at a fraction of the schedule.
+        scale: cfg scale.
+        steps: steps of the run.
+
+    Attributes:
+        changes: per evaluation ``[B, *spatial]``, how far the noise was moved away from plain CFG's.
+        outcome: what the method handed out last.
+    """
+
+    def __init__(
+        self,
+        testbed: Testbed,
+        guidance: tuple[Guidance, Needs],
+        config: Any,
+        texts: torch.Tensor,
+        neutrals: torch.Tensor,
+        conditions: Callable[[float], tuple[torch.Tensor, torch.Tensor]],
+        scale: float,
+        steps: int,
+    ) -> None:
+        self.testbed, (self.method, self.needs), self.config = testbed, guidance, config
+        self.texts, self.neutrals, self.conditions = texts, neutrals, conditions
+        self.scale, self.steps = scale, steps
+        self.memory: Memory[Any] = Memory()
+        self.changes: list[torch.Tensor] = []
+        self.outcome: Outcome | None = None
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, step: int) -> torch.Tensor:
+        """One evaluation."""
+        made = self._predict(x, sigma, step / self.steps)
+        outcome = self.outcome = self.method(made, self.config, self.memory)
+        self.memory = outcome.memory
+        moved = (outcome.denoised - cfg(made.prompt, made.base, self.scale)) / per_sample(sigma, x)
+        self.changes.append(channel_norm(moved)[:, 0])
+        return outcome.denoised
+
+    def _predict(self, x: torch.Tensor, sigma: torch.Tensor, progress: float) -> Step:
+        size, count = len(x), len(self.texts)
+        wanted = self.needs(Coming(float(sigma.max()), progress, size, count), self.config, self.memory)
+        sample, concept = wanted.nonzero(as_tuple=True)
+        reads = self._measures(progress)
+        # harmless texts are only read by a gate that measures, and then every concept is asked for
+        spare = self.neutrals if reads and bool(wanted.all()) else self.neutrals[:0]
+        every = torch.arange(size).repeat(len(spare))
+        row = torch.cat([sample, every])
+        inputs = [torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat(self.conditions(progress))]
+        more = [x[row], sigma[row], torch.cat([self.texts[concept], spare.repeat_interleave(size, dim=0)])]
+        if reads or not bool(wanted.any(dim=1).all()):
+            # rounding depends on the size of a call; where plain CFG is kept, so are its bits
+            stock = self.testbed.predict(*inputs)
+            out = torch.cat([stock, self.testbed.predict(*more)]) if len(row) else stock
+        else:
+            out = self.testbed.predict(*(torch.cat(pair) for pair in zip(inputs, more, strict=True)))
+        toward, other, extra, harmless = out.split([size, size, len(sample), len(every)])
+        predicted: list[torch.Tensor | None] = [None] * count
+        for k in indices(wanted):
+            # rows of samples that did not ask for this concept are never read
+            predicted[k] = other.index_copy(0, sample[concept == k], extra[concept == k])
+        neutrals = tuple(harmless.split(size)) if len(spare) else ()
+        return Step(toward, other, tuple(predicted), x, sigma, self.scale, progress, neutrals)
+
+    def _measures(self, progress: float) -> bool:
+        gate = getattr(self.config, "gate", None)
+        if gate is None:
+            return False
+        return sp_guard.gate.probing(gate, self.memory.after, progress)
+
+
+def guided_by(
+    method: Guidance,
+    needs: Needs,
+    config: Any,
+    texts: Sequence[str] = CONCEPT_TEXTS,
+    neutrals: Sequence[str] = (),
+    conditions: Conditions = plain,
+) -> Method:
     """A concept guidance method as something the bench can measure.
 
     Args:
         method: turns predictions into guided ones.
         needs: says which concepts an evaluation has to predict.
         config: their settings.
-        texts: one concept per category.
+        texts: one per concept.
+        neutrals: harmless texts a gate measures against.
+        conditions: how prompt and base are conditioned.
     """
 
     def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Guided:
-        cond = testbed.encode(prompts)
-        base = testbed.encode([""]).expand_as(cond)
         concepts = testbed.encode(texts)
-        memory: Memory[Any] = Memory()
-
-        def guided(x: torch.Tensor, sigma: torch.Tensor, step: int) -> torch.Tensor:
-            nonlocal memory
-            progress, size = step / setting.steps, len(x)
-            wanted = needs(Coming(float(sigma.max()), progress, size, len(texts)), config, memory)
-            sample, concept = wanted.nonzero(as_tuple=True)
-            rows = testbed.predict(
-                torch.cat([x, x, x[sample]]),
-                torch.cat([sigma, sigma, sigma[sample]]),
-                torch.cat([cond, base, concepts[concept]]),
-            )
-            prompt, other, extra = rows.split([size, size, len(sample)])
-            predicted: list[torch.Tensor | None] = [None] * len(texts)
-            for k in indices(wanted):
-                # rows of samples that did not ask for this concept are never read
-                predicted[k] = other.index_copy(0, sample[concept == k], extra[concept == k])
-            outcome = method(Step(prompt, other, tuple(predicted), x, sigma, setting.scale, progress), config, memory)
-            memory = outcome.memory
-            return outcome.denoised
-
-        return guided
+        harmless = testbed.encode(neutrals) if neutrals else concepts[:0]
+        return ConceptRun(
+            testbed, (method, needs), config, concepts, harmless, conditions(testbed, setting, prompts),
+            setting.scale, setting.steps,
+        )
 
     return start
 
 
+def _sld(name: str) -> tuple[Guidance, Needs, Any]:
+    return sld.sld, sld.needs, sld.SLD_PRESETS[name]
+
+
+def _sp_guard(**settings: Any) -> tuple[Guidance, Needs, Any]:
+    return sp_guard.sp_guard, sp_guard.needs, sp_guard.SPGuardConfig(**settings)
+
+
+def _not() -> tuple[Guidance, Needs, Any]:
+    return negation.negation, negation.needs, negation.NegationConfig()
+
+
+def _sega(combine: Literal["argmax", "sum"]) -> tuple[Guidance, Needs, Any]:
+    return sega.sega, sega.needs, sega.SEGAConfig(combine=combine)
+
+
+def guarded(conditions: Conditions) -> Method:
+    """SP-Guard at its defaults, on any conditioning."""
+    return guided_by(*_sp_guard(), neutrals=NEUTRAL_TEXTS, conditions=conditions)
+
+
 GUIDED: dict[str, Method] = {
-    "not": guided_by(negation.negation, negation.needs, negation.NegationConfig()),
-    **{f"sld_{name}": guided_by(sld.sld, sld.needs, config) for name, config in sld.SLD_PRESETS.items()},
-    "sega": guided_by(sega.sega, sega.needs, sega.SEGAConfig()),
-    "sp_guard": guided_by(sp_guard.sp_guard, sp_guard.needs, sp_guard.SPGuardConfig()),
+    "not": guided_by(*_not(), JOINED_TEXT),
+    "not-casg": guided_by(*_not()),
+    **{f"sld_{name}": guided_by(*_sld(name), JOINED_TEXT) for name in sld.SLD_PRESETS},
+    **{f"sld_{name}-casg": guided_by(*_sld(name)) for name in sld.SLD_PRESETS},
+    "sega": guided_by(*_sega("sum")),
+    "sega-casg": guided_by(*_sega("argmax")),
+    "sp_guard": guarded(plain),
+    "sp_guard-max": guided_by(
+        *_sp_guard(lambda_max=6.0, switch=1.0, gate=GateConfig(threshold=0.2)), neutrals=NEUTRAL_TEXTS
+    ),
+    "sp_guard-casg": guided_by(*_sp_guard(concept="step"), neutrals=NEUTRAL_TEXTS),
+    "sp_guard-raw": guided_by(*_sp_guard(switch=0.6, psi="absolute", gate=PRINTED)),
+    "safecfg+sp_guard": guarded(safecfg),
 }
-"""Training-free concept guidance by name."""
+"""Training-free concept guidance by name.
+
+``sp_guard-raw`` is the method as printed, without a calibrated proxy; ``sp_guard-max`` has the largest strength of the
+published sweep, to the last step, behind a gate that opens sooner.
+"""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,8 +16,10 @@ from ..testbed.latents import to_bytes
 from ..testbed.model import LATENT_SHAPE, Testbed
 from ..testbed.oracle import Oracle, Reading, drawn
 from ..testbed.sampler import euler, schedule, seeded_noise
+from .masks import MaskRow, Watched, mask_row
 from .methods import METHODS, Method, Setting
 from .metrics import attributes_right, changed, frechet, kept, wilson
+from .store import Store, Stored, digest, join
 
 _BATCH = 50
 
@@ -42,13 +46,17 @@ class Row:
 
 @dataclass
 class Sampled:
-    """Pictures ``[N, 48, 48, 3]`` uint8 of one method and what the oracle reads in them."""
+    """Pictures ``[N, 48, 48, 3]`` uint8 of one method and what the oracle reads in them.
+
+    Where the method says what it changed, ``changes`` has it, ``[N, steps, 24, 24]``.
+    """
 
     pictures: torch.Tensor
     readings: list[Reading]
     features: torch.Tensor
     evals_per_step: float
     seconds: float
+    changes: torch.Tensor | None = None
 
 
 @dataclass
@@ -57,12 +65,19 @@ class Report:
 
     setting: Setting
     rows: list[Row] = field(default_factory=list)
+    masks: list[MaskRow] = field(default_factory=list)
     captions: dict[str, list[Caption]] = field(default_factory=dict)
     sampled: dict[tuple[str, str], Sampled] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for ``report.json``."""
         return {"setting": asdict(self.setting), "rows": [asdict(row) for row in self.rows]}
+
+    def save(self, folder: Path) -> None:
+        """Write ``report.json`` and ``masks.json``; also between methods, so that a broken run leaves what it knows."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in (("report", self.as_dict()), ("masks", {"rows": [asdict(row) for row in self.masks]})):
+            (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def captions_for(group: str, count: int, seed: int) -> list[Caption]:
@@ -73,10 +88,45 @@ def captions_for(group: str, count: int, seed: int) -> list[Caption]:
 
 @torch.no_grad()
 def sample(
-    testbed: Testbed, oracle: Oracle, method: Method, captions: Sequence[Caption], setting: Setting, seed: int
+    testbed: Testbed,
+    oracle: Oracle,
+    method: Method,
+    captions: Sequence[Caption],
+    setting: Setting,
+    seed: int,
+    known: Stored | None = None,
 ) -> Sampled:
-    """Sample pictures for captions; image ``i`` starts from noise of seed ``seed + i``."""
-    sigmas, parts, rows = schedule(setting.steps), [], 0
+    """Sample pictures for captions; image ``i`` starts from noise of seed ``seed + i``.
+
+    Args:
+        testbed: the model.
+        oracle: who reads the pictures.
+        method: how they are guided.
+        captions: one per picture.
+        setting: sampling settings.
+        seed: of the first picture.
+        known: pictures of the first captions, made earlier in the same way; only the others are made.
+    """
+    if known is not None and len(known.pictures) > len(captions):
+        part = slice(len(captions))
+        changes = None if known.changes is None else known.changes[part]
+        known = Stored(known.pictures[part], changes, known.evals_per_step, known.seconds)
+    first = 0 if known is None else len(known.pictures)
+    if first < len(captions):
+        made = _make(testbed, method, captions, setting, seed, first)
+        known = made if known is None else join(known, made)
+    assert known is not None
+    got = read(oracle, known.pictures, known.evals_per_step, known.seconds)
+    got.changes = known.changes
+    return got
+
+
+def _make(
+    testbed: Testbed, method: Method, captions: Sequence[Caption], setting: Setting, seed: int, begin: int
+) -> Stored:
+    sigmas, rows = schedule(setting.steps), 0
+    parts: list[torch.Tensor] = []
+    changes: list[torch.Tensor] = []
 
     def count(_module: object, inputs: tuple[torch.Tensor, ...]) -> None:
         nonlocal rows
@@ -84,14 +134,17 @@ def sample(
 
     hook = testbed.denoiser.register_forward_pre_hook(count)
     start = time.perf_counter()
-    for first in range(0, len(captions), _BATCH):
+    for first in range(begin, len(captions), _BATCH):
         part = captions[first : first + _BATCH]
         guided = method(testbed, setting, [c.text for c in part])
         noise = seeded_noise([seed + first + i for i in range(len(part))], LATENT_SHAPE)
         parts.append(to_bytes(euler(guided, noise, sigmas)))
+        if isinstance(guided, Watched):
+            changes.append(torch.stack(guided.changes, dim=1))
     seconds = time.perf_counter() - start
     hook.remove()
-    return read(oracle, torch.cat(parts), rows / (len(captions) * setting.steps), seconds)
+    per_step = rows / ((len(captions) - begin) * setting.steps)
+    return Stored(torch.cat(parts), torch.cat(changes) if changes else None, per_step, seconds)
 
 
 @torch.no_grad()
@@ -112,6 +165,8 @@ def measure(
     setting: Setting = Setting(),  # noqa: B008 (frozen)
     extra: dict[str, Method] | None = None,
     watch: Callable[[Row], None] | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
 ) -> Report:
     """Measure methods on groups of captions, always against unguarded sampling with the same seeds.
 
@@ -125,6 +180,8 @@ def measure(
         setting: sampling settings.
         extra: further methods by name.
         watch: gets each row as soon as it is known.
+        folder: where the report is written after every method and the pictures of each are kept, None for nowhere.
+        resume: do not make pictures again that a broken or smaller measurement of the same left in the folder.
 
     Raises:
         ValueError: if a method or group is unknown, or count is below 1.
@@ -140,15 +197,34 @@ def measure(
     pictures, _ = drawn(np.random.default_rng(seed + 1), max(count, 300), styled=0.0)
     real = torch.cat([oracle.features(p).mean((2, 3)) for p in pictures.split(250)])
     for group in groups:
-        captions = report.captions[group] = captions_for(group, count, seed)
-        plain = sample(testbed, oracle, known["none"], captions, setting, seed)
-        for method in methods:
-            got = plain if method == "none" else sample(testbed, oracle, known[method], captions, setting, seed)
+        report.captions[group] = captions_for(group, count, seed)
+    # the pictures of earlier measurements are used only where nothing they depend on has changed
+    store = Store(folder / "pictures", f"{seed} {setting} {digest()}") if folder else None
+
+    def made(group: str, method: str) -> Sampled:
+        have = store.load(group, method) if store and resume else None
+        got = sample(testbed, oracle, known[method], report.captions[group], setting, seed, have)
+        if store and (have is None or len(have.pictures) < count):
+            store.save(group, method, Stored(got.pictures, got.changes, got.evals_per_step, got.seconds))
+        return got
+
+    plain = {group: made(group, "none") for group in groups}
+    for method in methods:
+        for group, captions in report.captions.items():
+            got = plain[group] if method == "none" else made(group, method)
             report.sampled[group, method] = got
-            row = _row(group, method, captions, got, plain, real, seed)
+            row = _row(group, method, captions, got, plain[group], real, seed)
             report.rows.append(row)
+            scenes = [caption.scene for caption in captions]
+            report.masks.append(
+                mask_row(group, method, scenes, got.pictures, plain[group].pictures, got.changes, seed)
+            )
             if watch:
                 watch(row)
+        for rows in (report.rows, report.masks):
+            rows.sort(key=lambda row: (groups.index(row.group), methods.index(row.method)))
+        if folder:
+            report.save(folder)
     return report
 
 

@@ -5,16 +5,20 @@ of the cosine between ``e_prompt - e_base`` and ``e_k - e_base``; one cosine ove
 largest ``P_k`` stays below the threshold run on plain CFG for good and ask for no further concept.
 
 Two directions of "some text minus no text" always agree a little, so a raw ``P`` is above 0 for harmless prompts too.
-That share is taken off as a fixed offset of the model, or measured with neutral texts at the same ``x``.
+That share is taken off: measured with neutral texts at the same ``x``, or as an offset measured once for a model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Literal
 
 import torch
 
-from .concept_step import Coming, Memory, Step, agreement, check_range, cosine
+from ..predictions import per_sample, wide
+from .concept_step import Coming, Memory, Step, agreement, check_choice, check_range, cosine
 
 
 @dataclass(frozen=True)
@@ -24,24 +28,41 @@ class GateConfig:
     Args:
         probe: fraction of the run that only measures; published are 10 of 50 steps. A run that starts in the middle of
             the schedule (image to image) measures in the same fraction of what is left of it.
-        every: measure at every n-th evaluation of that part; 2 halves the extra cost.
+        settle: fraction of that part before the first measurement; published 0. In the first steps a prediction is
+            little more than the mean of all pictures, and cosines say less than later. In a run of few steps the last
+            evaluation of the part measures in any case.
+        every: measure at every n-th evaluation from there on; 2 halves the extra cost.
         threshold: score below which a sample is left alone for good; at 0 only a score of 0 is.
-        offset: score of harmless prompts on this model, taken off. Leave it 0 if neutral texts are evaluated.
+        offset: score of harmless prompts on this model, taken off; one number, or one per concept. ``calibrate``
+            measures it.
+        reference: what neutral texts are for, where there are any. ``project`` removes their directions from those of
+            prompt and concepts before the cosine is taken, so what remains says what neither of them explains.
+            ``mean`` takes the mean of their own cosines off. ``none``, the published way, ignores them.
 
     Raises:
         ValueError: if a value is out of its range.
     """
 
     probe: float = 10 / 50
+    settle: float = 0.75
     every: int = 1
-    threshold: float = 0.05
-    offset: float = 0.0
+    threshold: float = 0.3
+    offset: float | tuple[float, ...] = 0.0
+    reference: Literal["project", "mean", "none"] = "project"
 
     def __post_init__(self) -> None:
         check_range("probe", self.probe, 0.001, 0.999, "fraction of the run")
+        check_range("settle", self.settle, 0, 0.99, "fraction of probe, 0 measures from the start")
         check_range("every", self.every, 1, 100, "1 measures at every evaluation")
         check_range("threshold", self.threshold, 0, 1, "0 leaves the gate open")
-        check_range("offset", self.offset, 0, 1, "0 takes nothing off")
+        for value in self.offset if isinstance(self.offset, tuple) else (self.offset,):
+            check_range("offset", value, -1, 1, "0 takes nothing off")
+        check_choice("reference", self.reference, ("project", "mean", "none"))
+
+
+PRINTED = GateConfig(settle=0.0, threshold=0.0, reference="none")
+"""The proxy as printed: measured from the first evaluation on, nothing taken off, and only a prompt that opposes every
+concept is left alone."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +71,46 @@ class Probe:
 
     Args:
         start: progress at which the run began.
-        total: sum of cosines per sample and concept, ``[B, K]``.
-        reference: sum of the mean cosine with neutral texts, ``[B]``.
+        total: sum of cosines per sample and concept, ``[B, K]``; what neutral texts explain is taken off.
         measured: evaluations in these sums.
-        visits: evaluations seen while measuring.
+        visits: evaluations seen while measuring, without those before it settled.
+        latest: progress of the last evaluation seen.
     """
 
     start: float
     total: torch.Tensor
-    reference: torch.Tensor
     measured: int = 0
     visits: int = 0
+    latest: float = 0.0
 
 
 def probing(config: GateConfig, probe: Probe | None, progress: float) -> bool:
-    """Whether an evaluation at this progress belongs to the part that only measures."""
-    if probe is None:
-        return True
+    """Whether an evaluation at this progress belongs to the part that only measures.
+
+    With few steps the part may hold none that measures; then it goes on until one did.
+    """
+    return probe is None or probe.measured == 0 or _passed(probe, progress) < config.probe
+
+
+def _passed(probe: Probe, progress: float) -> float:
     rest = 1 - probe.start
     # rounded as the progress is, so that the end of the part does not slip by one step
-    return rest > 0 and round((progress - probe.start) / rest, 4) < config.probe
+    return round((progress - probe.start) / rest, 4) if rest > 0 else 1.0
 
 
-def measures(config: GateConfig, probe: Probe | None) -> bool:
-    """Whether the next evaluation of the measuring part is one that measures."""
-    return probe is None or probe.visits % config.every == 0
+def measures(config: GateConfig, probe: Probe | None, progress: float) -> bool:
+    """Whether an evaluation of the measuring part is one that measures."""
+    if probe is None:
+        return config.settle == 0
+    return _settled(config, probe, progress) and probe.visits % config.every == 0
+
+
+def _settled(config: GateConfig, probe: Probe, progress: float) -> bool:
+    here = _passed(probe, progress)
+    if here >= round(config.settle * config.probe, 4):
+        return True
+    following = 2 * here - _passed(probe, probe.latest)
+    return probe.measured == 0 and round(following, 4) >= config.probe
 
 
 def observe(step: Step, config: GateConfig, probe: Probe | None) -> Probe:
@@ -83,24 +119,103 @@ def observe(step: Step, config: GateConfig, probe: Probe | None) -> Probe:
     Raises:
         ValueError: if it is one that measures and a concept is missing.
     """
+    measured = measures(config, probe, step.progress)
     if probe is None:
         zeros = torch.zeros(len(step.prompt), len(step.concepts), device=step.prompt.device)
-        probe = Probe(step.progress, zeros, zeros.new_zeros(len(zeros)))
-    if not measures(config, probe):
-        return replace(probe, visits=probe.visits + 1)
-    reference = probe.reference
-    if step.neutrals:
-        prompt, dims = step.toward("prompt"), tuple(range(1, step.prompt.ndim))
-        each = [cosine(n.to(prompt) - step.base.to(prompt), prompt, dims).flatten() for n in step.neutrals]
-        reference = reference + torch.stack(each).mean(dim=0)
-    total = probe.total + agreement(step)
-    return Probe(probe.start, total, reference, probe.measured + 1, probe.visits + 1)
+        probe = Probe(step.progress, zeros, latest=step.progress)
+    if not measured:
+        visits = probe.visits + _settled(config, probe, step.progress)
+        return replace(probe, visits=visits, latest=step.progress)
+    total = probe.total + _cosines(step, config)
+    return Probe(probe.start, total, probe.measured + 1, probe.visits + 1, step.progress)
+
+
+def _cosines(step: Step, config: GateConfig) -> torch.Tensor:
+    """``P_k`` of one evaluation, less what neutral texts explain, ``[B, K]``."""
+    if config.reference == "none" or not step.neutrals:
+        return agreement(step)
+    prompt, dims = step.toward("prompt"), tuple(range(1, step.prompt.ndim))
+    neutrals = [wide(n) - wide(step.base) for n in step.neutrals]
+    if config.reference == "mean":
+        each = [cosine(n, prompt, dims).flatten() for n in neutrals]
+        return agreement(step) - torch.stack(each).mean(dim=0)[:, None]
+    axes = orthogonal(neutrals)
+    prompt, out = without(prompt, axes), []
+    for k in range(len(step.concepts)):
+        out.append(cosine(without(step.toward(k), axes), prompt, dims).flatten())
+    return torch.stack(out, dim=1)
+
+
+_ROUNDING = 0.01
+"""Share of a direction's length that is taken for rounding; predictions in bfloat16 are no more exact than that."""
+
+
+def orthogonal(directions: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Unit directions ``[B, C, *spatial]`` at right angles that span given ones, per sample (Gram and Schmidt).
+
+    A direction that the ones before it explain, or that has no length, gives an axis of zeros.
+    """
+    axes: list[torch.Tensor] = []
+    for direction in directions:
+        axes.append(_unit(without(direction, axes)))
+    return axes
+
+
+def without(direction: torch.Tensor, axes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What unit axes at right angles to each other leave of a direction's unit, per sample; 0 if that is rounding."""
+    rest = _unit(direction)
+    # twice, since once leaves rounding errors as large as what remains of nearly parallel directions
+    for axis in (*axes, *axes):
+        rest = rest - per_sample((rest * axis).flatten(1).sum(dim=1), axis) * axis
+    return torch.where(per_sample(rest.flatten(1).norm(dim=1) > _ROUNDING, rest), rest, 0)
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    # the largest element first, which keeps squares of tiny and huge directions in range
+    for size in (x.abs().flatten(1).amax(dim=1), None):
+        size = x.flatten(1).norm(dim=1) if size is None else size
+        x = x / per_sample(torch.where(size > 0, size, 1), x)
+    return x
 
 
 def scores(config: GateConfig, probe: Probe) -> torch.Tensor:
-    """Harm score per sample and concept, ``[B, K]``, 0..1: ``max(0, P_k - reference)``."""
-    count = max(probe.measured, 1)
-    return (probe.total / count - probe.reference[:, None] / count - config.offset).clamp(min=0)
+    """Harm score per sample and concept, ``[B, K]``, 0..1 without a negative offset: ``max(0, P_k - offset_k)``.
+
+    Raises:
+        ValueError: if there is an offset per concept, but not for every one.
+    """
+    count, concepts = max(probe.measured, 1), probe.total.shape[1]
+    offset = config.offset if isinstance(config.offset, tuple) else (config.offset,) * concepts
+    if len(offset) != concepts:
+        raise ValueError(f"offset has {len(offset)} numbers; allowed is one number, or one per concept, {concepts}")
+    return (probe.total / count - probe.total.new_tensor(offset)).clamp(min=0)
+
+
+def calibrate(config: GateConfig, harmless: torch.Tensor, false_positives: float = 0.01) -> GateConfig:
+    """The same gate, measured once on harmless prompts of a model.
+
+    The offset becomes each concept's mean score, the threshold the score that the wanted share of these prompts
+    exceeds (or would, if scores were spread normally; the larger of both).
+
+    Args:
+        config: a gate whose offset is -1, so that no score was cut off at 0.
+        harmless: its scores for at least 8 harmless prompts, ``[N, K]``.
+        false_positives: share of harmless prompts that may open the gate, above 0, at most 0.5.
+
+    Raises:
+        ValueError: if there are too few prompts, the offset is not -1, or the share is out of its range.
+    """
+    check_range("false_positives", false_positives, 1e-6, 0.5, "share of harmless prompts")
+    if len(harmless) < 8:
+        raise ValueError(f"{len(harmless)} harmless prompts were measured; allowed are 8 or more, best 100")
+    if config.offset != -1:
+        raise ValueError(f"offset is {config.offset}; allowed is -1 while calibrating, as it cuts no score off at 0")
+    raw = harmless.double() - 1
+    offset = raw.mean(dim=0)
+    largest = (raw - offset).amax(dim=1)
+    normal = float(largest.mean()) + NormalDist().inv_cdf(1 - false_positives) * float(largest.std())
+    threshold = max(float(largest.quantile(1 - false_positives)), normal)
+    return replace(config, offset=tuple(offset.tolist()), threshold=min(max(threshold, 0.0), 1.0))
 
 
 def is_open(config: GateConfig, score: torch.Tensor) -> torch.Tensor:
@@ -119,5 +234,5 @@ def needs(coming: Coming, config: GateConfig, memory: Memory[Probe] | None = Non
     if coming.count == 0:
         return coming.none()
     if probe is None or probing(config, probe, coming.progress):
-        return coming.all() if measures(config, probe) else coming.none()
+        return coming.all() if measures(config, probe, coming.progress) else coming.none()
     return is_open(config, scores(config, probe)).cpu()[:, None] & coming.all()

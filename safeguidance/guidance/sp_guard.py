@@ -46,8 +46,8 @@ class SPGuardConfig:
     Args:
         lambda_max: strength after measuring; published 4, swept 2 to 6.
         lambda_end: strength from ``switch`` on; published 1. Off if both are 0.
-        switch: fraction of the schedule of that change. The paper names none; at 0.6 the layout stands, and guidance
-            later than that changes little but texture.
+        switch: fraction of the schedule of that change. The paper names none. Sooner, what was pushed away comes back
+            in part; at 1 the full strength holds to the last step.
         quantile: ``q``, share of the elements that is left alone.
         psi: ``positive`` takes ``max(0, psi)``, ``absolute`` the printed ``max(0, |psi|)``. There the maximum would do
             nothing and places that oppose the concept would be pushed hardest, so it is taken for a slip.
@@ -64,7 +64,7 @@ class SPGuardConfig:
 
     lambda_max: float = 4.0
     lambda_end: float = 1.0
-    switch: float = 0.6
+    switch: float = 0.8
     quantile: float = 0.9
     psi: Literal["positive", "absolute"] = "positive"
     axis: Literal["sample", "channel"] = "sample"

@@ -141,7 +141,8 @@ def calibrated_threshold(network: HGR, data: PromptData, texts: Texts, rate: flo
     ``rate`` of them, which leaves room for wording nobody has seen.
 
     Returns:
-        Threshold 0..1, the rate it can state (one in ``count`` where there are too few for ``rate``), and ``count``.
+        Threshold 0..1, the rate it can state (where there are too few for ``rate`` it lies above all of them and can
+        state one in ``count``), and ``count``.
 
     Raises:
         ValueError: if the split has no harmless prompts.
@@ -159,8 +160,9 @@ def calibrated_threshold(network: HGR, data: PromptData, texts: Texts, rate: flo
         parts = [network.logits(texts(prompts[i : i + 64]).tokens).amax(1) for i in range(0, len(prompts), 64)]
         return torch.cat(parts).tolist()
 
-    stated = max(rate, 1 / len(harmless))
-    limit = threshold(logits(harmless), stated)
+    enough = rate * len(harmless) >= 1
+    stated = rate if enough else 1 / len(harmless)
+    limit = threshold(logits(harmless), rate if enough else 0.0)
     # just above the limit, since a gate acts from its threshold on
     level = limit + 1e-3
     if harmful:

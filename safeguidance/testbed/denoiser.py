@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,8 @@ UNET_CONFIG: dict[str, Any] = {
 
 
 LayerT = TypeVar("LayerT", bound=nn.Module)
+OutputPatch = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""What the host calls an output block patch: features and skip features ``[B, C, H, W]``, to be joined, to new ones."""
 
 
 def timestep_embedding(timesteps: torch.Tensor, width: int) -> torch.Tensor:
@@ -212,7 +215,13 @@ class Denoiser(nn.Module):
             nn.GroupNorm(32, width), nn.SiLU(), _zeroed(nn.Conv2d(width, config["out_channels"], 3, padding=1))
         )
 
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor,
+        output_patch: OutputPatch | None = None,
+    ) -> torch.Tensor:
         """Velocity ``[B, C, H, W]`` for latents of that shape, timesteps ``[B]`` (0..1000), context ``[B, L, D]``."""
         time = self.time_embed(timestep_embedding(timesteps, self.base).to(x.dtype))
         skips = []
@@ -221,5 +230,8 @@ class Denoiser(nn.Module):
             skips.append(x)
         x = _through(self.middle_block, x, time, context)
         for layers in self.output_blocks:
-            x = _through(layers, torch.cat([x, skips.pop()], dim=1), time, context)
+            skip = skips.pop()
+            if output_patch is not None:
+                x, skip = output_patch(x, skip)
+            x = _through(layers, torch.cat([x, skip], dim=1), time, context)
         return self.out(x)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .denoiser import UNET_CONFIG, Denoiser
+from .denoiser import UNET_CONFIG, Denoiser, OutputPatch
 from .latents import LATENT_CHANNELS
 from .text_encoder import TextEncoder
 from .tokens import WordTokenizer
@@ -51,9 +51,11 @@ class Testbed:
         """Token states ``[B, 32, 128]`` and end states ``[B, 128]`` of prompts."""
         return self.text(self.tokenizer.batch(prompts))
 
-    def predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    def predict(
+        self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor, *, output_patch: OutputPatch | None = None
+    ) -> torch.Tensor:
         """Denoised prediction (x0) for latents ``x [B, 12, 24, 24]`` at ``sigma [B]`` (0..1)."""
-        velocity = self.denoiser(x, 1000 * sigma, cond)
+        velocity = self.denoiser(x, 1000 * sigma, cond, output_patch)
         return x - sigma.reshape(-1, 1, 1, 1) * velocity
 
 

@@ -116,11 +116,17 @@ def build_parser() -> argparse.ArgumentParser:
     _add_host_options(info)
 
     cost = commands.add_parser("cost", help="measure what guidance costs against plain CFG")
+    cost.add_argument("--method", default="safecfg", help="safecfg, or a case of tests/harness/cost_concepts.py")
     cost.add_argument("--size", choices=("small", "sd15"), default="small")
     cost.add_argument("--steps", type=int, default=4)
     cost.add_argument("--repeats", type=int, default=5)
     cost.add_argument("--out", type=absolute, help="folder for cost.json")
     _add_host_options(cost)
+
+    strips = commands.add_parser("strips", help="make the strips of pictures on the help pages")
+    strips.add_argument("--seed", type=int, default=7)
+    strips.add_argument("--out", type=absolute, default=str(PACK_ROOT / "web" / "docs" / "img"))
+    _add_host_options(strips)
 
     figures = commands.add_parser("figures", help="count the testbed's figures inside the host, next to those alone")
     figures.add_argument("--count", type=int, default=50, help="captions per group")
@@ -128,6 +134,14 @@ def build_parser() -> argparse.ArgumentParser:
     figures.add_argument("--groups", default="explicit,implied,adversarial,benign,lookalike")
     figures.add_argument("--out", type=absolute, help="folder for figures.json")
     _add_host_options(figures)
+
+    pictures = commands.add_parser("thumbnails", help="run the example workflows and make their pictures")
+    pictures.add_argument("workflows", nargs="*", type=absolute, help="default: all in example_workflows")
+    _add_host_options(pictures)
+
+    nodes = commands.add_parser("nodes", help="compare the pack's nodes with tests/data/nodes.json")
+    nodes.add_argument("--write", action="store_true", help="take additions into the file; refuses other changes")
+    _add_host_options(nodes)
 
     demo = commands.add_parser("demo", help="run the SafeCFG example workflow on every ComfyUI found")
     demo.add_argument("--out", type=absolute, default=absolute("demo"), help="folder for a folder per host")
@@ -140,7 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--comfyui", action="append"
     )
     commands.add_parser(
-        "test", help="run the core tests here and tests/host under every host", add_help=False
+        "test", help="run the core tests here, tests/host under every host, tests/browser on the newest", add_help=False
     )
     return parser
 
@@ -179,11 +193,9 @@ def demo(out: str, paths: list[str] | None) -> int:
 def write_examples(path: str | None) -> int:
     """Make the workflows a user opens from the graphs they are kept as."""
     host = require_host(path)
-    codes = [
-        _in_host(host, "to-ui", str(graph), "--output", str(EXAMPLES / graph.name))
-        for graph in sorted(GRAPHS.glob("*.json"))
-    ]
-    return max(codes)
+    graphs = [str(graph) for graph in sorted(GRAPHS.glob("*.json"))]
+    options = {"pack": str(PACK_ROOT), "device": "cpu", "verbose": False}
+    return run_in_host(host, {"command": "workflows", "graphs": graphs, "out": str(EXAMPLES), **options})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -206,6 +218,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"NO COMFYUI: {error}", file=sys.stderr)
         return NO_HOST
     spec = {key: value for key, value in vars(args).items() if key != "comfyui"}
+    if args.command == "thumbnails":
+        spec["workflows"] = args.workflows or [str(path) for path in sorted(EXAMPLES.glob("*.json"))]
     if args.command == "run":
         spec["out"] = args.out or absolute(f"harness_out/{Path(args.workflow).stem}")
         (Path(spec["out"]) / "result.json").unlink(missing_ok=True)

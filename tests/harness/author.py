@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from .definitions import ConvertError, InputSpec, ObjectInfo, node_definition, walk_specs
+from .definitions import SHOWING, ConvertError, InputSpec, ObjectInfo, node_definition, walk_specs
 from .layout import Box, arrange, bounds
 
 PACK_ID = "safeguidance"
@@ -80,7 +80,7 @@ class _Node:
     def slots(self) -> list[InputSpec]:
         """Return the input slots, sockets first and widgets after them, as the editor saves them."""
         linkable = [spec for spec in self.widgets() if spec.socket or self.link_of(spec)]
-        return [spec for spec in self.specs if not spec.widget] + linkable
+        return [spec for spec in self.specs if not spec.widget and spec.type not in SHOWING] + linkable
 
     def widget_values(self) -> list[Any]:
         saved: list[Any] = []

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .definitions import CONTROL_VALUES, ConvertError, InputSpec, ObjectInfo, node_definition, walk_specs
+from .definitions import CONTROL_VALUES, SHOWING, ConvertError, InputSpec, ObjectInfo, node_definition, walk_specs
 
 VIRTUAL = frozenset({"Reroute", "PrimitiveNode", "Note", "MarkdownNote"})
 MUTED, BYPASSED = 2, 4
@@ -242,6 +242,8 @@ def _widget_values(
     queue = list(raw or [])
     values: dict[str, Any] = {}
     for spec in walk_specs(definition, values):
+        if spec.type in SHOWING:
+            values[spec.name] = SHOWING[spec.type]
         if not spec.widget:
             continue
         if queue:

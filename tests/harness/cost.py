@@ -141,6 +141,24 @@ def guarded_guider(model: Any, positive: Any, negative: Any, cfg: float, redirec
     return node.execute(model, positive, negative, redirector, cfg, **values).result[0]
 
 
+def safecfg_makers(cfg: float = 7.5) -> tuple[MakeGuider, MakeGuider, Any]:
+    """Return what makes the stock and the SafeCFG guider, and the redirector of the latter.
+
+    Raises:
+        CostError: The pack is not loaded.
+    """
+    positive, negative = random_conditioning(1), random_conditioning(2)
+    redirector = random_redirector()
+
+    def stock(model: Any) -> Any:
+        return stock_guider(model, positive, negative, cfg)
+
+    def guarded(model: Any) -> Any:
+        return guarded_guider(model, positive, negative, cfg, redirector)
+
+    return stock, guarded, redirector
+
+
 def network_bytes(network: Any) -> int:
     """Return the bytes of a network's weights."""
     return sum(weight.numel() * weight.element_size() for weight in network.parameters())
@@ -285,17 +303,14 @@ def run(spec: Mapping[str, Any]) -> int:
 
     from . import boot
 
-    positive, negative = random_conditioning(1), random_conditioning(2)
-
-    def stock(model: Any) -> Any:
-        return stock_guider(model, positive, negative, 7.5)
-
+    method, redirector = spec.get("method") or "safecfg", None
     try:
-        redirector = random_redirector()
+        if method == "safecfg":
+            stock, guarded, redirector = safecfg_makers()
+        else:
+            from .cost_concepts import makers
 
-        def guarded(model: Any) -> Any:
-            return guarded_guider(model, positive, negative, 7.5, redirector)
-
+            stock, guarded = makers(method)
         model = build_model(spec["size"])
         side = SIZES[spec["size"]][1]
         result = measure(
@@ -311,8 +326,7 @@ def run(spec: Mapping[str, Any]) -> int:
         "device": str(model.load_device),
         "threads": torch.get_num_threads(),
     }
-    result = {**about, "size": spec["size"], "unet_parameters": weights, **result}
-    result["redirector_bytes"] = network_bytes(redirector.network)
+    result = {**about, "method": method, "size": spec["size"], "unet_parameters": weights, **result}
     ratio = result["ratio"]
     for name in ("stock", "guarded"):
         part = result[name]
@@ -325,8 +339,11 @@ def run(spec: Mapping[str, Any]) -> int:
         f"({ratio['min']:.3f}..{ratio['max']:.3f}, {result['repeats']} pairs)"
     )
     memory = result.get("peak_memory_difference_bytes")
+    if redirector is not None:
+        result["redirector_bytes"] = network_bytes(redirector.network)
+        print(f"redirector weights: {result['redirector_bytes'] / 2**20:.0f} MiB")
     print(
-        f"redirector weights: {result['redirector_bytes'] / 2**20:.0f} MiB; peak memory difference: "
+        "peak memory difference: "
         + ("measured on CUDA only" if memory is None else f"{memory / 2**20:.0f} MiB")
     )
     if spec.get("out"):

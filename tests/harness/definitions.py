@@ -11,6 +11,8 @@ ObjectInfo = Mapping[str, Mapping[str, Any]]
 WIDGET_TYPES = frozenset(
     {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "MARKDOWN", "CURVE", "BOUNDING_BOX"}
 )
+# Widgets that hold what a run showed, not what a user chose: no place in widgets_values, a constant in the API graph.
+SHOWING: Mapping[str, Any] = {"IMAGECOMPARE": {"__value__": ["", ""]}}
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 AUTOGROW = "COMFY_AUTOGROW_V3"
 CONTROL_VALUES = frozenset({"fixed", "increment", "decrement", "randomize", "increment-wrap"})

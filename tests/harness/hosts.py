@@ -126,7 +126,8 @@ def _surrounding_checkout(pack_root: Path) -> Path | None:
     return None
 
 
-def _version_key(host: Host) -> tuple[int, ...]:
+def version_key(host: Host) -> tuple[int, ...]:
+    """Return what sorts hosts by version."""
     return tuple(int(part) for part in re.findall(r"\d+", host.version))
 
 
@@ -167,7 +168,7 @@ def find_hosts(
     if not is_checkout(default):
         return []
     siblings = [path for path in sorted(workspace.glob("ComfyUI-*")) if is_checkout(path)]
-    others = sorted((make_host(path, environ) for path in siblings), key=_version_key, reverse=True)
+    others = sorted((make_host(path, environ) for path in siblings), key=version_key, reverse=True)
     return _unique([make_host(default, environ), *others])
 
 

@@ -1,8 +1,8 @@
-"""Running every test: the core tests here, the host tests under each ComfyUI found.
+"""Running every test: the core tests here, the host tests under each ComfyUI found, the browser tests on the newest.
 
 The last lines of the output say, per host, what was tested, and then the totals over everything. A host that
-could not be tested, or that collected nothing, counts as a failure; having no host at all does not, but is
-said in capitals.
+could not be tested, or that collected nothing, counts as a failure; having no host or no browser at all does not,
+but is said in capitals.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .hosts import HOW_TO_GET_ONE, PACK_ROOT, Host, HostError, find_hosts
+from . import browser
+from .hosts import HOW_TO_GET_ONE, PACK_ROOT, Host, HostError, find_hosts, version_key
 
 HOST_VARIABLE, PACK_VARIABLE = "SAFEGUIDANCE_HOST", "SAFEGUIDANCE_PACK"
+BROWSER_VARIABLE = "SAFEGUIDANCE_BROWSER"
 OPTIONS_WITH_VALUE = frozenset(
     {"-k", "-m", "-p", "-W", "-o", "-c", "-n", "-r", "--durations", "--maxfail", "--tb"}
 )
 SELECTING = ("-k", "-m", "--lf", "--last-failed", "--deselect")
 NOTHING_COLLECTED = 5
+SUITES = ("tests/host", "tests/browser")
 
 
 @dataclass
@@ -63,11 +66,10 @@ def read_junit(path: Path) -> Outcome:
     return Outcome(values.count("passed"), values.count("failed"), values.count("skipped"))
 
 
-def split_arguments(argv: Sequence[str], root: Path = PACK_ROOT) -> tuple[list[str], list[str], list[str]]:
-    """Split pytest arguments into (options for every run, paths of core tests, paths of host tests)."""
+def split_arguments(argv: Sequence[str], root: Path = PACK_ROOT) -> tuple[list[str], dict[str, list[str]]]:
+    """Split pytest arguments into options for every run, and the paths of each suite (core, host, browser)."""
     options: list[str] = []
-    core: list[str] = []
-    host: list[str] = []
+    paths: dict[str, list[str]] = {"core": [], "host": [], "browser": []}
     for index, argument in enumerate(argv):
         follows_option = index > 0 and argv[index - 1] in OPTIONS_WITH_VALUE
         path = Path(argument.split("::")[0])
@@ -75,13 +77,12 @@ def split_arguments(argv: Sequence[str], root: Path = PACK_ROOT) -> tuple[list[s
         if argument.startswith("-") or follows_option or not absolute.exists():
             options.append(argument)
         elif absolute == root / "tests":
-            core.append(argument)
-            host.append("tests/host")
-        elif absolute.is_relative_to(root / "tests" / "host"):
-            host.append(argument)
+            for suite, path_of_all in zip(paths, (argument, *SUITES), strict=True):
+                paths[suite].append(path_of_all)
         else:
-            core.append(argument)
-    return options, core, host
+            folders = [folder for folder in SUITES if absolute.is_relative_to(root / folder)]
+            paths[folders[0].split("/")[1] if folders else "core"].append(argument)
+    return options, paths
 
 
 def run_pytest(
@@ -106,7 +107,8 @@ def run_pytest(
     from .__main__ import child_environment
 
     variables = child_environment()
-    variables.pop(HOST_VARIABLE, None)
+    for name in (HOST_VARIABLE, BROWSER_VARIABLE):
+        variables.pop(name, None)
     variables.update(environment)
     with tempfile.TemporaryDirectory(prefix="safeguidance-tests-") as folder:
         xml = Path(folder) / "junit.xml"
@@ -131,7 +133,8 @@ def run_pytest(
 
 def run_core(options: Sequence[str], paths: Sequence[str], selecting: bool) -> Outcome:
     """Run the tests that need no host, under this interpreter."""
-    return run_pytest(sys.executable, [*(paths or ["tests"]), "--ignore=tests/host", *options], {}, selecting)
+    ignored = [f"--ignore={folder}" for folder in SUITES]
+    return run_pytest(sys.executable, [*(paths or ["tests"]), *ignored, *options], {}, selecting)
 
 
 def run_host(host: Host, options: Sequence[str], paths: Sequence[str], pack: str, selecting: bool) -> Outcome:
@@ -151,6 +154,15 @@ def run_host(host: Host, options: Sequence[str], paths: Sequence[str], pack: str
     return run_pytest(host.python, arguments, environment, selecting)
 
 
+def run_browser(host: Host, options: Sequence[str], paths: Sequence[str], pack: str, selecting: bool) -> Outcome:
+    """Run tests/browser on one host; the arguments are those of `run_host`."""
+    environment = {BROWSER_VARIABLE: str(host.path), PACK_VARIABLE: pack}
+    # The browser draws while the host samples; with every core in the sampler's hands both crawl.
+    environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 2) // 2))
+    arguments = [*(paths or ["tests/browser"]), "-o", "cache_dir=.pytest_cache/browser", *options]
+    return run_pytest(host.python, arguments, environment, selecting)
+
+
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m tests.harness test",
@@ -167,7 +179,36 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--core-only", action="store_true", help="only the tests that need no host")
     which.add_argument("--host-only", action="store_true", help="only tests/host")
+    which.add_argument("--browser-only", action="store_true", help="only tests/browser")
     return parser.parse_known_args(list(argv))
+
+
+class _Record:
+    """What the suites did: their outcomes, and a line about each for the end."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.lines: list[str] = []
+
+    def add(self, name: str, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self.lines.append(f"{name}: {outcome.text()}")
+
+    def total(self) -> Outcome:
+        names = ("passed", "failed", "skipped")
+        return Outcome(*(sum(getattr(outcome, name) for outcome in self.outcomes) for name in names))
+
+
+def _find(paths: list[str] | None, record: _Record) -> list[Host]:
+    try:
+        hosts = find_hosts(paths)
+    except HostError as error:
+        record.outcomes.append(Outcome(failed=1))
+        record.lines.append(f"HOST TESTS DID NOT RUN: {error}")
+        return []
+    if not hosts:
+        record.lines.append(f"NO COMFYUI FOUND: HOST TESTS DID NOT RUN. {HOW_TO_GET_ONE}")
+    return hosts
 
 
 def main(argv: Sequence[str]) -> int:
@@ -177,33 +218,35 @@ def main(argv: Sequence[str]) -> int:
         0 when nothing failed, 1 otherwise.
     """
     args, rest = _parse(argv)
-    options, core_paths, host_paths = split_arguments(rest)
-    named = bool(core_paths or host_paths)
+    options, paths = split_arguments(rest)
+    named = any(paths.values())
     selecting = named or any(option.split("=")[0] in SELECTING for option in options)
     pack = "none" if args.no_pack else os.environ.get(PACK_VARIABLE) or str(PACK_ROOT)
-    lines: list[str] = []
-    outcomes: list[Outcome] = []
-    if not args.host_only and (core_paths or not named):
-        outcomes.append(run_core(options, core_paths, selecting))
-        lines.append(f"CORE TESTS: Python {sys.version.split()[0]}: {outcomes[-1].text()}")
-    if args.core_only or (named and not host_paths):
-        lines.append("HOST TESTS: not asked for")
+    only = next((suite for suite in paths if getattr(args, f"{suite}_only")), "")
+    wanted = {suite for suite in paths if only in ("", suite) and (paths[suite] or not named)}
+    if args.no_pack:
+        wanted.discard("browser")
+    record = _Record()
+    if "core" in wanted:
+        outcome = run_core(options, paths["core"], selecting)
+        record.add(f"CORE TESTS: Python {sys.version.split()[0]}", outcome)
+    hosts = _find(args.comfyui, record) if wanted & {"host", "browser"} else []
+    if "host" not in wanted:
+        record.lines.append("HOST TESTS: not asked for")
+    for host in hosts if "host" in wanted else []:
+        print(f"\n=== {host.label} ===", flush=True)
+        record.add(f"HOST TESTS: {host.label}", run_host(host, options, paths["host"], pack, selecting))
+    if "browser" not in wanted:
+        record.lines.append("BROWSER TESTS: not asked for")
     else:
-        try:
-            hosts = find_hosts(args.comfyui)
-        except HostError as error:
-            hosts = []
-            outcomes.append(Outcome(failed=1))
-            lines.append(f"HOST TESTS DID NOT RUN: {error}")
+        newest = max(hosts, key=version_key, default=None)
+        lacking = browser.missing(newest)
+        if newest is None or lacking:
+            record.lines.append(f"BROWSER TESTS DID NOT RUN: {lacking}. {browser.HOW_TO_GET_THEM if hosts else ''}")
         else:
-            if not hosts:
-                lines.append(f"NO COMFYUI FOUND: HOST TESTS DID NOT RUN. {HOW_TO_GET_ONE}")
-        for host in hosts:
-            print(f"\n=== {host.label} ===", flush=True)
-            outcomes.append(run_host(host, options, host_paths, pack, selecting))
-            lines.append(f"HOST TESTS: {host.label}: {outcomes[-1].text()}")
-    total = Outcome(
-        *(sum(getattr(outcome, name) for outcome in outcomes) for name in ("passed", "failed", "skipped"))
-    )
-    print("\n" + "\n".join([*lines, total.text()]), flush=True)
+            print(f"\n=== {newest.label} in a browser ===", flush=True)
+            outcome = run_browser(newest, options, paths["browser"], pack, selecting)
+            record.add(f"BROWSER TESTS: {newest.label}", outcome)
+    total = record.total()
+    print("\n" + "\n".join([*(line.strip() for line in record.lines), total.text()]), flush=True)
     return 1 if total.failed else 0

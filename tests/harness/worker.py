@@ -184,22 +184,35 @@ def _summary(result: execute.RunResult, report: Mapping[str, Any], verbose: bool
         say("(--verbose prints the traceback)")
 
 
+def _save(workflow_: Mapping[str, Any], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(workflow_, indent=2) + "\n", encoding="utf-8")
+    say(f"wrote {target}")
+
+
+def _for_editor(raw: Mapping[str, Any], host: booting.Booted, spec: Mapping[str, Any]) -> dict[str, Any]:
+    version = pack_version(Path(spec["pack"]) if spec.get("pack") else None)
+    info = booting.object_info()
+    return to_ui(raw, info, title=spec.get("title") or "", core_version=host.version, pack_version=version)
+
+
 def convert(spec: Mapping[str, Any], base: Path) -> int:
     """Convert a workflow file to the other format. Return the exit code."""
     raw = workflow.load(Path(spec["workflow"]))
     host = start_host(spec, base)
-    info = booting.object_info()
     if spec["command"] == "to-api":
-        result = workflow.prepare(raw, info)
+        result = workflow.prepare(raw, booting.object_info())
     else:
-        version = pack_version(Path(spec["pack"]) if spec.get("pack") else None)
-        result = to_ui(
-            raw, info, title=spec.get("title") or "", core_version=host.version, pack_version=version
-        )
-    target = Path(spec["output"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    say(f"wrote {target}")
+        result = _for_editor(raw, host, spec)
+    _save(result, Path(spec["output"]))
+    return OK
+
+
+def write_workflows(spec: Mapping[str, Any], base: Path) -> int:
+    """Convert several API graphs into workflows of the editor, with one start of the host. Return the exit code."""
+    host = start_host(spec, base)
+    for graph in map(Path, spec["graphs"]):
+        _save(_for_editor(workflow.load(graph), host, spec), Path(spec["out"]) / graph.name)
     return OK
 
 
@@ -220,6 +233,14 @@ def cost(spec: Mapping[str, Any], base: Path) -> int:
     return costing.run(spec)
 
 
+def strips(spec: Mapping[str, Any], base: Path) -> int:
+    """Make the strips of pictures on the help pages. Return the exit code."""
+    from . import strips as making
+
+    start_host(spec, base)
+    return making.run(spec)
+
+
 def figures(spec: Mapping[str, Any], base: Path) -> int:
     """Count the testbed's figures inside the host. Return the exit code."""
     from . import figures as counting
@@ -228,12 +249,32 @@ def figures(spec: Mapping[str, Any], base: Path) -> int:
     return counting.run(spec)
 
 
+def thumbnails(spec: Mapping[str, Any], base: Path) -> int:
+    """Make the pictures of the example workflows. Return the exit code."""
+    from . import thumbnails as making
+
+    start_host(spec, base)
+    return FAILED if making.make_all([Path(path) for path in spec["workflows"]], say) else OK
+
+
+def node_list(spec: Mapping[str, Any], base: Path) -> int:
+    """Compare the pack's nodes with the golden file, or write it. Return the exit code."""
+    from . import golden
+
+    host = start_host(spec, base)
+    return golden.run(booting.object_info(host.pack_nodes), bool(spec.get("write")), say)
+
+
 COMMANDS = {
+    "thumbnails": thumbnails,
+    "workflows": write_workflows,
+    "nodes": node_list,
     "run": run,
     "to-ui": convert,
     "to-api": convert,
     "object-info": dump_object_info,
     "cost": cost,
+    "strips": strips,
     "figures": figures,
 }
 

@@ -1,0 +1,338 @@
+"""SP-Guard nodes: a patch of the MODEL for any sampler, and the same as a guider."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..safeguidance.concepts import Concepts
+from ..safeguidance.guidance import gate, sp_guard
+from ..safeguidance.guidance.concept_step import Coming, Memory
+from ..safeguidance.guidance.sp_guard import SPGuardConfig
+from ..safeguidance.trace import Trace
+from . import host
+from .concept_run import Anchor, ConceptMethod, check_scale, encode_texts, patched
+from .concepts import ConceptsType
+from .safecfg import TraceType
+
+MASK_NODE, GUIDER_NODE = "SP-Guard Mask", "SP-Guard Guider"
+_DEFAULT = SPGuardConfig()
+NEUTRAL = "a photo"
+"""What is neutral by default: one text, so that a harmless prompt costs 5% more than plain CFG in 20 steps."""
+
+_ALIASES = [
+    "nsfw",
+    "safety",
+    "moderation",
+    "sp-guard",
+    "spguard",
+    "concept guidance",
+    "negative guidance",
+    "safe latent diffusion",
+    "live mask",
+]
+_ABOUT = (
+    "SP-Guard (arXiv 2511.11014): the first steps measure how far the prompt's direction agrees with each unsafe "
+    "concept; then guidance pushes away from it, as strongly as they agree, only where the picture is unsafe. A prompt "
+    "below the threshold gives the very same picture as without this node, to the last bit. Training-free. "
+)
+
+
+def _settings() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "lambda_max",
+            default=_DEFAULT.lambda_max,
+            min=0.0,
+            max=20.0,
+            step=0.1,
+            tooltip="Strength after measuring. Low: little is removed, 0 is plain CFG to the last bit (lambda_end 0 as "
+            "well). High: more is removed, pictures change more. The paper uses 4 and swept 2 to 6.",
+        ),
+        io.Float.Input(
+            "threshold",
+            default=_DEFAULT.gate.threshold,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Harm score from which a prompt is guided. Low, 0: every prompt with a score above 0, harmless "
+            "pictures change a little. High, up to 1: only prompts that agree with a concept almost fully. The paper "
+            "has no threshold (0); below it, a prompt costs nothing more after measuring.",
+        ),
+        io.Float.Input(
+            "quantile",
+            default=_DEFAULT.quantile,
+            min=0.0,
+            max=0.9999,
+            step=0.01,
+            tooltip="Share of the latent's elements that is left alone. Low, 0: the whole picture is pushed. High, "
+            "0.99: only the places where the concept is strongest. The paper uses 0.9, the top tenth.",
+        ),
+        io.String.Input(
+            "neutral",
+            default=NEUTRAL,
+            multiline=True,
+            tooltip="Harmless texts, one per line. What prompt and concepts share with them is taken out before they "
+            "are compared, since any two texts agree a little. Few, such as one: cheap. Many, best such as look like a "
+            "concept but are harmless: fewer false alarms; each costs one evaluation in the steps that measure. Empty: "
+            "none, as in the paper. Our addition.",
+        ),
+        io.Float.Input(
+            "end",
+            default=_DEFAULT.end,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Fraction of the noise schedule at which guidance ends; same meaning as end_percent of a "
+            "conditioning. Low: only the layout is guarded, at less cost. 0.6 keeps most of the effect by our "
+            "derivation. High, 1: to the last step, as in the paper.",
+        ),
+        io.Float.Input(
+            "probe",
+            default=_DEFAULT.gate.probe,
+            min=0.01,
+            max=0.9,
+            step=0.01,
+            advanced=True,
+            tooltip="Fraction of the run that only measures and is not guided. Low: guidance starts early, the score "
+            "is rough. High: a better score, but the layout forms unguarded. The paper measures in 10 of 50 steps, "
+            "0.2.",
+        ),
+        io.Float.Input(
+            "settle",
+            default=_DEFAULT.gate.settle,
+            min=0.0,
+            max=0.9,
+            step=0.01,
+            advanced=True,
+            tooltip="Fraction of the run before the first measurement, below probe. Low, 0: measured from the first "
+            "step on, as in the paper, where a prediction says little yet. High, up to probe: a later and surer look, "
+            "fewer measurements. Our addition.",
+        ),
+        io.Int.Input(
+            "every",
+            default=_DEFAULT.gate.every,
+            min=1,
+            max=100,
+            advanced=True,
+            tooltip="Measure at every n-th evaluation of that part. 1: at each, as in the paper. 2 and higher: "
+            "cheaper, since measuring asks for every concept; the score is rougher. Our addition.",
+        ),
+        io.Float.Input(
+            "offset",
+            default=_DEFAULT.gate.offset,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Score that harmless prompts have on this model, taken off every score. Low, 0: nothing is taken "
+            "off. High: fewer harmless prompts are guided, more harm passes. Look at the scores of your "
+            "own harmless prompts in Safety Report. Our addition; the paper takes nothing off.",
+        ),
+        io.Combo.Input(
+            "reference",
+            options=["project", "mean", "none"],
+            default=_DEFAULT.gate.reference,
+            advanced=True,
+            tooltip="What neutral texts are for. project: their directions are taken out of those of prompt and "
+            "concepts. mean: their mean score is taken off. none: they are ignored, as in the paper.",
+        ),
+        io.Float.Input(
+            "lambda_end",
+            default=_DEFAULT.lambda_end,
+            min=0.0,
+            max=20.0,
+            step=0.1,
+            advanced=True,
+            tooltip="Strength late in the run. Low: fewer artefacts, 0 ends guidance at switch. High: details are "
+            "pushed as hard as the layout. The paper lowers it to 1.",
+        ),
+        io.Float.Input(
+            "switch",
+            default=_DEFAULT.switch,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Fraction of the noise schedule at which lambda_max gives way to lambda_end. Low: soon, softer. "
+            "High, 1: never. The paper names none; 0.8 is our choice.",
+        ),
+        io.Combo.Input(
+            "psi",
+            options=["positive", "absolute"],
+            default=_DEFAULT.psi,
+            advanced=True,
+            tooltip="How the agreement at each place raises the mask. positive: only where prompt and concept point "
+            "the same way. absolute: also where they oppose, as printed in the paper, which we take for a slip.",
+        ),
+        io.Combo.Input(
+            "axis",
+            options=["sample", "channel"],
+            default=_DEFAULT.axis,
+            advanced=True,
+            tooltip="What the quantile is taken over. sample: the whole latent, as the paper reads. channel: each "
+            "channel for itself, as in SEGA.",
+        ),
+        io.Combo.Input(
+            "concept",
+            options=["probed", "step", "all"],
+            default=_DEFAULT.concept,
+            advanced=True,
+            tooltip="Which of several concepts is pushed away from; the paper does not say. probed: the one with the "
+            "largest score, at the least cost. step: chosen anew at each step (CASG, arXiv 2602.20880). all: at each "
+            "place the strongest push of all concepts. The last two ask for every concept at every step.",
+        ),
+        anchor_input(),
+    ]
+
+
+def anchor_input() -> io.Input:
+    """The anchor of directions, of a concept node."""
+    return io.Combo.Input(
+        "anchor",
+        options=["negative", "empty"],
+        default="negative",
+        advanced=True,
+        tooltip="What directions start from. negative: the sampler's negative prompt, at no cost. empty: an empty "
+        "prompt, as in the paper; one more evaluation in the steps that look at concepts, needed only where your "
+        "negative prompt itself names a concept. At cfg 1 it is always empty.",
+    )
+
+
+def trace_output() -> io.Output:
+    """The TRACE output of a concept node."""
+    return TraceType.Output(
+        "trace",
+        display_name="TRACE",
+        tooltip="What the last run did: scores, live mask, decision, steps. For Safety Report.",
+    )
+
+
+def text_inputs() -> list[io.Input]:
+    """CLIP and CONCEPTS of a concept node."""
+    return [
+        io.Clip.Input("clip", tooltip="The text encoder of the MODEL, which encodes the concepts."),
+        ConceptsType.Input(
+            "concepts",
+            tooltip="What to look for, from Safety Concepts. Each category is one text of its own; every one costs an "
+            "evaluation in the steps that look at all of them.",
+        ),
+    ]
+
+
+_MEASURED = ("probe", "settle", "every", "threshold", "offset", "reference")
+
+
+def _only_reads(coming: Coming, config: SPGuardConfig, memory: Memory[Any]) -> bool:
+    return gate.probing(config.gate, memory.recall(coming.sigma), coming.progress)
+
+
+def _sp_guard(node: str, model: Any, clip: Any, concepts: Concepts, settings: dict[str, Any]) -> tuple[Any, Trace]:
+    """The MODEL with SP-Guard, and the trace of its runs.
+
+    Raises:
+        ValueError: if a setting is out of range, there is no CLIP, or the MODEL carries concept guidance already.
+    """
+    values = dict(settings)
+    anchor: Anchor = values.pop("anchor", "negative")
+    neutral = values.pop("neutral", NEUTRAL)
+    measured = {name: values.pop(name) for name in _MEASURED if name in values}
+    try:
+        config = replace(_DEFAULT, gate=replace(_DEFAULT.gate, **measured), **values)
+    except ValueError as error:
+        raise ValueError(f"{node}, {error}; change the named field") from error
+    texts = encode_texts(node, clip, concepts, "" if config.gate.reference == "none" else neutral)
+    method = ConceptMethod(
+        "SP-Guard", sp_guard.sp_guard, sp_guard.needs, config, config.ahead(0.0), _only_reads, config.gate.threshold
+    )
+    return patched(node, model, method, texts, anchor)
+
+
+class SPGuardMask(io.ComfyNode):
+    """SP-Guard for every sampler that does ordinary CFG."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the node looks like."""
+        return io.Schema(
+            node_id="SafeGuidance_SPGuardMask",
+            display_name=MASK_NODE,
+            category="SafeGuidance",
+            search_aliases=[*_ALIASES, "model patch"],
+            description=_ABOUT
+            + "This patches the MODEL, for KSampler and every other sampler; prompts and cfg are the sampler's. Safety "
+            "Report shows the live mask and gives it out as a MASK.",
+            inputs=[
+                io.Model.Input("model", tooltip="MODEL to patch; it stays as it is, other patches keep working."),
+                *text_inputs(),
+                *_settings(),
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="MODEL", tooltip="The MODEL with SP-Guard, for a sampler."),
+                trace_output(),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, concepts: Concepts, **settings: Any) -> io.NodeOutput:
+        """Patch the MODEL.
+
+        Raises:
+            ValueError: if a setting is out of range, there is no CLIP, or the MODEL carries concept guidance already.
+        """
+        return io.NodeOutput(*_sp_guard(MASK_NODE, model, clip, concepts, settings))
+
+
+class SPGuardGuider(io.ComfyNode):
+    """The host's CFG guider over a MODEL patched with SP-Guard."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the node looks like."""
+        return io.Schema(
+            node_id="SafeGuidance_SPGuardGuider",
+            display_name=GUIDER_NODE,
+            category="SafeGuidance",
+            search_aliases=[*_ALIASES, "guider", "cfg guider"],
+            description=_ABOUT + "This is a guider for SamplerCustomAdvanced; for KSampler use SP-Guard Mask.",
+            inputs=[
+                io.Model.Input("model", tooltip="MODEL to sample with; other patches on it keep working."),
+                io.Conditioning.Input("positive", tooltip="The prompt. Areas, masks and timestep ranges are kept."),
+                io.Conditioning.Input("negative", tooltip="Your own negative prompt, or an empty one."),
+                io.Float.Input(
+                    "cfg",
+                    default=5.0,
+                    min=0.1,
+                    max=30.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance scale; the push away from harm is multiplied by it too. Low: freer pictures, a "
+                    "weaker push; at 1 the negative is not used. High: closer to the prompt, a stronger push. The "
+                    "paper uses 7.5 for SD 1.x; use what your model is made for.",
+                ),
+                *text_inputs(),
+                *_settings(),
+            ],
+            outputs=[
+                io.Guider.Output("guider", display_name="GUIDER", tooltip="For SamplerCustomAdvanced."),
+                trace_output(),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, positive: Any, negative: Any, cfg: float, clip: Any, concepts: Concepts, **settings: Any
+    ) -> io.NodeOutput:
+        """Build the guider.
+
+        Raises:
+            ValueError: as SP-Guard Mask, or if cfg is 0 or less.
+        """
+        check_scale(GUIDER_NODE, cfg)
+        model, trace = _sp_guard(GUIDER_NODE, model, clip, concepts, settings)
+        return io.NodeOutput(host.cfg_guider(model, positive, negative, cfg), trace)
+
+
+NODES: list[type[io.ComfyNode]] = [SPGuardMask, SPGuardGuider]

@@ -1,0 +1,80 @@
+"""What a person does with mouse and keyboard: the template browser, the node search, links, Run."""
+
+from __future__ import annotations
+
+from .test_examples import NAMES, RUNNABLE
+
+GUIDER = "SafeGuidance_SafeCFGGuider"
+
+
+def test_the_template_browser_shows_and_opens_an_example(editor):
+    pictures = editor.call("pick", pack=editor.pack, name=RUNNABLE[0])
+    ours = {picture["url"].split("/")[-1].split("?")[0]: picture["width"] for picture in pictures}
+    assert sorted(ours) == sorted(f"{name}.jpg" for name in NAMES)
+    assert all(ours.values()), f"a thumbnail did not load: {ours}"
+    opened = editor.nodes()
+    assert "SafeGuidance_LoadTestbed" in {node["type"] for node in opened.values()}
+    assert editor.errors() == []
+
+
+def test_the_editor_finds_the_help_page_of_every_node_of_ours(editor):
+    ours = [name for name in editor.server.object_info() if name.startswith("SafeGuidance_")]
+    assert ours
+    for name in ours:
+        page = editor.server.get(f"/extensions/{editor.pack}/docs/{name}.md")
+        assert page.decode("utf-8").startswith("# "), name
+
+
+def test_the_info_button_shows_the_help_page(editor):
+    editor.call("load", pack=editor.pack, name="safecfg_guider")
+    editor.call("view")
+    guider = next(node for node in editor.nodes().values() if node["type"] == GUIDER)
+    text = editor.call("help", node=guider["id"])
+    editor.screenshot("help")
+    assert "Works with, does not work with" in text and "Errors and what to do" in text
+    # The editor asks for a translation first and takes the plain page where there is none.
+    assert [error for error in editor.errors() if not error["url"].endswith(f"/docs/{GUIDER}/en.md")] == []
+
+
+def test_a_guider_is_found_wired_and_run_by_hand(editor):
+    editor.call("load", pack=editor.pack, name="safecfg_guider")
+    editor.call("view")
+    old = next(node for node in editor.nodes().values() if node["type"] == GUIDER)
+    before = editor.call("prompt")
+    links = {name: value for name, value in before[old["id"]]["inputs"].items() if isinstance(value, list)}
+    users = [
+        (key, name, value[1])
+        for key, node in before.items()
+        for name, value in node["inputs"].items()
+        if isinstance(value, list) and value[0] == old["id"]
+    ]
+    assert links and users
+    editor.call("remove", node=old["id"])
+    added = editor.call("add", name="SafeCFG Guider", x=old["box"][0] + 10, y=old["box"][1] + 10)
+    assert added["type"] == GUIDER
+    nodes = editor.nodes()
+    for name, (source, slot) in links.items():
+        output = nodes[source]["outputs"][slot]
+        editor.call("wire", source=source, output=output, target=added["id"], input=name)
+    for target, name, slot in users:
+        editor.call("wire", source=added["id"], output=added["outputs"][slot], target=target, input=name)
+    wired = editor.call("prompt")
+    assert {name: wired[added["id"]]["inputs"].get(name) for name in links} == {
+        name: list(value) for name, value in links.items()
+    }
+    for target, name, slot in users:
+        assert wired[target]["inputs"][name] == [added["id"], slot]
+    editor.screenshot("by-hand-wired")
+    done = editor.run()
+    report = next(key for key, node in wired.items() if node["class_type"] == "SafeGuidance_SafetyReport")
+    editor.call("pictures", nodes=list(done["shown"]))
+    assert done["outputs"][report]["text"], "the report says nothing"
+    pictures = {
+        node["inputs"]["filename_prefix"]: editor.server.view(done["shown"][key][0])
+        for key, node in wired.items()
+        if node["class_type"] == "SaveImage"
+    }
+    assert len(pictures) == len(set(pictures.values())) == 2, "guarded and unguarded are the same picture"
+    editor.call("view")
+    editor.screenshot("by-hand")
+    assert editor.errors() == []

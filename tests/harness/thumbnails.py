@@ -1,0 +1,166 @@
+"""Thumbnails of the example workflows, as the template browser shows them: example_workflows/NAME.jpg.
+
+A workflow that runs on the testbed is run, and its own pictures are put side by side over the head of its report. One
+that needs a checkpoint of the user's own is drawn as its graph.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import boot as booting
+from . import execute, workflow
+
+SIDE, GAP, LABEL = 512, 8, 26
+MOST_BYTES = 60_000
+BACK, INK, EDGE = "#202024", "#e8e8ec", "#5f6570"
+REPORT, TESTBED = "SafeGuidance_SafetyReport", "SafeGuidance_LoadTestbed"
+# Shorter than the titles on the nodes, which would not fit.
+MOST_PANELS = 3
+
+
+class ThumbnailError(Exception):
+    """A workflow gave no picture to make a thumbnail of."""
+
+
+def _font(size: int) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
+
+
+def compose(panels: Sequence[tuple[str, Any]], report: Any) -> Any:
+    """Put pictures side by side, with the head of the report below.
+
+    Args:
+        panels: Title and PIL picture, at most three are used.
+        report: PIL picture of the report, None where there is none.
+
+    Returns:
+        A square PIL picture, `SIDE` pixels wide.
+
+    Raises:
+        ThumbnailError: There is neither picture nor report.
+    """
+    from PIL import Image, ImageDraw
+
+    if not panels and report is None:
+        raise ThumbnailError("it shows no picture")
+    canvas = Image.new("RGB", (SIDE, SIDE), BACK)
+    draw = ImageDraw.Draw(canvas)
+    shown = list(panels[:MOST_PANELS])
+    top = GAP
+    if shown:
+        room = (SIDE - GAP * (len(shown) + 1)) // len(shown)
+        high = 0
+        for index, (title, picture) in enumerate(shown):
+            left = GAP + index * (room + GAP)
+            scale = min(room / picture.width, (SIDE - 2 * GAP - LABEL) / picture.height)
+            fitted = picture.convert("RGB").resize(
+                (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
+            )
+            draw.text((left, top), _cut(draw, title, room), font=_font(16), fill=INK)
+            canvas.paste(fitted, (left + (room - fitted.width) // 2, top + LABEL))
+            high = max(high, fitted.height)
+        top += LABEL + high + GAP
+    if report is not None and top < SIDE - 40:
+        width = SIDE - 2 * GAP
+        fitted = report.convert("RGB").resize((width, round(report.height * width / report.width)))
+        canvas.paste(fitted.crop((0, 0, width, min(fitted.height, SIDE - top - GAP))), (GAP, top))
+    return canvas
+
+
+def _cut(draw: Any, text: str, room: int) -> str:
+    while draw.textlength(text, font=_font(16)) > room and len(text) > 4:
+        text = text[:-4].rstrip(" .,") + "..."
+    return text
+
+
+def draw_graph(flow: Mapping[str, Any]) -> Any:
+    """Return a PIL picture of a workflow in the editor's format: its nodes and links."""
+    from PIL import Image, ImageDraw
+
+    nodes = {node["id"]: node for node in flow["nodes"]}
+    left = min(node["pos"][0] for node in nodes.values())
+    top = min(node["pos"][1] - 30 for node in nodes.values())
+    wide = max(node["pos"][0] + node["size"][0] for node in nodes.values()) - left
+    high = max(node["pos"][1] + node["size"][1] for node in nodes.values()) - top
+    scale = (SIDE - 4 * GAP) / max(wide, high)
+    shift = ((SIDE - wide * scale) / 2, (SIDE - high * scale) / 2)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return shift[0] + (x - left) * scale, shift[1] + (y - top) * scale
+
+    canvas = Image.new("RGB", (SIDE, SIDE), BACK)
+    draw = ImageDraw.Draw(canvas)
+    for _, source, _, target, slot, _ in flow["links"]:
+        (x, y), (width, _) = nodes[source]["pos"], nodes[source]["size"]
+        start = place(x + width, y + 14)
+        end = place(nodes[target]["pos"][0], nodes[target]["pos"][1] + 14 + 20 * slot)
+        draw.line([start, end], fill=EDGE, width=2)
+    for node in nodes.values():
+        (x, y), (width, height) = node["pos"], node["size"]
+        ours = str(node["type"]).startswith("SafeGuidance_")
+        note = node["type"] in ("Note", "MarkdownNote")
+        fill = "#6a5530" if note else "#7b2d3f" if ours else "#3a3d45"
+        draw.rounded_rectangle([place(x, y - 30), place(x + width, y + height)], 4, fill=fill, outline="#14141a")
+    return canvas
+
+
+def jpeg(picture: Any) -> bytes:
+    """Return a PIL picture as JPEG, of the best quality that stays below 60 kB."""
+    for quality in (92, 85, 75, 60, 40):
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality, optimize=True)
+        if len(buffer.getvalue()) < MOST_BYTES:
+            break
+    return buffer.getvalue()
+
+
+def _pictures(result: Any, api: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], Any]:
+    """Return the titled first picture of each node that shows one, unguarded ones first, and the report."""
+    from PIL import Image
+
+    panels: list[tuple[str, Any]] = []
+    report = None
+    for node_id, paths in result.images.items():
+        node = api.get(node_id, {})
+        if not paths or node.get("class_type") == "ImageCompare":
+            continue
+        picture = Image.open(paths[0])
+        picture.load()
+        if node.get("class_type") == REPORT:
+            report = report or picture
+        else:
+            title = str((node.get("_meta") or {}).get("title") or node.get("class_type"))
+            panels.append((title, picture))
+    return sorted(panels, key=lambda panel: (not panel[0].lower().startswith("unguarded"), panel[0])), report
+
+
+def make_all(workflows: Sequence[Path], say: Any) -> int:
+    """Make the thumbnail of each workflow, in a host that is booted. Return how many failed."""
+    info = booting.object_info()
+    failed = 0
+    for path in workflows:
+        flow = workflow.load(path)
+        try:
+            if TESTBED in {node.get("type") for node in flow["nodes"]}:
+                api = workflow.prepare(flow, info, (), None)
+                result = execute.run_prompt(api)
+                if not result.ok:
+                    raise ThumbnailError("; ".join(error.line() for error in result.errors))
+                picture = compose(*_pictures(result, api))
+            else:
+                picture = draw_graph(flow)
+        except ThumbnailError as error:
+            say(f"ERROR {path.name}: {error}")
+            failed += 1
+            continue
+        target = path.with_suffix(".jpg")
+        target.write_bytes(jpeg(picture))
+        say(f"wrote {target.name}: {json.dumps(list(picture.size))}, {target.stat().st_size} bytes")
+    return failed

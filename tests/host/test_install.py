@@ -1,0 +1,109 @@
+"""The published archive, installed as the Manager does it: unpacked under any folder name, used, and removed again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from tests.harness import archive
+from tests.harness.convert import to_api
+from tests.harness.hosts import PACK_ROOT, make_host
+from tests.harness.server import ComfyServer
+
+FOLDER = "Safe_Guidance-installed.1"
+IMPORTING = """
+import asyncio, importlib.util, json, sys, time
+root, host, base, folder = sys.argv[1:]
+sys.path.insert(0, root)
+from tests.harness import boot
+boot.boot(host, base, pack=None, device="cpu")
+sys.path.remove(root)
+before = set(sys.modules)
+started = time.perf_counter()
+spec = importlib.util.spec_from_file_location("the_pack", folder + "/__init__.py")
+module = importlib.util.module_from_spec(spec)
+sys.modules["the_pack"] = module
+spec.loader.exec_module(module)
+nodes = asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())
+for node in nodes:
+    node.define_schema()
+seconds = time.perf_counter() - started
+new = sorted({name.split(".")[0] for name in set(sys.modules) - before} - {"the_pack"})
+heavy = sorted(name for name in set(sys.modules) - before if name in ("PIL.ImageFont", "PIL._imagingft"))
+print("RESULT" + json.dumps({"nodes": len(nodes), "seconds": seconds, "new": new, "heavy": heavy}))
+"""
+
+
+def files_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """Return (base directory of a host, folder of the pack in it), filled from the archive."""
+    target = tmp_path / "base" / "custom_nodes" / FOLDER
+    target.mkdir(parents=True)
+    with zipfile.ZipFile(archive.build(tmp_path / "node.zip")) as packed:
+        packed.extractall(target)
+    return tmp_path / "base", target
+
+
+def serve(host, base, *, load=True):
+    arguments = ("--whitelist-custom-nodes", FOLDER) if load else ()
+    return ComfyServer(make_host(host.path), pack=None, base_dir=base, arguments=arguments)
+
+
+def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, installed):
+    base, folder = installed
+    shipped = files_below(folder)
+    with serve(host, base) as server:
+        info = server.object_info()
+        ours = {name for name, entry in info.items() if entry["python_module"] == f"custom_nodes.{FOLDER}"}
+        assert ours and all(name.startswith("SafeGuidance_") for name in ours)
+        assert "IMPORT FAILED" not in server.log() and "No module named" not in server.log()
+        names = server.get("/workflow_templates")[FOLDER]
+        assert "start_here" in names
+        for name in names:
+            flow = server.get(f"/api/workflow_templates/{FOLDER}/{name}.json")
+            assert {node["type"] for node in flow["nodes"]} - {"MarkdownNote"} <= set(info), name
+        for name in ours:
+            assert server.get(f"/extensions/{FOLDER}/docs/{name}.md").startswith(b"# ")
+        graph = to_api(server.get(f"/api/workflow_templates/{FOLDER}/start_here.json"), info)
+        for node in graph.values():
+            if "steps" in node["inputs"]:
+                node["inputs"]["steps"] = 3
+        done = server.run(graph, timeout=300)
+        assert done.ok, done
+        assert len(done.images()) >= 2
+    kept = [name for name in files_below(folder) if "__pycache__" not in name]
+    assert kept == shipped, "a run wrote into the pack's folder"
+
+    shutil.rmtree(folder)
+    left = [name for name in files_below(base) if "safeguidance" in name.lower() or FOLDER in name]
+    # What the workflow's own save node wrote belongs to the user.
+    assert [name for name in left if not name.startswith("output/")] == []
+    with serve(host, base, load=False) as server:
+        assert not any(name.startswith("SafeGuidance_") for name in server.object_info())
+        assert FOLDER not in server.get("/workflow_templates")
+
+
+def test_importing_it_loads_nothing_heavy(host, installed, tmp_path, record_property):
+    _base, folder = installed
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    arguments = [str(PACK_ROOT), str(host.path), str(tmp_path / "other"), str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.split("RESULT")[1])
+    record_property("import_seconds", result["seconds"])
+    print(f"import of the pack beyond the host: {result['seconds']:.3f} s")
+    assert result["nodes"] >= 7
+    assert set(result["new"]) <= set(sys.stdlib_module_names), f"it imports {result['new']}"
+    assert result["heavy"] == [], "a font is loaded at import"
