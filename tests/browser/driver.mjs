@@ -84,6 +84,7 @@ const methods = {
   // Opens a template through the routes that the template browser uses.
   async load({ pack, name }) {
     messages = [];
+    await page.keyboard.press("Escape");
     await page.evaluate(async ([folder, file]) => {
       // A panel that an earlier test opened would lie over the nodes.
       await app.extensionManager.setting.set("Comfy.RightSidePanel.IsOpen", false);
@@ -93,18 +94,20 @@ const methods = {
     }, [pack, name]);
   },
 
-  // Opens a template as a person does: Templates in the sidebar, the pack, its card. Says which pictures the cards show,
-  // as soon as there are as many as wanted.
+  // Opens a template as a person does: Templates in the sidebar, the pack, its card. Says what the cards show, as
+  // soon as there are as many pictures as wanted.
   async pick({ pack, name, count }) {
     messages = [];
     await page.keyboard.press("Escape");
     await page.getByTestId("side-toolbar").getByText("Templates").click();
     const dialog = page.getByRole("dialog");
     await dialog.getByText(pack.slice(0, 12)).first().click();
-    const pictures = dialog.locator("img[src*='/workflow_templates/']");
-    await pictures.nth(count - 1).waitFor({ state: "attached", timeout: SLOW });
-    await page.waitForFunction(() => [...document.querySelectorAll("[role=dialog] img")].every((image) => image.complete));
-    const shown = await pictures.evaluateAll((list) => list.map((image) => [image.src, image.naturalWidth]));
+    // The newest frontend shows pictures from blob: addresses, so they are known by their size.
+    const loaded = () => [...document.querySelectorAll("[role=dialog] img")].map((image) => image.naturalWidth);
+    const enough = (wanted) =>
+      [...document.querySelectorAll("[role=dialog] img")].filter((image) => image.naturalWidth === 512).length >= wanted;
+    await page.waitForFunction(enough, count, { timeout: SLOW, polling: 250 });
+    const shown = { cards: await dialog.innerText(), widths: await page.evaluate(loaded) };
     await dialog.getByText(name).first().click();
     await dialog.waitFor({ state: "hidden", timeout: SLOW });
     return shown;

@@ -8,13 +8,14 @@ GUIDER = "SafeGuidance_SafeCFGGuider"
 
 
 def test_the_template_browser_shows_and_opens_an_example(editor):
-    pictures = editor.call("pick", pack=editor.pack, name=RUNNABLE[0], count=len(NAMES))
-    ours = {url.split("/")[-1].split("?")[0]: width for url, width in pictures}
-    assert sorted(ours) == sorted(f"{name}.jpg" for name in NAMES)
-    assert all(ours.values()), f"a thumbnail did not load: {ours}"
+    shown = editor.call("pick", pack=editor.pack, name=RUNNABLE[0], count=len(NAMES))
+    assert [name for name in NAMES if name not in shown["cards"]] == []
+    # The thumbnails are 512 pixels wide; the stand-in for a missing one is not.
+    assert shown["widths"].count(512) == len(NAMES)
     opened = editor.nodes()
     assert "SafeGuidance_LoadTestbed" in {node["type"] for node in opened.values()}
-    assert editor.errors() == []
+    # The dialog also asks for the host's own templates, which not every host has installed.
+    assert [error for error in editor.errors() if editor.pack in error["url"] + error["text"]] == []
 
 
 def test_the_editor_finds_the_help_page_of_every_node_of_ours(editor):

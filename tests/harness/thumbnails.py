@@ -121,23 +121,35 @@ def jpeg(picture: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _pictures(result: Any, api: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], Any]:
-    """Return the titled first picture of each node that shows one, unguarded ones first, and the report."""
+def _together(paths: Sequence[Path]) -> Any:
+    """Return the pictures of one node as one: a single one as it is, the first four of a batch two by two."""
     from PIL import Image
 
+    pictures = []
+    for path in paths[:4]:
+        with Image.open(path) as picture:
+            pictures.append(picture.convert("RGB"))
+    if len(pictures) < 4:
+        return pictures[0]
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (2 * width + 1, 2 * height + 1), BACK)
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture, ((width + 1) * (index % 2), (height + 1) * (index // 2)))
+    return sheet
+
+
+def _pictures(result: Any, api: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], Any]:
+    """Return what each node shows, with its title, unguarded ones first, and the report."""
     panels: list[tuple[str, Any]] = []
     report = None
     for node_id, paths in result.images.items():
         node = api.get(node_id, {})
         if not paths or node.get("class_type") == "ImageCompare":
             continue
-        picture = Image.open(paths[0])
-        picture.load()
         if node.get("class_type") == REPORT:
-            report = report or picture
+            report = report or _together(paths)
         else:
-            title = str((node.get("_meta") or {}).get("title") or node.get("class_type"))
-            panels.append((title, picture))
+            panels.append((str((node.get("_meta") or {}).get("title") or ""), _together(paths)))
     return sorted(panels, key=lambda panel: (not panel[0].lower().startswith("unguarded"), panel[0])), report
 
 
