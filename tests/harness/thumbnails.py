@@ -126,7 +126,7 @@ def _together(paths: Sequence[Path]) -> Any:
     """Return the pictures of one node as one: a single one as it is, the first four of a batch two by two."""
     from PIL import Image
 
-    pictures = []
+    pictures: list[Any] = []
     for path in paths[:4]:
         with Image.open(path) as picture:
             pictures.append(picture.convert("RGB"))
