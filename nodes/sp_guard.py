@@ -196,8 +196,8 @@ def anchor_input() -> io.Input:
         default="negative",
         advanced=True,
         tooltip="What directions start from. negative: the sampler's negative prompt, at no cost. empty: an empty "
-        "prompt, as in the paper; one more evaluation in the steps that look at concepts, needed only where your "
-        "negative prompt itself names a concept. At cfg 1 it is always empty.",
+        "prompt, as in the paper; one more evaluation in the steps that look at concepts; needed where your negative "
+        "prompt itself names a concept, and over SafeCFG, whose base holds the harm. At cfg 1 it is always empty.",
     )
 
 
