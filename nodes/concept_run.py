@@ -78,6 +78,7 @@ class _Run:
     own_anchor: bool
     memory: Memory[Any] = field(default_factory=Memory)
     scores: torch.Tensor | None = None
+    looked: bool = False
     read: int = 0
     chosen: list[int] = field(default_factory=list)
 
@@ -248,7 +249,8 @@ class ConceptRun:
 
     def _note(self, run: _Run, plan: _Plan, outcome: Outcome, acted: bool, effect: torch.Tensor | None) -> None:
         row: tuple[float, ...] = ()
-        if outcome.scores is not None:
+        run.looked = run.looked or bool(plan.extra)
+        if outcome.scores is not None and run.looked:
             scores = outcome.scores.float().clamp(0, 1).cpu()
             row = tuple(scores.amax(dim=0).tolist())
             run.read += 1
@@ -370,6 +372,8 @@ def _decision(run: _Run, method: ConceptMethod) -> str:
     acted = sum(step.acted for step in record.steps)
     unit = "steps" if len(record.steps) == run.steps else "calls"
     done = f"guided in {acted} of {len(record.steps)} {unit}"
+    if run.scores is None and method.threshold is not None:
+        return "NOT JUDGED: the run or the window ended before anything was measured; plain CFG"
     if run.scores is None:
         return "the window or the range of the prompt was never reached: plain CFG"
     best, name = max((s, n) for row in record.scores for s, n in zip(row, record.categories, strict=True))

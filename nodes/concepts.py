@@ -67,7 +67,11 @@ class SafetyConcepts(io.ComfyNode):
                 ),
             ],
             outputs=[
-                ConceptsType.Output("concepts", display_name="CONCEPTS", tooltip="For Redirector from Concepts."),
+                ConceptsType.Output(
+                    "concepts",
+                    display_name="CONCEPTS",
+                    tooltip="For Redirector from Concepts and the SAFREE, SP-Guard and Concept Guidance nodes.",
+                ),
             ],
         )
 

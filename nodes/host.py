@@ -58,6 +58,36 @@ def user_folder() -> str:
     return str(Path(folder_paths.models_dir) / FOLDER)
 
 
+def new_model_file(name: str) -> Path:
+    """Where a file of the category is written to: the user's own folder."""
+    folder = Path(user_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def input_file(name: str) -> Path:
+    """A file by full path, or by its name in the host's input folder."""
+    import folder_paths
+
+    path = Path(name).expanduser()
+    return path if path.is_absolute() else Path(folder_paths.get_input_directory()) / path
+
+
+def output_folder(name: str) -> Path:
+    """The pack's folder for a run, in the host's output folder."""
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory()) / FOLDER / name
+
+
+def latent_for(model: Any, latent: Mapping[str, Any]) -> torch.Tensor:
+    """Samples of a LATENT; an empty one is brought to the channels and size that the model works at."""
+    import comfy.sample
+
+    ratio = latent.get("downscale_ratio_spacial")
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)
+
+
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 

@@ -40,7 +40,9 @@ def entries_of(text: Sequence[Any], like: Mapping[str, Any]) -> list[Entry]:
         text: CONDITIONING.
         like: an entry of the guider's negative, or of its positive where there is no negative.
     """
-    kept = {key: value for key, value in like.items() if key not in (*_OWN, *_PLACE, *_RANGE)}
+    dropped = (*_OWN, *_PLACE, *_RANGE)
+    # what other nodes of this pack note in an entry belongs to its text
+    kept = {key: value for key, value in like.items() if key not in dropped and not key.startswith("safeguidance_")}
     kept.setdefault("prompt_type", "negative")
     return [{**kept, **extra, "cross_attn": states, "model_conds": {}, "uuid": uuid.uuid4()} for states, extra in text]
 

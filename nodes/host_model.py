@@ -92,14 +92,16 @@ def frozen_copy(model: Any, save_memory: bool) -> PlainModel:
     import comfy.model_management as memory
 
     memory.load_models_gpu([model], force_full_load=True)
-    owner, patcher = model.model, getattr(model.model, "current_patcher", None)
-    # the copy must not drag the patcher, and with it the whole model once more, along
-    known = {} if patcher is None else {id(patcher): None}
-    base = copy.deepcopy(owner, known)
-    for name, tensor in list(base.named_parameters()) + list(base.named_buffers()):
+    owner = model.model
+    # a second owner of the same settings with a network of its own; the host's objects beside it can not be copied
+    base = object.__new__(type(owner))
+    base.__dict__.update(owner.__dict__)
+    base._modules = dict(owner._modules)
+    base.diffusion_model = copy.deepcopy(owner.diffusion_model)
+    for name, tensor in [*base.diffusion_model.named_parameters(), *base.diffusion_model.named_buffers()]:
         if tensor.is_inference():
-            _replace(base, name, tensor)
-    base.requires_grad_(False).eval().to(model.load_device)
+            _replace(base.diffusion_model, name, tensor)
+    base.diffusion_model.requires_grad_(False).eval().to(model.load_device)
     if save_memory:
         _checkpoint_blocks(base.diffusion_model)
     return PlainModel(model, base)
@@ -152,15 +154,15 @@ def training_mode() -> AbstractContextManager[None]:
     return _training()
 
 
-def progress(total: int) -> Callable[[int], None]:
-    """The node's progress bar; the function raises the host's own exception where the run was interrupted."""
+def progress(total: int) -> Callable[..., None]:
+    """The node's progress bar: ``at(step, picture)``; raises the host's own exception where the run was interrupted."""
     import comfy.model_management as memory
     import comfy.utils
 
     bar = comfy.utils.ProgressBar(total)
 
-    def at(step: int) -> None:
+    def at(step: int, picture: Any = None) -> None:
         memory.throw_exception_if_processing_interrupted()
-        bar.update_absolute(step, total)
+        bar.update_absolute(step, total, None if picture is None else ("JPEG", picture, max(picture.size)))
 
     return at

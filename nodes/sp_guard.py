@@ -107,8 +107,8 @@ def _settings() -> list[io.Input]:
             max=0.9,
             step=0.01,
             advanced=True,
-            tooltip="Fraction of the run before the first measurement, below probe. Low, 0: measured from the first "
-            "step on, as in the paper, where a prediction says little yet. High, up to probe: a later and surer look, "
+            tooltip="Fraction of the measuring part that passes before the first measurement. Low, 0: measured from "
+            "the first step on, as in the paper, where a prediction says little yet. High: a later and surer look, "
             "fewer measurements. Our addition.",
         ),
         io.Int.Input(
@@ -196,8 +196,8 @@ def anchor_input() -> io.Input:
         default="negative",
         advanced=True,
         tooltip="What directions start from. negative: the sampler's negative prompt, at no cost. empty: an empty "
-        "prompt, as in the paper; one more evaluation in the steps that look at concepts, needed only where your "
-        "negative prompt itself names a concept. At cfg 1 it is always empty.",
+        "prompt, as in the paper; one more evaluation in the steps that look at concepts; needed where your negative "
+        "prompt itself names a concept, and over SafeCFG, whose base holds the harm. At cfg 1 it is always empty.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Command line: ``python -m safeguidance bench|data|score|testbed|train-hgr``; every command has ``--help``."""
+"""Command line: ``python -m safeguidance bench|style|data|score|testbed|train-hgr``; every command has ``--help``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # imported here: each command pulls in torch and its own part of the package
     from .bench.command import add_parser as add_bench
+    from .bench.styles import add_parser as add_style
     from .hgr.data_command import add_parser as add_data
     from .testbed.command import add_parsers as add_testbed
     from .testbed.score_command import add_parser as add_score
 
     add_bench(commands)
+    add_style(commands)
     add_data(commands)
     add_score(commands)
     add_testbed(commands)

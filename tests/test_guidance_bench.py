@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from safeguidance.bench.conditions import against, stock
 from safeguidance.bench.guided import CONCEPT_TEXTS, GUIDED, guided_by
 from safeguidance.bench.masks import Watched
 from safeguidance.bench.methods import METHODS, Setting
@@ -99,6 +100,22 @@ def test_samples_do_not_mix_in_any_method():
         for i in range(3):
             alone, _ = sampled(method, prompts[i : i + 1], noise[i : i + 1])
             assert torch.allclose(together[i], alone[0], atol=1e-4), name
+
+
+def test_directions_start_from_the_anchor_where_the_base_holds_the_concept():
+    """Over a base that is the concept itself there is nothing to push away from; from the empty text there is."""
+    harm, negative = 2, against(HARM_THINGS[2])
+    gate = GateConfig(settle=0.0)
+    made = {}
+    for anchor in (None, ""):
+        method = guided_by(
+            sp_guard.sp_guard, sp_guard.needs, SPGuardConfig(gate=gate), CONCEPT_TEXTS[2:3], (), negative, anchor
+        )
+        made[anchor], rows = sampled(method)
+        assert rows[:2] == ([4, 2] if anchor is None else [4, 4])
+    plain, _ = sampled(stock(negative))
+    assert torch.equal(made[None], plain)
+    assert made[""][0, harm].mean() < plain[0, harm].mean() and torch.equal(made[""][1], plain[1])
 
 
 def test_what_was_changed_is_told_and_nothing_where_the_gate_is_closed():

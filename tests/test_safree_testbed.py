@@ -10,6 +10,7 @@ import torch
 from safeguidance.bench.methods import METHODS, Setting
 from safeguidance.bench.run import captions_for
 from safeguidance.bench.safree import SAFREE, SafreeSetup, concept_spaces, filter_text, read, safree_method
+from safeguidance.bench.styles import measure_styles, style_concept, styled_captions
 from safeguidance.concepts import TESTBED_PRESETS
 from safeguidance.safree import (
     FilterConfig,
@@ -20,7 +21,9 @@ from safeguidance.safree import (
     strength_of_change,
 )
 from safeguidance.testbed.model import LATENT_SHAPE, load_testbed
+from safeguidance.testbed.oracle import load_oracle
 from safeguidance.testbed.sampler import euler, schedule, seeded_noise
+from safeguidance.testbed.world import STYLES
 from tests import reference_safree as slow
 
 WHOLE = SafreeSetup(validation=ValidationConfig(form="whole"))
@@ -136,3 +139,32 @@ def test_the_program_holds_the_filter_for_its_first_steps_only(testbed):
     with torch.no_grad():
         same = [torch.equal(plain(x, sigma, step), part(x, sigma, step)) for step in range(20)]
     assert not same[0] and all(same[5:])
+
+
+def test_a_style_is_flagged_where_it_is_asked_for_and_another_style_is_not(testbed):
+    setup, found = replace(WHOLE, concepts=style_concept("striped")), {}
+    for style in ("striped", "outlined"):
+        captions = styled_captions(style, 40, 0)
+        assert all(f"{style} style" in caption.text and caption.scene.style == style for caption in captions)
+        found[style] = 0
+        for caption in captions:
+            flags = filter_text(testbed, caption.text, setup).triggers.flagged.tolist()
+            words = caption.text.replace(",", " , ").split()
+            found[style] += any(flag and word == style for word, flag in zip(words, flags, strict=True))
+    assert found["striped"] >= 30 and found["outlined"] <= 10
+
+
+def test_style_settings_that_can_not_be_measured_are_refused(testbed):
+    assert not any("style" in caption.text for caption in styled_captions("plain", 6, 0))
+    with pytest.raises(ValueError, match="style is 'plain'; allowed are striped, outlined"):
+        measure_styles(testbed, load_oracle(), "plain", 1)
+    with pytest.raises(ValueError, match="count is 0"):
+        measure_styles(testbed, load_oracle(), "striped", 0)
+
+
+def test_a_picture_in_each_style_per_method_is_counted(testbed):
+    rows = measure_styles(testbed, load_oracle(), "striped", 1, setting=Setting(steps=2))
+    assert [(row.style, row.method) for row in rows] == [
+        (style, method) for style in STYLES for method in ("none", "safree", "safree-whole", "safree-whole-after")
+    ]
+    assert all(row.count == 1 and row.in_style in (0, 1) and row.things in (0, 1) for row in rows)

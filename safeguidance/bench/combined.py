@@ -41,6 +41,6 @@ def filtered(base: Conditions, setup: SafreeSetup | None = None) -> Conditions:
 COMBINED: dict[str, Method] = {
     "safree+safecfg": stock(filtered(safecfg)),
     "safree+sp_guard": guarded(filtered(plain)),
-    "safree+safecfg+sp_guard": guarded(filtered(safecfg)),
+    "safree+safecfg+sp_guard": guarded(filtered(safecfg), anchor=""),
 }
 """Combinations by name."""

@@ -48,6 +48,8 @@ class ConceptRun:
         conditions: prompt and base at a fraction of the schedule.
         scale: cfg scale.
         steps: steps of the run.
+        anchor: encoded text ``[1, L, D]`` that directions start from, None for the base. Needed where the base itself
+            holds a concept: pushing away from what a concept adds to it would push towards the base.
 
     Attributes:
         changes: per evaluation ``[B, *spatial]``, how far the noise was moved away from plain CFG's.
@@ -64,24 +66,29 @@ class ConceptRun:
         conditions: Callable[[float], tuple[torch.Tensor, torch.Tensor]],
         scale: float,
         steps: int,
+        anchor: torch.Tensor | None = None,
     ) -> None:
         self.testbed, (self.method, self.needs), self.config = testbed, guidance, config
         self.texts, self.neutrals, self.conditions = texts, neutrals, conditions
-        self.scale, self.steps = scale, steps
+        self.scale, self.steps, self.anchor = scale, steps, anchor
         self.memory: Memory[Any] = Memory()
         self.changes: list[torch.Tensor] = []
         self.outcome: Outcome | None = None
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, step: int) -> torch.Tensor:
         """One evaluation."""
-        made = self._predict(x, sigma, step / self.steps)
+        made, base = self._predict(x, sigma, step / self.steps)
         outcome = self.outcome = self.method(made, self.config, self.memory)
         self.memory = outcome.memory
-        moved = (outcome.denoised - cfg(made.prompt, made.base, self.scale)) / per_sample(sigma, x)
-        self.changes.append(channel_norm(moved)[:, 0])
-        return outcome.denoised
+        change = outcome.denoised - cfg(made.prompt, made.base, self.scale)
+        self.changes.append(channel_norm(change / per_sample(sigma, x))[:, 0])
+        if base is made.base:
+            return outcome.denoised
+        stock = cfg(made.prompt, base, self.scale)
+        return torch.where(change == 0, stock, stock + change)
 
-    def _predict(self, x: torch.Tensor, sigma: torch.Tensor, progress: float) -> Step:
+    def _predict(self, x: torch.Tensor, sigma: torch.Tensor, progress: float) -> tuple[Step, torch.Tensor]:
+        """What was predicted, seen from the anchor, and the prediction of the base."""
         size, count = len(x), len(self.texts)
         wanted = self.needs(Coming(float(sigma.max()), progress, size, count), self.config, self.memory)
         sample, concept = wanted.nonzero(as_tuple=True)
@@ -89,22 +96,26 @@ class ConceptRun:
         # harmless texts are only read by a gate that measures, and then every concept is asked for
         spare = self.neutrals if reads and bool(wanted.all()) else self.neutrals[:0]
         every = torch.arange(size).repeat(len(spare))
-        row = torch.cat([sample, every])
+        own = torch.arange(size if self.anchor is not None and len(sample) else 0)
+        row = torch.cat([sample, every, own])
         inputs = [torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat(self.conditions(progress))]
-        more = [x[row], sigma[row], torch.cat([self.texts[concept], spare.repeat_interleave(size, dim=0)])]
+        start = self.texts[:0] if self.anchor is None else self.anchor.expand(len(own), -1, -1)
+        texts = torch.cat([self.texts[concept], spare.repeat_interleave(size, dim=0), start])
+        more = [x[row], sigma[row], texts]
         if reads or not bool(wanted.any(dim=1).all()):
             # rounding depends on the size of a call; where plain CFG is kept, so are its bits
             stock = self.testbed.predict(*inputs)
             out = torch.cat([stock, self.testbed.predict(*more)]) if len(row) else stock
         else:
             out = self.testbed.predict(*(torch.cat(pair) for pair in zip(inputs, more, strict=True)))
-        toward, other, extra, harmless = out.split([size, size, len(sample), len(every)])
+        toward, other, extra, harmless, anchor = out.split([size, size, len(sample), len(every), len(own)])
         predicted: list[torch.Tensor | None] = [None] * count
         for k in indices(wanted):
             # rows of samples that did not ask for this concept are never read
             predicted[k] = other.index_copy(0, sample[concept == k], extra[concept == k])
         neutrals = tuple(harmless.split(size)) if len(spare) else ()
-        return Step(toward, other, tuple(predicted), x, sigma, self.scale, progress, neutrals)
+        base = anchor if len(own) else other
+        return Step(toward, base, tuple(predicted), x, sigma, self.scale, progress, neutrals), other
 
     def _measures(self, progress: float) -> bool:
         gate = getattr(self.config, "gate", None)
@@ -120,6 +131,7 @@ def guided_by(
     texts: Sequence[str] = CONCEPT_TEXTS,
     neutrals: Sequence[str] = (),
     conditions: Conditions = plain,
+    anchor: str | None = None,
 ) -> Method:
     """A concept guidance method as something the bench can measure.
 
@@ -130,6 +142,7 @@ def guided_by(
         texts: one per concept.
         neutrals: harmless texts a gate measures against.
         conditions: how prompt and base are conditioned.
+        anchor: text that directions start from, None for the base.
     """
 
     def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Guided:
@@ -137,7 +150,7 @@ def guided_by(
         harmless = testbed.encode(neutrals) if neutrals else concepts[:0]
         return ConceptRun(
             testbed, (method, needs), config, concepts, harmless, conditions(testbed, setting, prompts),
-            setting.scale, setting.steps,
+            setting.scale, setting.steps, None if anchor is None else testbed.encode([anchor]),
         )
 
     return start
@@ -159,9 +172,9 @@ def _sega(combine: Literal["argmax", "sum"]) -> tuple[Guidance, Needs, Any]:
     return sega.sega, sega.needs, sega.SEGAConfig(combine=combine)
 
 
-def guarded(conditions: Conditions) -> Method:
+def guarded(conditions: Conditions, anchor: str | None = None) -> Method:
     """SP-Guard at its defaults, on any conditioning."""
-    return guided_by(*_sp_guard(), neutrals=NEUTRAL_TEXTS, conditions=conditions)
+    return guided_by(*_sp_guard(), neutrals=NEUTRAL_TEXTS, conditions=conditions, anchor=anchor)
 
 
 GUIDED: dict[str, Method] = {
@@ -177,7 +190,7 @@ GUIDED: dict[str, Method] = {
     ),
     "sp_guard-casg": guided_by(*_sp_guard(concept="step"), neutrals=NEUTRAL_TEXTS),
     "sp_guard-raw": guided_by(*_sp_guard(switch=0.6, psi="absolute", gate=PRINTED)),
-    "safecfg+sp_guard": guarded(safecfg),
+    "safecfg+sp_guard": guarded(safecfg, anchor=""),
 }
 """Training-free concept guidance by name.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ class HGRCard:
         data: what it was trained on.
         licence: licence of the weights.
         training: steps, seed, command and figures.
+        base_hash: digest of the base model's weights, "" where it was not taken.
+        data_hash: SHA-256 of the prompt file, "" where there was none.
+        counts: training rows per category.
     """
 
     base_model: str
@@ -44,6 +48,9 @@ class HGRCard:
     data: str
     licence: str
     training: dict[str, Any] = field(default_factory=dict)
+    base_hash: str = ""
+    data_hash: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 def save_hgr(path: Path, network: HGR, card: HGRCard) -> None:
@@ -56,7 +63,14 @@ def save_hgr(path: Path, network: HGR, card: HGRCard) -> None:
     }
     tensors = {key: value.detach().half().contiguous() for key, value in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, meta)
+    # whole or not at all: a full disk must not leave half a file, or take the old one away
+    part = path.with_suffix(".part")
+    try:
+        save_file(tensors, part, meta)
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise OSError(f"the HGR could not be written to {path} ({error}); free some space and save again") from error
 
 
 def read_card(path: Path) -> tuple[HGRConfig, HGRCard]:

@@ -9,6 +9,7 @@ from PIL import Image, ImageChops
 
 from tests.harness.convert import to_api
 from tests.harness.hosts import PACK_ROOT
+from tests.harness.thumbnails import runs_alone
 
 EXAMPLES = sorted((PACK_ROOT / "example_workflows").glob("*.json"))
 NAMES = [path.stem for path in EXAMPLES]
@@ -18,8 +19,8 @@ def types_of(path):
     return [node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]]
 
 
-# The others need a checkpoint of the user's own, so they are opened only.
-RUNNABLE = [path.stem for path in EXAMPLES if "SafeGuidance_LoadTestbed" in types_of(path)]
+# The others need a checkpoint or a prompt file of the user's own, so they are opened only.
+RUNNABLE = [path.stem for path in EXAMPLES if runs_alone(types_of(path))]
 
 
 def open_example(editor, name):

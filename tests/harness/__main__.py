@@ -116,12 +116,21 @@ def build_parser() -> argparse.ArgumentParser:
     _add_host_options(info)
 
     cost = commands.add_parser("cost", help="measure what guidance costs against plain CFG")
-    cost.add_argument("--method", default="safecfg", help="safecfg, or a case of tests/harness/cost_concepts.py")
+    cost.add_argument(
+        "--method", default="safecfg", help="safecfg, or cases of tests/harness/cost_concepts.py, with commas"
+    )
     cost.add_argument("--size", choices=("small", "sd15"), default="small")
     cost.add_argument("--steps", type=int, default=4)
     cost.add_argument("--repeats", type=int, default=5)
     cost.add_argument("--out", type=absolute, help="folder for cost.json")
     _add_host_options(cost)
+
+    filtering = commands.add_parser("safree-cost", help="measure what the SAFREE filter costs")
+    filtering.add_argument("--size", choices=("small", "sd15"), default="small")
+    filtering.add_argument("--steps", type=int, default=10)
+    filtering.add_argument("--repeats", type=int, default=5)
+    filtering.add_argument("--out", type=absolute, help="folder for safree_cost.json and safree_cost.png")
+    _add_host_options(filtering)
 
     strips = commands.add_parser("strips", help="make the strips of pictures on the help pages")
     strips.add_argument("--seed", type=int, default=7)

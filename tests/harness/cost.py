@@ -328,6 +328,7 @@ def run(spec: Mapping[str, Any]) -> int:
     }
     result = {**about, "method": method, "size": spec["size"], "unet_parameters": weights, **result}
     ratio = result["ratio"]
+    print(f"{method}:")
     for name in ("stock", "guarded"):
         part = result[name]
         print(
@@ -347,7 +348,7 @@ def run(spec: Mapping[str, Any]) -> int:
         + ("measured on CUDA only" if memory is None else f"{memory / 2**20:.0f} MiB")
     )
     if spec.get("out"):
-        target = Path(spec["out"]) / "cost.json"
+        target = Path(spec["out"]) / ("cost.json" if method == "safecfg" else f"cost-{method}.json")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {target}")

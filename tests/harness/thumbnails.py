@@ -1,14 +1,14 @@
 """Thumbnails of the example workflows, as the template browser shows them: example_workflows/NAME.jpg.
 
 A workflow that runs on the testbed is run, and its own pictures are put side by side over the head of its report. One
-that needs a checkpoint of the user's own is drawn as its graph.
+that needs a checkpoint or a prompt file of the user's own is drawn as its graph.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ SIDE, GAP, LABEL = 512, 8, 26
 MOST_BYTES = 60_000
 BACK, INK, EDGE = "#202024", "#e8e8ec", "#5f6570"
 REPORT, TESTBED = "SafeGuidance_SafetyReport", "SafeGuidance_LoadTestbed"
+TRAINING = "SafeGuidance_TrainHGR"
 # Shorter than the titles on the nodes, which would not fit.
 MOST_PANELS = 3
 
@@ -125,7 +126,7 @@ def _together(paths: Sequence[Path]) -> Any:
     """Return the pictures of one node as one: a single one as it is, the first four of a batch two by two."""
     from PIL import Image
 
-    pictures = []
+    pictures: list[Any] = []
     for path in paths[:4]:
         with Image.open(path) as picture:
             pictures.append(picture.convert("RGB"))
@@ -153,6 +154,12 @@ def _pictures(result: Any, api: Mapping[str, Any]) -> tuple[list[tuple[str, Any]
     return sorted(panels, key=lambda panel: (not panel[0].lower().startswith("unguarded"), panel[0])), report
 
 
+def runs_alone(types: Iterable[str]) -> bool:
+    """Whether a workflow with nodes of these types needs nothing of the user's own: no checkpoint, no prompt file."""
+    found = set(types)
+    return TESTBED in found and TRAINING not in found
+
+
 def make_all(workflows: Sequence[Path], say: Any) -> int:
     """Make the thumbnail of each workflow, in a host that is booted. Return how many failed."""
     info = booting.object_info()
@@ -160,7 +167,7 @@ def make_all(workflows: Sequence[Path], say: Any) -> int:
     for path in workflows:
         flow = workflow.load(path)
         try:
-            if TESTBED in {node.get("type") for node in flow["nodes"]}:
+            if runs_alone(str(node.get("type")) for node in flow["nodes"]):
                 api = workflow.prepare(flow, info, (), None)
                 result = execute.run_prompt(api)
                 if not result.ok:

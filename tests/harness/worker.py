@@ -230,6 +230,14 @@ def cost(spec: Mapping[str, Any], base: Path) -> int:
     from . import cost as costing
 
     start_host(spec, base)
+    return max(costing.run({**spec, "method": method}) for method in spec["method"].split(","))
+
+
+def safree_cost(spec: Mapping[str, Any], base: Path) -> int:
+    """Run the cost measurement of SAFREE inside the host. Return the exit code."""
+    from . import safree_cost as costing
+
+    start_host(spec, base)
     return costing.run(spec)
 
 
@@ -274,6 +282,7 @@ COMMANDS = {
     "to-api": convert,
     "object-info": dump_object_info,
     "cost": cost,
+    "safree-cost": safree_cost,
     "strips": strips,
     "figures": figures,
 }

@@ -322,7 +322,7 @@ SP_GUARD = {
     "every": 0,
     "threshold": 2.0,
     "offset": 1.5,
-    "settle": 0.5,
+    "settle": 1.0,
     "reference": "median",
     "psi": "both",
     "axis": "row",

@@ -80,6 +80,13 @@ def test_at_default_settings_a_closed_gate_costs_a_twentieth():
     assert sum(rows for rows, _ in calls) == 42, "one measurement, of the concept and a neutral text"
 
 
+def test_a_run_too_short_to_measure_does_not_call_the_prompt_harmless():
+    one_step = torch.tensor([1.0, 0.0])
+    ours, trace = guider(*conds())
+    assert sample(ours, one_step).equal(sample(stock(*conds()), one_step))
+    assert trace.run.decision.startswith("NOT JUDGED") and trace.run.scores == []
+
+
 @pytest.mark.parametrize("place", ["area", "mask", "range"])
 def test_a_closed_gate_is_stock_with_placed_prompts(place):
     positive = placed(KNIFE, place) + encoded(APPLE)
