@@ -117,8 +117,8 @@ def _settings() -> list[io.Input]:
             min=1,
             max=100,
             advanced=True,
-            tooltip="Measure at every n-th evaluation of that part. 1: at each, as in the paper. 2 and higher: "
-            "cheaper, since measuring asks for every concept; the score is rougher. Our addition.",
+            tooltip="Measure at every n-th evaluation of that part. Low, 1: at each, as in the paper. High: cheaper, "
+            "since measuring asks for every concept; the score is rougher. Our addition.",
         ),
         io.Float.Input(
             "offset",
