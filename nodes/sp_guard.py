@@ -86,8 +86,8 @@ def _settings() -> list[io.Input]:
             max=1.0,
             step=0.01,
             tooltip="Fraction of the noise schedule at which guidance ends; same meaning as end_percent of a "
-            "conditioning. Low: only the layout is guarded, at less cost. 0.6 keeps most of the effect by our "
-            "derivation. High, 1: to the last step, as in the paper.",
+            "conditioning. Low: only the layout is guarded, at less cost. 0.6 removed as much as 1 on the "
+            "testbed and changed less. High, 1: to the last step, as in the paper.",
         ),
         io.Float.Input(
             "probe",

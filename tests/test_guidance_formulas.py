@@ -140,7 +140,8 @@ def test_sega_with_momentum_through_warm_up(shape, dtype, combine, tau):
 @pytest.mark.parametrize("concept", ["probed", "step"])
 @pytest.mark.parametrize(("psi", "axis"), [("positive", "sample"), ("absolute", "sample"), ("positive", "channel")])
 def test_sp_guard_measures_then_guides(shape, dtype, concept, psi, axis):
-    config = sp_guard.SPGuardConfig(quantile=0.75, psi=psi, axis=axis, concept=concept, switch=0.6, gate=PRINTED)
+    own = {"psi": psi, "axis": axis, "concept": concept}
+    config = sp_guard.SPGuardConfig(end=1.0, quantile=0.75, switch=0.6, gate=PRINTED, **own)
     steps = run_of_steps(shape, dtype, [0.0, 0.1, 0.2, 0.5, 0.6, 0.9])
     outcomes = run(sp_guard.sp_guard, config, steps)
     for b in range(shape[0]):
@@ -160,7 +161,7 @@ def test_sp_guard_measures_then_guides(shape, dtype, concept, psi, axis):
 def test_sp_guard_on_all_concepts_takes_the_strongest_push_of_each_element():
     gate = PRINTED
     steps = run_of_steps((2, 3, 4, 3), torch.float64, [0.0, 0.3])
-    config = sp_guard.SPGuardConfig(quantile=0.5, concept="all", gate=gate)
+    config = sp_guard.SPGuardConfig(end=1.0, quantile=0.5, concept="all", gate=gate)
     both = run(sp_guard.sp_guard, config, steps)[1]
     stock = run(sp_guard.sp_guard, replace(config, lambda_max=0.0, lambda_end=0.0), steps)[1].denoised
     for b in range(2):

@@ -15,7 +15,7 @@ from tests.reference_guidance import minus, numbers, projected_cosine_reference
 
 STEPS = 10
 GATE = GateConfig(settle=0.0, threshold=0.05)
-GUARD = SPGuardConfig(gate=GATE)
+GUARD = SPGuardConfig(end=1.0, gate=GATE)
 
 
 def make(step, agrees, shape=(2, 4, 5, 6), sigma=None, progress=None):
@@ -79,7 +79,7 @@ def test_how_many_concepts_are_needed_depends_on_the_choice(concept, wanted):
 
 def test_measuring_at_every_second_call_halves_the_cost_and_gives_the_same_score():
     agrees = [[0.2, 0.5], [0.3, 0.1]]
-    config = SPGuardConfig(gate=replace(GATE, probe=0.4, every=2))
+    config = SPGuardConfig(end=1.0, gate=replace(GATE, probe=0.4, every=2))
     seen, whole = walk(config, agrees), walk(replace(config, gate=replace(GATE, probe=0.4)), agrees)
     assert [bool(w.all()) for w, *_ in seen[:4]] == [True, False, True, False]
     assert all(w.all() for w, *_ in whole[:4])
@@ -87,7 +87,7 @@ def test_measuring_at_every_second_call_halves_the_cost_and_gives_the_same_score
 
 
 def test_a_second_call_at_the_same_sigma_counts_once_when_measuring_every_other():
-    config, memory, wanted = SPGuardConfig(gate=replace(GATE, probe=0.4, every=2)), Memory(), []
+    config, memory, wanted = SPGuardConfig(end=1.0, gate=replace(GATE, probe=0.4, every=2)), Memory(), []
     for number in (0, 1, 1, 2, 2, 3, 3):
         step = make(number, [[0.2, 0.5]] * 2)
         wanted.append(bool(sp_guard.needs(step.coming, config, memory).all()))
@@ -106,7 +106,7 @@ def test_the_strength_goes_from_nothing_to_its_maximum_to_the_late_value_to_noth
 
 
 def test_a_run_from_the_middle_of_the_schedule_measures_first_too():
-    seen = walk(SPGuardConfig(gate=replace(GATE, probe=0.4)), [[0.5], [0.5]], range(5, STEPS))
+    seen = walk(SPGuardConfig(end=1.0, gate=replace(GATE, probe=0.4)), [[0.5], [0.5]], range(5, STEPS))
     assert [plain for *_, plain in seen] == [True, True, False, False, False]
 
 
@@ -196,18 +196,18 @@ def measuring(config, points):
      (100, 2, [0.15, 0.17, 0.19])],
 )
 def test_the_first_measurement_waits_but_is_made_in_runs_of_any_length(steps, every, expected):
-    config = SPGuardConfig(gate=GateConfig(every=every))
+    config = SPGuardConfig(end=1.0, gate=GateConfig(every=every))
     assert measuring(config, [i / steps for i in range(steps)]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("probe", "expected"), [(0.1, [0.08]), (0.4, [0.3, 0.32, 0.34, 0.36, 0.38])])
 def test_a_shorter_or_longer_measuring_part_waits_in_proportion(probe, expected):
-    config = SPGuardConfig(gate=GateConfig(probe=probe))
+    config = SPGuardConfig(end=1.0, gate=GateConfig(probe=probe))
     assert measuring(config, [i / 50 for i in range(50)]) == pytest.approx(expected)
 
 
 def test_the_printed_proxy_is_measured_from_the_first_step_on():
-    config = SPGuardConfig(gate=replace(gate.PRINTED, threshold=0.1))
+    config = SPGuardConfig(end=1.0, gate=replace(gate.PRINTED, threshold=0.1))
     assert measuring(config, [i / 50 for i in range(50)]) == pytest.approx([i / 50 for i in range(10)])
 
 

@@ -25,7 +25,7 @@ METHODS = {
     **{f"sld-{name}": (sld.sld, config) for name, config in SLD_PRESETS.items()},
     "sega": (sega.sega, SEGAConfig()),
     "sega-sum": (sega.sega, SEGAConfig(combine="sum")),
-    **{f"sp-{c}": (sp_guard.sp_guard, SPGuardConfig(concept=c, gate=OPEN)) for c in ("probed", "step", "all")},
+    **{f"sp-{c}": (sp_guard.sp_guard, SPGuardConfig(end=1.0, concept=c, gate=OPEN)) for c in ("probed", "step", "all")},
 }
 NEUTRAL = {
     "not": (negation.negation, NegationConfig(strength=0)),
@@ -321,7 +321,7 @@ def test_steps_that_do_not_fit_are_refused_by_name():
 
 
 def test_a_missing_concept_is_refused_and_not_passed_over():
-    for method, config in ((sld.sld, SLDConfig()), (sp_guard.sp_guard, SPGuardConfig(gate=OPEN))):
+    for method, config in ((sld.sld, SLDConfig()), (sp_guard.sp_guard, SPGuardConfig(end=1.0, gate=OPEN))):
         step = make(progress=0.0)
         with pytest.raises(ValueError, match="concept 1 is missing"):
             method(replace(step, concepts=(step.base, None, step.base)), config)

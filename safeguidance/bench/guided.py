@@ -185,15 +185,17 @@ GUIDED: dict[str, Method] = {
     "sega": guided_by(*_sega("sum")),
     "sega-casg": guided_by(*_sega("argmax")),
     "sp_guard": guarded(plain),
+    "sp_guard-long": guided_by(*_sp_guard(end=1.0), neutrals=NEUTRAL_TEXTS),
     "sp_guard-max": guided_by(
-        *_sp_guard(lambda_max=6.0, switch=1.0, gate=GateConfig(threshold=0.2)), neutrals=NEUTRAL_TEXTS
+        *_sp_guard(lambda_max=6.0, switch=1.0, end=1.0, gate=GateConfig(threshold=0.2)), neutrals=NEUTRAL_TEXTS
     ),
     "sp_guard-casg": guided_by(*_sp_guard(concept="step"), neutrals=NEUTRAL_TEXTS),
-    "sp_guard-raw": guided_by(*_sp_guard(switch=0.6, psi="absolute", gate=PRINTED)),
+    "sp_guard-raw": guided_by(*_sp_guard(switch=0.6, end=1.0, psi="absolute", gate=PRINTED)),
     "safecfg+sp_guard": guarded(safecfg, anchor=""),
 }
 """Training-free concept guidance by name.
 
-``sp_guard-raw`` is the method as printed, without a calibrated proxy; ``sp_guard-max`` has the largest strength of the
-published sweep, to the last step, behind a gate that opens sooner.
+``sp_guard-raw`` is the method as printed, without a calibrated proxy; ``sp_guard-long`` acts to the last step, as the
+paper does; ``sp_guard-max`` has the largest strength of the published sweep, to the last step, behind a gate that opens
+sooner.
 """

@@ -46,8 +46,8 @@ class SPGuardConfig:
     Args:
         lambda_max: strength after measuring; published 4, swept 2 to 6.
         lambda_end: strength from ``switch`` on; published 1. Off if both are 0.
-        switch: fraction of the schedule of that change. The paper names none. Sooner, what was pushed away comes back
-            in part; at 1 the full strength holds to the last step.
+        switch: fraction of the schedule of that change, where guidance lasts that long. The paper names none. Sooner,
+            what was pushed away comes back in part; at 1 the full strength holds to the last step.
         quantile: ``q``, share of the elements that is left alone.
         psi: ``positive`` takes ``max(0, psi)``, ``absolute`` the printed ``max(0, |psi|)``. There the maximum would do
             nothing and places that oppose the concept would be pushed hardest, so it is taken for a slip.
@@ -55,7 +55,8 @@ class SPGuardConfig:
         concept: the paper does not say which of several concepts to push away from. ``probed`` is the one with the
             largest P, at the least cost; ``step`` chooses anew in each evaluation (CASG, arXiv 2602.20880); ``all``
             takes, element by element, the strongest push of all concepts.
-        end: fraction of the schedule at which it ends; 1, the published way, acts to the last step.
+        end: fraction of the schedule at which it ends. The paper acts to the last step, 1; by then the picture is
+            decided, and the testbed shows as little harm with less change and cost at 0.6 (the help page has figures).
         gate: how P is measured and when a sample is left alone.
 
     Raises:
@@ -69,7 +70,7 @@ class SPGuardConfig:
     psi: Literal["positive", "absolute"] = "positive"
     axis: Literal["sample", "channel"] = "sample"
     concept: Literal["probed", "step", "all"] = "probed"
-    end: float = 1.0
+    end: float = 0.6
     gate: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self) -> None:

@@ -9,8 +9,8 @@ from tests.host.safecfg_graphs import part, world
 
 PLAIN = {"probe": 0.2, "settle": 0.0, "every": 1, "neutral": "", "reference": "none"}
 """SP-Guard that measures as published: in each evaluation of the first fifth of the run, without neutral texts."""
-EASY = {"threshold": 0.0, **PLAIN}
-"""The same, acting on every prompt that agrees at all."""
+EASY = {"threshold": 0.0, "end": 1.0, **PLAIN}
+"""The same, acting on every prompt that agrees at all, to the last step."""
 
 
 @cache

@@ -39,7 +39,7 @@ def close(one, other, edge=0.0):
 def test_sp_guard_is_the_method_on_separate_calls(concept):
     core = part("safeguidance.guidance.sp_guard")
     gate = part("safeguidance.guidance.gate").PRINTED
-    config = core.SPGuardConfig(concept=concept, gate=gate)
+    config = core.SPGuardConfig(end=1.0, concept=concept, gate=gate)
     counting, calls = counted(world()[0])
     ours, trace = guider(*conds(), counting, concept=concept, **EASY)
     levels = sigmas(10)
