@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from safeguidance.bench.combined import COMBINED, filtered
+from safeguidance.bench.combined import COMBINED
 from safeguidance.bench.conditions import Setting, plain, safecfg
 from safeguidance.bench.methods import METHODS
-from safeguidance.bench.safree import SafreeSetup, filter_text
+from safeguidance.bench.safree import SafreeSetup, filter_text, filtered
 from safeguidance.guidance.safecfg import SafeCFGConfig
 from safeguidance.safree import ValidationConfig, held_share, strength_of_change
 from safeguidance.testbed.model import load_testbed

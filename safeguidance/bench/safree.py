@@ -35,7 +35,7 @@ from ..testbed.denoiser import UNET_CONFIG, OutputPatch
 from ..testbed.model import Testbed
 from ..testbed.sampler import Guided
 from ..testbed.tokens import WordTokenizer
-from .conditions import NEGATIVE_PROMPT, Method, Setting, concept_redirector
+from .conditions import NEGATIVE_PROMPT, Conditions, Method, Schedule, Setting, against, concept_redirector, stock
 
 
 @dataclass(frozen=True)
@@ -65,37 +65,79 @@ class SafreeSetup:
     concepts: tuple[Category, ...] = TESTBED_PRESETS
 
 
+@dataclass(frozen=True)
+class Held:
+    """Filtered prompts and how long they are held.
+
+    Args:
+        states: filtered token states, ``[B, L, D]``.
+        until: fraction of the schedule at which the prompt as written comes back, ``[B]``; 0 for one left alone.
+    """
+
+    states: torch.Tensor
+    until: torch.Tensor
+
+    def acts(self, progress: float) -> torch.Tensor:
+        """Which samples are filtered at a fraction of the schedule, ``[B]`` bool."""
+        return progress < self.until - 1e-6
+
+    def over(self, original: torch.Tensor, progress: float) -> torch.Tensor:
+        """The prompts' token states at a fraction of the schedule, ``[B, L, D]``."""
+        return torch.where(self.acts(progress)[:, None, None], self.states, original)
+
+
+def hold(testbed: Testbed, prompts: Sequence[str], setup: SafreeSetup) -> Held:
+    """Filter prompts; self-validation says how long each is held."""
+    outcomes = [filter_text(testbed, prompt, setup) for prompt in prompts]
+    until = torch.tensor([
+        held_share(strength_of_change([o.projected]), setup.validation) if o.acts else 0.0 for o in outcomes
+    ])
+    if setup.judged:
+        until = until * _harmful(testbed, prompts)
+    return Held(torch.stack([outcome.states for outcome in outcomes]), until)
+
+
+def filtered(base: Conditions, setup: SafreeSetup | None = None) -> Conditions:
+    """The prompt filtered for as long as it is held, over the base of another conditioning.
+
+    That one reads the prompt as it was written, so a redirector judges what was asked for and not what is left of it.
+    """
+
+    def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Schedule:
+        under, held = base(testbed, setting, prompts), hold(testbed, prompts, setup or SafreeSetup())
+
+        def at(progress: float) -> tuple[torch.Tensor, torch.Tensor]:
+            original, other = under(progress)
+            return held.over(original, progress), other
+
+        return at
+
+    return start
+
+
 def safree_method(setup: SafreeSetup) -> Method:
     """SAFREE with these settings as something the bench can measure."""
+    base = against(setup.negative)
+    if setup.reattention is None:
+        return stock(filtered(base, setup))
+    config = setup.reattention
 
     def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Guided:
-        original = testbed.encode(prompts)
-        base = testbed.encode([setup.negative]).expand_as(original)
-        outcomes = [filter_text(testbed, prompt, setup) for prompt in prompts]
-        filtered = torch.stack([outcome.states for outcome in outcomes])
-        until = torch.tensor([
-            held_share(strength_of_change([o.projected]), setup.validation) if o.acts else 0.0 for o in outcomes
-        ])
-        if setup.judged:
-            until = until * _harmful(testbed, prompts)
+        under, held = base(testbed, setting, prompts), hold(testbed, prompts, setup)
 
         def guided(x: torch.Tensor, sigma: torch.Tensor, step: int) -> torch.Tensor:
             progress = step / setting.steps
-            acts = progress < until - 1e-6
-            cond = torch.where(acts[:, None, None], filtered, original)
-            extra = acts.nonzero()[:, 0]
-            if setup.reattention is None or not setup.reattention.active(progress) or not len(extra):
-                rows = testbed.predict(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([cond, base]))
-                prompt, other = rows.chunk(2)
-                return cfg(prompt, other, setting.scale)
+            original, other = under(progress)
+            # the prompt as written rides along only for samples that are filtered, and only while re-attention acts
+            extra = held.acts(progress).nonzero()[:, 0] if config.active(progress) else original.new_empty(0).long()
+            states = torch.cat([held.over(original, progress), other, original[extra]])
             rows = testbed.predict(
                 torch.cat([x, x, x[extra]]),
                 torch.cat([sigma, sigma, sigma[extra]]),
-                torch.cat([cond, base, original[extra]]),
-                output_patch=reattention_patch(setup.reattention, extra, slice(2 * len(x), None)),
+                states,
+                output_patch=reattention_patch(config, extra, slice(2 * len(x), None)) if len(extra) else None,
             )
-            prompt, other = rows[: len(x)], rows[len(x) : 2 * len(x)]
-            return cfg(prompt, other, setting.scale)
+            return cfg(rows[: len(x)], rows[len(x) : 2 * len(x)], setting.scale)
 
         return guided
 
