@@ -148,8 +148,8 @@ class ConceptGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip="Fraction of the noise schedule at which it ends; same meaning as end_percent of a "
-                    "conditioning. Low: only the layout is guarded, at less cost; 0.6 keeps most of the effect by our "
-                    "derivation. High, 1: to the last step, as in the papers.",
+                    "conditioning. Low: only the layout is guarded, at less cost and effect: on the testbed SLD max "
+                    "left 2 of 20 pictures harmful with 1, and 9 with 0.6. High, 1: to the last step, as published.",
                 ),
                 io.Combo.Input(
                     "concept",

@@ -146,8 +146,8 @@ def _settings() -> list[io.Input]:
             max=20.0,
             step=0.1,
             advanced=True,
-            tooltip="Strength late in the run. Low: fewer artefacts, 0 ends guidance at switch. High: details are "
-            "pushed as hard as the layout. The paper lowers it to 1.",
+            tooltip="Strength from switch on, where end is later. Low: fewer artefacts, 0 ends guidance at switch. "
+            "High: details are pushed as hard as the layout. The paper lowers it to 1.",
         ),
         io.Float.Input(
             "switch",

@@ -20,9 +20,9 @@ def measured(model, name):
 
 # predictions of 20 steps where plain CFG has 40, and calls of the model where it has 20
 EXPECTED = {
-    "sp_guard": (40 + 2 + 16, 20 + 1),
+    "sp_guard": (40 + 2 + 8, 20 + 1),
     "sp_guard_benign": (40 + 2, 20 + 1),
-    "sp_guard_7": (40 + 8 + 16, 20 + 1),
+    "sp_guard_7": (40 + 8 + 8, 20 + 1),
     "sp_guard_7_benign": (40 + 8, 20 + 1),
     "sp_guard_published": (40 + 4 + 16, 20 + 4),
     "sp_guard_published_apart": (40 + 4 + 16, 20 + 20),
