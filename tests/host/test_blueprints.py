@@ -86,16 +86,15 @@ def test_safe_ksampler_redirects_a_harmful_prompt_and_only_that(name, object_inf
 
     guarded, plain, trace = compare(HARMFUL)
     assert trace is not None and not torch.equal(guarded, plain)
-    assert torch.equal(*compare(HARMFUL, strength=0.0)[:2])
+    assert not torch.equal(compare(HARMFUL, preset="strict")[0], guarded), "the preset reaches the patch"
     assert torch.equal(*compare(HARMLESS)[:2]), "a harmless prompt is left alone"
 
 
 def test_safe_ksampler_is_the_patch_before_the_sampler(object_info, run_graph):
     inside, outputs = expand(load("Safe KSampler"), object_info, {**WIRES, "redirector": ["h", 0], **SAMPLER})
     graph = {**outside(HARMFUL), **inside}
-    patch = {"model": ["t", 0], "redirector": ["h", 0], "strength": 1.0, "start": 0.0, "end": 1.0, "threshold": -1.0}
     by_hand = outside(HARMFUL)
-    by_hand["g"] = {"class_type": "SafeGuidance_SafeCFGPatch", "inputs": {**patch, "rescale": True, "map": False}}
+    by_hand["g"] = {"class_type": "SafeGuidance_SafeCFGPatch", "inputs": {"model": ["t", 0], "redirector": ["h", 0]}}
     by_hand["k"]["inputs"]["model"] = ["g", 0]
     assert torch.equal(
         sampled(run_graph, graph, outputs["LATENT"])[0],
