@@ -58,7 +58,7 @@ def read(name):
 def test_what_a_user_needs_is_in_it():
     needed = {"__init__.py", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "SECURITY.md"}
     assert needed <= set(NAMES)
-    for folder in ("nodes", "safeguidance", "weights", "web/docs", "example_workflows"):
+    for folder in ("nodes", "safeguidance", "weights", "web/docs", "locales/en", "example_workflows"):
         assert any(name.startswith(f"{folder}/") for name in NAMES), folder
 
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import locales
 from .hosts import HOW_TO_GET_ONE, PACK_ROOT, Host, HostError, find_hosts, require_host
 
 NO_HOST = 3
@@ -152,6 +153,18 @@ def build_parser() -> argparse.ArgumentParser:
     nodes.add_argument("--write", action="store_true", help="take additions into the file; refuses other changes")
     _add_host_options(nodes)
 
+    texts = commands.add_parser("locales", help="compare locales with the nodes, and list what translations lack")
+    which = texts.add_mutually_exclusive_group()
+    which.add_argument("--write", action="store_true", help="write locales/en from the nodes")
+    which.add_argument(
+        "--export", type=absolute, metavar="DIR", help="write DIR/LANGUAGE.json: what is to translate, {key: English}"
+    )
+    which.add_argument(
+        "--import", type=absolute, dest="take", metavar="FILE", help="take translations, {key: text}, as LANGUAGE.json"
+    )
+    texts.add_argument("--language", default="", help="language of the file, where its name does not say it")
+    _add_host_options(texts)
+
     demo = commands.add_parser("demo", help="run the SafeCFG example workflow on every ComfyUI found")
     demo.add_argument("--out", type=absolute, default=absolute("demo"), help="folder for a folder per host")
     demo.add_argument("--comfyui", action="append")
@@ -220,6 +233,11 @@ def main(argv: list[str] | None = None) -> int:
             return list_hosts(args.comfyui)
         if args.command == "demo":
             return demo(args.out, args.comfyui)
+        if args.command == "locales" and (args.export or args.take):
+            # Needs no host: English is in locales/en.
+            if args.export:
+                return locales.export(Path(args.export), print)
+            return locales.take_file(Path(args.take), args.language, print)
         if args.command == "workflows":
             return write_examples(args.comfyui)
         host = require_host(args.comfyui)

@@ -273,7 +273,16 @@ def node_list(spec: Mapping[str, Any], base: Path) -> int:
     return golden.run(booting.object_info(host.pack_nodes), bool(spec.get("write")), say)
 
 
+def locale_texts(spec: Mapping[str, Any], base: Path) -> int:
+    """Compare locales/en with the nodes, or write it, and report on the translations. Return the exit code."""
+    from . import locales
+
+    host = start_host(spec, base)
+    return locales.run(booting.object_info(host.pack_nodes), bool(spec.get("write")), say)
+
+
 COMMANDS = {
+    "locales": locale_texts,
     "thumbnails": thumbnails,
     "workflows": write_workflows,
     "nodes": node_list,

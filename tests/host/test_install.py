@@ -73,6 +73,8 @@ def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, in
         for name in names:
             flow = server.get(f"/api/workflow_templates/{FOLDER}/{name}.json")
             assert {node["type"] for node in flow["nodes"]} - {"MarkdownNote"} <= set(info), name
+        texts = server.get("/i18n")["en"]["nodeDefs"]
+        assert set(texts) == ours
         for name in ours:
             assert server.get(f"/extensions/{FOLDER}/docs/{name}.md").startswith(b"# ")
         graph = to_api(server.get(f"/api/workflow_templates/{FOLDER}/start_here.json"), info)
@@ -92,6 +94,7 @@ def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, in
     with serve(host, base, load=False) as server:
         assert not any(name.startswith("SafeGuidance_") for name in server.object_info())
         assert FOLDER not in server.get("/workflow_templates")
+        assert "SafeGuidance" not in str(server.get("/i18n"))
 
 
 def test_importing_it_loads_nothing_heavy(host, installed, tmp_path):
