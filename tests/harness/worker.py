@@ -281,7 +281,21 @@ def locale_texts(spec: Mapping[str, Any], base: Path) -> int:
     return locales.run(booting.object_info(host.pack_nodes), bool(spec.get("write")), say)
 
 
+def training(spec: Mapping[str, Any], base: Path) -> int:
+    """Train an HGR, or score a prompt file with one, inside the host. Return the exit code."""
+    from . import training as doors
+
+    door = {"train-hgr": doors.train_hgr, "score": doors.score}[spec["command"]]
+    try:
+        return door(spec, lambda: start_host(spec, base))
+    except doors.Refused as error:
+        say(f"ERROR {error}")
+        return INVALID
+
+
 COMMANDS = {
+    "train-hgr": training,
+    "score": training,
     "locales": locale_texts,
     "thumbnails": thumbnails,
     "workflows": write_workflows,
