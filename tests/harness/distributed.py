@@ -6,7 +6,7 @@ host's interpreter that has no accelerate borrows the one it was started with.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -44,16 +44,18 @@ def lent_accelerate(host: Host) -> Iterator[str]:
     if world_size() < 2 or subprocess.run([str(host.python), "-c", probe]).returncode == 0:
         yield ""
         return
-    found = importlib.util.find_spec("accelerate")
-    if found is None or found.origin is None:
-        raise HostError(f"{world_size()} processes were started, but accelerate is missing; {HOW_TO_GET_IT}")
-    package = Path(found.origin).parent
+    try:
+        site = Path(str(importlib.metadata.distribution("accelerate").locate_file("")))
+    except importlib.metadata.PackageNotFoundError as error:
+        raise HostError(f"{world_size()} processes were started, but accelerate is missing; {HOW_TO_GET_IT}") from error
     with TemporaryDirectory(prefix="safeguidance-accelerate-", ignore_cleanup_errors=True) as folder:
-        try:
-            (Path(folder) / package.name).symlink_to(package, target_is_directory=True)
-        except OSError:
-            # Windows without developer mode allows no symbolic links.
-            shutil.copytree(package, Path(folder) / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        # with its metadata, which transformers asks for its version
+        for source in (site / "accelerate", *site.glob("accelerate-*.dist-info")):
+            try:
+                (Path(folder) / source.name).symlink_to(source, target_is_directory=True)
+            except OSError:
+                # Windows without developer mode allows no symbolic links.
+                shutil.copytree(source, Path(folder) / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         yield folder
 
 
