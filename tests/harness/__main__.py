@@ -142,6 +142,15 @@ def build_parser() -> argparse.ArgumentParser:
     filtering.add_argument("--out", type=absolute, help="folder for safree_cost.json and safree_cost.png")
     _add_host_options(filtering)
 
+    training = commands.add_parser("train-cost", help="measure what a step of HGR training costs")
+    training.add_argument("--size", choices=("small", "sd15"), default="small")
+    training.add_argument("--side", type=int, default=16, help="width and height of the latent")
+    training.add_argument("--batch", type=int, default=2)
+    training.add_argument("--repeats", type=int, default=3)
+    training.add_argument("--save-memory", choices=("both", "on", "off"), default="both")
+    training.add_argument("--out", type=absolute, help="folder for train_cost.json")
+    _add_host_options(training)
+
     for name, text in (
         ("train-hgr", "train a redirector for a model of the host; also with accelerate launch"),
         ("score", "score a prompt file with a redirector; also with accelerate launch"),

@@ -293,7 +293,16 @@ def training(spec: Mapping[str, Any], base: Path) -> int:
         return INVALID
 
 
+def train_cost(spec: Mapping[str, Any], base: Path) -> int:
+    """Run the cost measurement of HGR training inside the host. Return the exit code."""
+    from . import train_cost as costing
+
+    start_host(spec, base)
+    return costing.run(spec)
+
+
 COMMANDS = {
+    "train-cost": train_cost,
     "train-hgr": training,
     "score": training,
     "locales": locale_texts,
