@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..safeguidance.guidance.safecfg import SafeCFGConfig
+from ..safeguidance.guidance.safecfg import SAFECFG_PRESETS, SafeCFGConfig
 from ..safeguidance.redirector import Redirector
 from ..safeguidance.trace import Trace
 from . import host
 from .hgr import RedirectorType
+from .presets import AS_PRESET, BALANCED, number_input, preset_input, preset_of, said_by, typed
 from .safecfg_run import KEY, USE_ONE, SafeCFGRun, check_scale
 
 TraceType = io.Custom("SAFEGUIDANCE_TRACE")
@@ -39,15 +41,20 @@ def _settings() -> list[io.Input]:
             tooltip="Who reads the prompt: a trained one from Load HGR, or one made of concept texts by Redirector "
             "from Concepts. Must fit the model family and the width of the text encoder.",
         ),
-        io.Float.Input(
+        preset_input(
+            SAFECFG_PRESETS,
+            "How much is removed from a prompt that is judged harmful; one judged harmless is never changed. light: "
+            "the picture changes least, harm passes more often. balanced: as trained, the paper's way. strict: pushes "
+            "further away from harm, the picture changes most. A number typed below goes before the preset's.",
+        ),
+        number_input(
             "strength",
-            default=1.0,
-            min=0.0,
-            max=2.0,
-            step=0.05,
-            tooltip="How far the unconditional branch moves towards the harmful part. Low: weak, 0 is plain CFG to the "
-            "last bit. 1: as trained. High, up to 2: pushes further away from harm, pictures change more. The paper "
-            "has no such factor (its value is 1); the range is our derivation.",
+            2.0,
+            0.05,
+            "How far the unconditional branch moves towards the harmful part. Low: weak, 0 is plain CFG to the last "
+            "bit. 1: as trained. High, up to 2: pushes further away from harm, pictures change more. The paper has no "
+            "such factor (its value is 1); the range is our derivation.",
+            {name: config.strength for name, config in SAFECFG_PRESETS.items()},
         ),
         io.Float.Input(
             "start",
@@ -55,19 +62,20 @@ def _settings() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
+            advanced=True,
+            optional=True,
             tooltip="Fraction of the noise schedule at which the redirect begins; same meaning as start_percent of a "
             "conditioning. 0: from the first step. High: the layout forms unguarded, only details are guarded. The "
             "paper acts at every step (0); later starts are our derivation.",
         ),
-        io.Float.Input(
+        number_input(
             "end",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Fraction of the noise schedule at which the redirect ends. Low: only the layout is guarded, "
-            "details stay as the prompt has them; 0.6 keeps most of the effect by our derivation. High, up to 1: to "
-            "the last step, as in the paper.",
+            1.0,
+            0.01,
+            "Fraction of the noise schedule at which the redirect ends. Low: only the layout is guarded, details stay "
+            "as the prompt has them; 0.6 keeps most of the effect by our derivation. High, up to 1: to the last step, "
+            "as in the paper.",
+            {name: config.end for name, config in SAFECFG_PRESETS.items()},
         ),
         io.Float.Input(
             "threshold",
@@ -75,14 +83,17 @@ def _settings() -> list[io.Input]:
             min=-1.0,
             max=1.0,
             step=0.01,
+            advanced=True,
+            optional=True,
             tooltip="Harmfulness from which a prompt is redirected. Below 0 (the default -1): the redirector's own "
-            "calibrated threshold. 0: every prompt, also harmless ones a little. High, up to 1: only prompts that are "
-            "surely harmful. Our derivation; the paper has no threshold.",
+            "calibrated threshold, in every preset. 0: every prompt, also harmless ones a little. High, up to 1: only "
+            "prompts that are surely harmful. Our derivation; the paper has no threshold.",
         ),
         io.Boolean.Input(
             "rescale",
             default=True,
             advanced=True,
+            optional=True,
             tooltip="On: strengthen the redirect where cfg is below the one the redirector was trained at (kappa = "
             "cfg / (cfg - 1), at most twofold), so that a low cfg does not leak. Off: use it as trained. Our "
             "derivation; nothing to correct for redirectors made of concept texts.",
@@ -91,6 +102,7 @@ def _settings() -> list[io.Input]:
             "map",
             default=False,
             advanced=True,
+            optional=True,
             tooltip="On: measure where in the picture the redirect acts, for the report, by one extra evaluation in up "
             "to 4 of the redirected steps. Off: no extra evaluation. The picture is the same. Our addition.",
         ),
@@ -103,26 +115,32 @@ def _trace_output() -> io.Output:
     )
 
 
+def _config(
+    node: str, preset: str, strength: float, start: float, end: float, threshold: float, rescale: bool
+) -> SafeCFGConfig:
+    """The settings of a preset with what the user typed.
+
+    Raises:
+        ValueError: if the preset is unknown, or a setting is out of range.
+    """
+    of_preset = preset_of(node, SAFECFG_PRESETS, preset)
+    own = typed(node, strength=strength, end=end)
+    limit = None if threshold < 0 else threshold
+    try:
+        return replace(of_preset, **own, start=start, threshold=limit, rescale=rescale)
+    except ValueError as error:
+        said = said_by(preset, ("strength", "end"), own)
+        raise ValueError(f"{node}: {error}{said}; change the named field") from error
+
+
 def _patched(
-    node: str,
-    model: Any,
-    redirector: Redirector,
-    strength: float,
-    start: float,
-    end: float,
-    threshold: float,
-    rescale: bool,
-    measure: bool,
+    node: str, model: Any, redirector: Redirector, config: SafeCFGConfig, measure: bool
 ) -> tuple[Any, Trace]:
     """The MODEL with SafeCFG around its sampling, and the trace of its runs.
 
     Raises:
-        ValueError: if a setting is out of range, or redirector and MODEL do not fit.
+        ValueError: if redirector and MODEL do not fit.
     """
-    try:
-        config = SafeCFGConfig(strength, start, end, None if threshold < 0 else threshold, rescale)
-    except ValueError as error:
-        raise ValueError(f"{node}: {error}; change the named field") from error
     family = host.model_family(model)
     if redirector.base_model and redirector.base_model != family:
         raise ValueError(
@@ -187,10 +205,11 @@ class SafeCFGGuider(io.ComfyNode):
         negative: Any,
         redirector: Redirector,
         cfg: float,
-        strength: float,
-        start: float,
-        end: float,
-        threshold: float,
+        preset: str = BALANCED,
+        strength: float = AS_PRESET,
+        start: float = 0.0,
+        end: float = AS_PRESET,
+        threshold: float = -1.0,
         rescale: bool = True,
         map: bool = False,  # noqa: A002
     ) -> io.NodeOutput:
@@ -200,9 +219,10 @@ class SafeCFGGuider(io.ComfyNode):
             ValueError: if cfg is 1 with a strength above 0, a setting is out of range, or the parts do not fit.
         """
         node = "SafeCFG Guider"
-        if strength > 0:
+        config = _config(node, preset, strength, start, end, threshold, rescale)
+        if config.strength > 0:
             check_scale(node, cfg)
-        patched, trace = _patched(node, model, redirector, strength, start, end, threshold, rescale, map)
+        patched, trace = _patched(node, model, redirector, config, map)
         return io.NodeOutput(host.cfg_guider(patched, positive, negative, cfg), trace)
 
 
@@ -235,10 +255,11 @@ class SafeCFGPatch(io.ComfyNode):
         cls,
         model: Any,
         redirector: Redirector,
-        strength: float,
-        start: float,
-        end: float,
-        threshold: float,
+        preset: str = BALANCED,
+        strength: float = AS_PRESET,
+        start: float = 0.0,
+        end: float = AS_PRESET,
+        threshold: float = -1.0,
         rescale: bool = True,
         map: bool = False,  # noqa: A002
     ) -> io.NodeOutput:
@@ -248,7 +269,8 @@ class SafeCFGPatch(io.ComfyNode):
             ValueError: if a setting is out of range, or redirector and MODEL do not fit.
         """
         node = "SafeCFG (Model Patch)"
-        return io.NodeOutput(*_patched(node, model, redirector, strength, start, end, threshold, rescale, map))
+        config = _config(node, preset, strength, start, end, threshold, rescale)
+        return io.NodeOutput(*_patched(node, model, redirector, config, map))
 
 
 NODES: list[type[io.ComfyNode]] = [SafeCFGGuider, SafeCFGPatch]

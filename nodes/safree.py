@@ -9,25 +9,22 @@ from comfy_api.latest import io
 from ..safeguidance.concepts import Concepts
 from ..safeguidance.guidance.safecfg import SafeCFGConfig
 from ..safeguidance.redirector import Conditioning, Redirector, run_redirector
-from ..safeguidance.safree import FilterConfig, ReattentionConfig, TriggerConfig, ValidationConfig
+from ..safeguidance.safree import SAFREE_PRESETS, ReattentionConfig
 from ..safeguidance.trace import RunRecord, Trace
 from . import host, host_skip
 from .concepts import ConceptsType
 from .hgr import RedirectorType
+from .presets import AS_PRESET, AS_PRESET_CHOICE, BALANCED, preset_input
 from .safecfg import TraceType
 from .safree_run import KEY, ORIGINAL, ReattentionRun
+from .safree_settings import HALF, LONGEST, STEEPNESS, filter_inputs, filter_settings
 from .safree_text import FilteredText, filter_text
 
 FILTER, REATTENTION = "SAFREE Embedding Filter", "SAFREE Latent Re-Attention"
 _ALIASES = ["safree", "nsfw", "safety", "moderation", "training-free", "embedding projection", "concept erasure"]
-_HOLD = {"self-validating": "program", "whole schedule": "whole", "as printed": "paper"}
-_SCOPE = {"tokens": "tokens", "tokens, end and padding": "ends", "everything after a trigger": "after"}
-_ORDER = {"concept removed last": "program", "prompt span last": "paper"}
-_CHOOSE = {"strongest": "ratio", "nearest": "nearest"}
 _BLOCKS = {"both": (0, 1), "deep": (0,), "middle": (1,)}
 # A filtered prompt ends a little before the step that is no longer filtered, so that no step belongs to both ranges.
 _GAP = 3e-4
-_STEPS = 50
 
 
 class SafreeEmbeddingFilter(io.ComfyNode):
@@ -61,14 +58,13 @@ class SafreeEmbeddingFilter(io.ComfyNode):
                     tooltip="What to look for, from Safety Concepts. Each category is its own subspace; a token picks "
                     "one, they are never joined.",
                 ),
-                io.Combo.Input(
-                    "hold",
-                    options=list(_HOLD),
-                    default="self-validating",
-                    tooltip="For how much of the schedule the filtered prompt is used. self-validating: 1 to 11 of 50 "
-                    "steps, depending on how much the filter changed the prompt, as the published program does. whole "
-                    "schedule: to the last step; safer, and more of the picture changes. as printed: the formula in "
-                    "the paper, which gives 6 to 8 of 50 steps for nearly any prompt.",
+                preset_input(
+                    SAFREE_PRESETS,
+                    "How much is filtered. light: only the clearest triggers and nothing else, for the published "
+                    "share of the schedule; hardly changes a picture. balanced: what the paper flags, and what sums up "
+                    "the prompt, for the published share. strict: everything behind a trigger, to the last step; "
+                    "changes harmless prompts as well unless a judge is connected. What is chosen below goes before "
+                    "the preset's.",
                 ),
                 RedirectorType.Input(
                     "judge",
@@ -77,85 +73,7 @@ class SafreeEmbeddingFilter(io.ComfyNode):
                     "it finds the prompt harmless, nothing is filtered. Empty: the trigger test alone decides, as in "
                     "the paper; it flags a token in almost every prompt. Our addition.",
                 ),
-                io.Float.Input(
-                    "alpha",
-                    default=0.01,
-                    min=0.0,
-                    max=1.0,
-                    step=0.005,
-                    round=0.001,
-                    advanced=True,
-                    tooltip="How much further from the concept the prompt must be without a token for the token to be "
-                    "flagged. Low, 0: half of all tokens. 0.01: the paper's. High, 0.1: only the clearest triggers, "
-                    "and harmless prompts are left alone more often.",
-                ),
-                io.Combo.Input(
-                    "scope",
-                    options=list(_SCOPE),
-                    default="tokens, end and padding",
-                    advanced=True,
-                    tooltip="What is filtered where a token is flagged. tokens: flagged tokens, as in the paper; the "
-                    "concept leaks through end mark and padding, which summarise the prompt. tokens, end and padding: "
-                    "those too. everything after a trigger: also later tokens, since in CLIP they have read it; "
-                    "strongest, changes most. The last two are ours.",
-                ),
-                io.Combo.Input(
-                    "order",
-                    options=list(_ORDER),
-                    default="concept removed last",
-                    advanced=True,
-                    tooltip="Order of the two projections. concept removed last: (I - P_C) P_I e, the published "
-                    "program's; nothing of the concept is left. prompt span last: P_I (I - P_C) e, as printed; the "
-                    "result stays in the span of the prompt.",
-                ),
-                io.Combo.Input(
-                    "choose",
-                    options=list(_CHOOSE),
-                    default="strongest",
-                    advanced=True,
-                    tooltip="How a token picks its category. strongest: the one whose trigger test it passes by most "
-                    "(ours). nearest: the one the prompt without it is nearest to (CASG, arXiv 2602.20880).",
-                ),
-                io.Boolean.Input(
-                    "pooled",
-                    default=True,
-                    advanced=True,
-                    tooltip="On: also take the concept out of the pooled vector that SDXL, SD3 and Flux read, keeping "
-                    "its length. Off: leave it, as the published program does; the concept leaks through it. Ours.",
-                ),
-                io.Float.Input(
-                    "half",
-                    default=0.5333,
-                    min=0.0,
-                    max=1.0,
-                    step=0.005,
-                    round=0.0001,
-                    advanced=True,
-                    tooltip="Only for hold self-validating: change of the prompt (beta, in the text output) at which "
-                    "half of longest is reached. Low: filters long for every prompt. High: filters one step for most. "
-                    "0.5333 is the published value for nudity, 0.55 for artist styles.",
-                ),
-                io.Float.Input(
-                    "steepness",
-                    default=2.5,
-                    min=0.1,
-                    max=10.0,
-                    step=0.1,
-                    advanced=True,
-                    tooltip="Only for hold self-validating: how sharply it switches at half. Low: gradual. High: all "
-                    "or nothing. 2.5 is the published value for nudity, 3.5 for artist styles.",
-                ),
-                io.Float.Input(
-                    "longest",
-                    default=0.2,
-                    min=0.0,
-                    max=0.98,
-                    step=0.02,
-                    advanced=True,
-                    tooltip="Not for hold whole schedule: largest fraction of the schedule that is filtered, one "
-                    "fiftieth is added to it. Low: only the first layout. 0.2: the published 10 of 50 steps. High, "
-                    "0.98: up to the end.",
-                ),
+                *filter_inputs(),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -181,42 +99,33 @@ class SafreeEmbeddingFilter(io.ComfyNode):
         clip: Any,
         text: str,
         concepts: Concepts,
-        hold: str = "self-validating",
+        preset: str = BALANCED,
         judge: Redirector | None = None,
-        alpha: float = 0.01,
-        scope: str = "tokens, end and padding",
+        hold: str = AS_PRESET_CHOICE,
+        alpha: float = AS_PRESET,
+        scope: str = AS_PRESET_CHOICE,
         order: str = "concept removed last",
         choose: str = "strongest",
         pooled: bool = True,
-        half: float = 0.5333,
-        steepness: float = 2.5,
-        longest: float = 0.2,
+        half: float = HALF,
+        steepness: float = STEEPNESS,
+        longest: float = LONGEST,
     ) -> io.NodeOutput:
         """Encode and filter the prompt.
 
         Raises:
-            ValueError: if there is no CLIP, a setting is out of range, or the encoder can not be filtered.
+            ValueError: if there is no CLIP, a setting is out of range or not one of the chosen way to hold the filter,
+                or the encoder can not be filtered.
         """
         if clip is None:
             raise ValueError(
                 f"{FILTER}, clip: the input is empty, the loaded checkpoint has no text encoder; allowed: a CLIP; load "
                 "one with Load CLIP"
             )
-        for name, value, known in (
-            ("hold", hold, _HOLD), ("scope", scope, _SCOPE), ("order", order, _ORDER), ("choose", choose, _CHOOSE)
-        ):
-            if value not in known:
-                raise ValueError(f"{FILTER}, {name}: it is {value!r}; allowed: {', '.join(known)}; choose one of these")
-        for name, number, low, high in (
-            ("alpha", alpha, 0, 1), ("half", half, 0, 1), ("steepness", steepness, 0.1, 10),
-            ("longest", longest, 0, 0.98),
-        ):
-            if not low <= number <= high:
-                raise ValueError(f"{FILTER}, {name}: it is {number}; allowed: {low} to {high}; change it")
+        config, validation = filter_settings(
+            FILTER, preset, hold, alpha, scope, order, choose, pooled, half, steepness, longest
+        )
         try:
-            config = FilterConfig(TriggerConfig(alpha, _CHOOSE[choose]), _ORDER[order], _SCOPE[scope], pooled)
-            most = round(_STEPS * longest)
-            validation = ValidationConfig(_HOLD[hold], most, _STEPS, 10 * half, steepness)
             if judge is not None and not _harmful(clip, text, judge):
                 return _untouched(clip, text, concepts, judge)
             found = filter_text(clip, text, concepts, config, validation)
@@ -224,7 +133,7 @@ class SafreeEmbeddingFilter(io.ComfyNode):
             raise ValueError(f"{FILTER}: {error}") from error
         trace = Trace()
         decision = _decision(found)
-        trace.begin(RunRecord("SAFREE", concepts.names, [list(found.scores)], alpha, decision))
+        trace.begin(RunRecord("SAFREE", concepts.names, [list(found.scores)], config.trigger.alpha, decision))
         report = "\n".join([decision, f"beta {found.beta:.3f}", *found.lines])
         return io.NodeOutput(_conditioning(found), trace, report)
 

@@ -10,11 +10,12 @@ from comfy_api.latest import io
 from ..safeguidance.concepts import Concepts
 from ..safeguidance.guidance import gate, sp_guard
 from ..safeguidance.guidance.concept_step import Coming, Memory
-from ..safeguidance.guidance.sp_guard import SPGuardConfig
+from ..safeguidance.guidance.sp_guard import SP_GUARD_PRESETS, SPGuardConfig
 from ..safeguidance.trace import Trace
 from . import host
 from .concept_run import Anchor, ConceptMethod, check_scale, encode_texts, patched
 from .concepts import ConceptsType
+from .presets import AS_PRESET, BALANCED, number_input, preset_input, preset_of, said_by, typed
 from .safecfg import TraceType
 
 MASK_NODE, GUIDER_NODE = "SP-Guard Mask", "SP-Guard Guider"
@@ -42,24 +43,29 @@ _ABOUT = (
 
 def _settings() -> list[io.Input]:
     return [
-        io.Float.Input(
-            "lambda_max",
-            default=_DEFAULT.lambda_max,
-            min=0.0,
-            max=20.0,
-            step=0.1,
-            tooltip="Strength after measuring. Low: little is removed, 0 is plain CFG to the last bit (lambda_end 0 as "
-            "well). High: more is removed, pictures change more. The paper uses 4 and swept 2 to 6.",
+        preset_input(
+            SP_GUARD_PRESETS,
+            "How much is removed. light: weaker, and only where the prompt clearly agrees with a concept; harm passes "
+            "more often. balanced: the published strength, behind a threshold that harmless prompts seldom reach. "
+            "strict: the largest strength of the published sweep to the last step, and a lower threshold; more "
+            "harmless prompts change. A number typed below goes before the preset's.",
         ),
-        io.Float.Input(
+        number_input(
+            "lambda_max",
+            20.0,
+            0.1,
+            "Strength after measuring. Low: little is removed, 0 is plain CFG to the last bit (lambda_end 0 as "
+            "well). High: more is removed, pictures change more. The paper uses 4 and swept 2 to 6.",
+            {name: config.lambda_max for name, config in SP_GUARD_PRESETS.items()},
+        ),
+        number_input(
             "threshold",
-            default=_DEFAULT.gate.threshold,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Harm score from which a prompt is guided. Low, 0: every prompt with a score above 0, harmless "
+            1.0,
+            0.01,
+            "Harm score from which a prompt is guided. Low, 0: every prompt with a score above 0, harmless "
             "pictures change a little. High, up to 1: only prompts that agree with a concept almost fully. The paper "
             "has no threshold (0); below it, a prompt costs nothing more after measuring.",
+            {name: config.gate.threshold for name, config in SP_GUARD_PRESETS.items()},
         ),
         io.Float.Input(
             "quantile",
@@ -67,6 +73,8 @@ def _settings() -> list[io.Input]:
             min=0.0,
             max=0.9999,
             step=0.01,
+            advanced=True,
+            optional=True,
             tooltip="Share of the latent's elements that is left alone. Low, 0: the whole picture is pushed. High, "
             "0.99: only the places where the concept is strongest. The paper uses 0.9, the top tenth.",
         ),
@@ -74,20 +82,20 @@ def _settings() -> list[io.Input]:
             "neutral",
             default=NEUTRAL,
             multiline=True,
+            optional=True,
             tooltip="Harmless texts, one per line. What prompt and concepts share with them is taken out before they "
             "are compared, since any two texts agree a little. Few, such as one: cheap. Many, best such as look like a "
             "concept but are harmless: fewer false alarms; each costs one evaluation in the steps that measure. Empty: "
             "none, as in the paper. Our addition.",
         ),
-        io.Float.Input(
+        number_input(
             "end",
-            default=_DEFAULT.end,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Fraction of the noise schedule at which guidance ends; same meaning as end_percent of a "
+            1.0,
+            0.01,
+            "Fraction of the noise schedule at which guidance ends; same meaning as end_percent of a "
             "conditioning. Low: only the layout is guarded, at less cost. 0.6 removed as much as 1 on the "
             "testbed and changed less. High, 1: to the last step, as in the paper.",
+            {name: config.end for name, config in SP_GUARD_PRESETS.items()},
         ),
         io.Float.Input(
             "probe",
@@ -96,6 +104,7 @@ def _settings() -> list[io.Input]:
             max=0.9,
             step=0.01,
             advanced=True,
+            optional=True,
             tooltip="Fraction of the run that only measures and is not guided. Low: guidance starts early, the score "
             "is rough. High: a better score, but the layout forms unguarded. The paper measures in 10 of 50 steps, "
             "0.2.",
@@ -107,6 +116,7 @@ def _settings() -> list[io.Input]:
             max=0.9,
             step=0.01,
             advanced=True,
+            optional=True,
             tooltip="Fraction of the measuring part that passes before the first measurement. Low, 0: measured from "
             "the first step on, as in the paper, where a prediction says little yet. High: a later and surer look, "
             "fewer measurements. Our addition.",
@@ -117,6 +127,7 @@ def _settings() -> list[io.Input]:
             min=1,
             max=100,
             advanced=True,
+            optional=True,
             tooltip="Measure at every n-th evaluation of that part. Low, 1: at each, as in the paper. High: cheaper, "
             "since measuring asks for every concept; the score is rougher. Our addition.",
         ),
@@ -127,6 +138,7 @@ def _settings() -> list[io.Input]:
             max=1.0,
             step=0.01,
             advanced=True,
+            optional=True,
             tooltip="Score that harmless prompts have on this model, taken off every score. Low, 0: nothing is taken "
             "off. High: fewer harmless prompts are guided, more harm passes. Look at the scores of your "
             "own harmless prompts in Safety Report. Our addition; the paper takes nothing off.",
@@ -136,34 +148,32 @@ def _settings() -> list[io.Input]:
             options=["project", "mean", "none"],
             default=_DEFAULT.gate.reference,
             advanced=True,
+            optional=True,
             tooltip="What neutral texts are for. project: their directions are taken out of those of prompt and "
             "concepts. mean: their mean score is taken off. none: they are ignored, as in the paper.",
         ),
-        io.Float.Input(
+        number_input(
             "lambda_end",
-            default=_DEFAULT.lambda_end,
-            min=0.0,
-            max=20.0,
-            step=0.1,
-            advanced=True,
-            tooltip="Strength from switch on, where end is later. Low: fewer artefacts, 0 ends guidance at switch. "
+            20.0,
+            0.1,
+            "Strength from switch on, where end is later. Low: fewer artefacts, 0 ends guidance at switch. "
             "High: details are pushed as hard as the layout. The paper lowers it to 1.",
+            {name: config.lambda_end for name, config in SP_GUARD_PRESETS.items()},
         ),
-        io.Float.Input(
+        number_input(
             "switch",
-            default=_DEFAULT.switch,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            advanced=True,
-            tooltip="Fraction of the noise schedule at which lambda_max gives way to lambda_end. Low: soon, softer. "
+            1.0,
+            0.01,
+            "Fraction of the noise schedule at which lambda_max gives way to lambda_end. Low: soon, softer. "
             "High, 1: never. The paper names none; 0.8 is our choice.",
+            {name: config.switch for name, config in SP_GUARD_PRESETS.items()},
         ),
         io.Combo.Input(
             "psi",
             options=["positive", "absolute"],
             default=_DEFAULT.psi,
             advanced=True,
+            optional=True,
             tooltip="How the agreement at each place raises the mask. positive: only where prompt and concept point "
             "the same way. absolute: also where they oppose, as printed in the paper, which we take for a slip.",
         ),
@@ -172,6 +182,7 @@ def _settings() -> list[io.Input]:
             options=["sample", "channel"],
             default=_DEFAULT.axis,
             advanced=True,
+            optional=True,
             tooltip="What the quantile is taken over. sample: the whole latent, as the paper reads. channel: each "
             "channel for itself, as in SEGA.",
         ),
@@ -180,6 +191,7 @@ def _settings() -> list[io.Input]:
             options=["probed", "step", "all"],
             default=_DEFAULT.concept,
             advanced=True,
+            optional=True,
             tooltip="Which of several concepts is pushed away from; the paper does not say. probed: the one with the "
             "largest score, at the least cost. step: chosen anew at each step (CASG, arXiv 2602.20880). all: at each "
             "place the strongest push of all concepts. The last two ask for every concept at every step.",
@@ -195,6 +207,7 @@ def anchor_input() -> io.Input:
         options=["negative", "empty"],
         default="negative",
         advanced=True,
+        optional=True,
         tooltip="What directions start from. negative: the sampler's negative prompt, at no cost. empty: an empty "
         "prompt, as in the paper; one more evaluation in the steps that look at concepts; needed where your negative "
         "prompt itself names a concept, and over SafeCFG, whose base holds the harm. At cfg 1 it is always empty.",
@@ -222,11 +235,38 @@ def text_inputs() -> list[io.Input]:
     ]
 
 
+_OF_PRESET = ("lambda_max", "threshold", "end", "lambda_end", "switch")
 _MEASURED = ("probe", "settle", "every", "threshold", "offset", "reference")
 
 
 def _only_reads(coming: Coming, config: SPGuardConfig, memory: Memory[Any]) -> bool:
     return gate.probing(config.gate, memory.recall(coming.sigma), coming.progress)
+
+
+def _config(node: str, settings: dict[str, Any]) -> SPGuardConfig:
+    """The settings of a preset with what the user typed.
+
+    Raises:
+        ValueError: if the preset is unknown, a setting is out of range, or one would never be used.
+    """
+    values = {name: value for name, value in settings.items() if name != "preset"}
+    preset: str = settings.get("preset", BALANCED)
+    of_preset = preset_of(node, SP_GUARD_PRESETS, preset)
+    own = typed(node, **{name: values.pop(name, AS_PRESET) for name in _OF_PRESET})
+    values.update(own)
+    measured = {name: values.pop(name) for name in _MEASURED if name in values}
+    try:
+        config = replace(of_preset, gate=replace(of_preset.gate, **measured), **values)
+    except ValueError as error:
+        raise ValueError(f"{node}, {error}{said_by(preset, _OF_PRESET, own)}; change the named field") from error
+    late = own.get("lambda_end", 0.0)
+    if late > 0 and not config.switch < min(config.end, 1.0) and not {"switch", "end"} <= set(own):
+        raise ValueError(
+            f"{node}, lambda_end: it is {late:g}, but end is {config.end:g} and switch is {config.switch:g}, so it "
+            f"would never be used{said_by(preset, ('end', 'switch'), own)}; allowed: -1, 0, or a switch below end; "
+            "change one of these fields"
+        )
+    return config
 
 
 def _sp_guard(node: str, model: Any, clip: Any, concepts: Concepts, settings: dict[str, Any]) -> tuple[Any, Trace]:
@@ -238,11 +278,7 @@ def _sp_guard(node: str, model: Any, clip: Any, concepts: Concepts, settings: di
     values = dict(settings)
     anchor: Anchor = values.pop("anchor", "negative")
     neutral = values.pop("neutral", NEUTRAL)
-    measured = {name: values.pop(name) for name in _MEASURED if name in values}
-    try:
-        config = replace(_DEFAULT, gate=replace(_DEFAULT.gate, **measured), **values)
-    except ValueError as error:
-        raise ValueError(f"{node}, {error}; change the named field") from error
+    config = _config(node, values)
     texts = encode_texts(node, clip, concepts, "" if config.gate.reference == "none" else neutral)
     method = ConceptMethod(
         "SP-Guard", sp_guard.sp_guard, sp_guard.needs, config, config.ahead(0.0), _only_reads, config.gate.threshold

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..guidance import sp_guard
+from ..guidance.safecfg import SAFECFG_PRESETS
+from ..guidance.sp_guard import SP_GUARD_PRESETS
+from ..safree import SAFREE_PRESETS
+from ..testbed.model import Testbed
+from ..testbed.sampler import Guided
 from .combined import COMBINED
 from .conditions import NEGATIVE_PROMPT, Method, Setting, against, plain, safecfg, safecfg_concepts, stock
-from .guided import GUIDED
-from .safree import SAFREE
+from .guided import GUIDED, NEUTRAL_TEXTS, guided_by
+from .safree import SAFREE, SafreeSetup, safree_method
 
 __all__ = ["METHODS", "NEGATIVE_PROMPT", "Method", "Setting", "stock"]
 
+
+def _safecfg(preset: str) -> Method:
+    def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Guided:
+        return stock(safecfg)(testbed, replace(setting, safecfg=SAFECFG_PRESETS[preset]), prompts)
+
+    return start
+
+
+PRESETS: dict[str, Method] = {
+    method: made
+    for name in ("light", "strict")
+    for method, made in {
+        f"safecfg-{name}": _safecfg(name),
+        f"sp_guard-{name}": guided_by(
+            sp_guard.sp_guard, sp_guard.needs, SP_GUARD_PRESETS[name], neutrals=NEUTRAL_TEXTS
+        ),
+        f"safree-{name}": safree_method(SafreeSetup(SAFREE_PRESETS[name].filter, SAFREE_PRESETS[name].validation)),
+    }.items()
+}
+"""The presets of the nodes besides ``balanced``, which is ``safecfg``, ``sp_guard`` and ``safree``."""
 
 METHODS: dict[str, Method] = {
     "none": stock(plain),
@@ -18,4 +47,5 @@ METHODS: dict[str, Method] = {
     **GUIDED,
     **SAFREE,
     **COMBINED,
+    **PRESETS,
 }

@@ -50,6 +50,14 @@ class SafeCFGConfig:
         return self.strength > 0 and self.start <= progress <= self.end and self.start < self.end
 
 
+SAFECFG_PRESETS: dict[str, SafeCFGConfig] = {
+    "light": SafeCFGConfig(strength=0.75, end=0.6),
+    "balanced": SafeCFGConfig(),
+    "strict": SafeCFGConfig(strength=1.5),
+}
+"""From least to most removed. ``balanced`` is the paper's way; the others are ours, chosen on the testbed."""
+
+
 def kappa(scale: float) -> float:
     """Weight of the harm difference that makes CFG at ``scale`` land on the safe counterpart: ``w / (w - 1)``.
 

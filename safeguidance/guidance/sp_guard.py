@@ -96,6 +96,15 @@ class SPGuardConfig:
         return progress <= self.end and (early or late)
 
 
+SP_GUARD_PRESETS: dict[str, SPGuardConfig] = {
+    "light": SPGuardConfig(lambda_max=2.0, gate=GateConfig(threshold=0.4)),
+    "balanced": SPGuardConfig(),
+    "strict": SPGuardConfig(lambda_max=6.0, switch=1.0, end=1.0, gate=GateConfig(threshold=0.2)),
+}
+"""From least to most removed: the smallest, the published and the largest strength of the published sweep. Thresholds
+and windows are ours, chosen on the testbed."""
+
+
 def needs(coming: Coming, config: SPGuardConfig, memory: Memory[Probe] | None = None) -> torch.Tensor:
     """Concepts the coming evaluation has to predict, ``[B, K]``.
 

@@ -45,9 +45,8 @@ def make_guider(method: str, texts: Sequence[str], scale: float) -> Any:
     if method != "safecfg":
         raise ValueError(f"method is {method!r}; allowed: {', '.join(METHODS)}")
     redirector = part("nodes.hgr").LoadHGR.execute(part("safeguidance.testbed.model").HGR_FILE).result[0]
-    settings = {"strength": 1.0, "start": 0.0, "end": 1.0, "threshold": -1.0}
     node = part("nodes.safecfg").SafeCFGGuider
-    return node.execute(model, positive, negative, redirector, scale, **settings).result[0]
+    return node.execute(model, positive, negative, redirector, scale).result[0]
 
 
 def sample(method: str, texts: Sequence[str], seed: int, scale: float, steps: int) -> Any:

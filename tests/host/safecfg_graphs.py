@@ -131,20 +131,15 @@ class WordRedirector:
         return redirector.Proposal(scores, scores[:, None], (prompt.tokens - base.tokens,))
 
 
-DEFAULTS: dict[str, Any] = {"strength": 1.0, "start": 0.0, "end": 1.0, "threshold": -1.0}
-
-
 def guider(positive: Any, negative: Any, redirector: Any, model: Any = None, cfg: float = 4.0, **settings: Any) -> Any:
     """The SafeCFG Guider node's GUIDER and TRACE."""
-    values = {**DEFAULTS, **settings}
     node = part("nodes.safecfg").SafeCFGGuider
-    return node.execute(model or world()[0], positive, negative, redirector, cfg, **values).args
+    return node.execute(model or world()[0], positive, negative, redirector, cfg, **settings).args
 
 
 def patch(redirector: Any, model: Any = None, **settings: Any) -> Any:
     """The SafeCFG (Model Patch) node's MODEL and TRACE."""
-    values = {**DEFAULTS, **settings}
-    return part("nodes.safecfg").SafeCFGPatch.execute(model or world()[0], redirector, **values).args
+    return part("nodes.safecfg").SafeCFGPatch.execute(model or world()[0], redirector, **settings).args
 
 
 def stock(positive: Any, negative: Any, model: Any = None, cfg: float = 4.0) -> Any:

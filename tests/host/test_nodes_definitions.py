@@ -54,7 +54,7 @@ def test_tooltips_reach_the_user(object_info):
         given = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
         assert all(options[1].get("tooltip") for options in given.values()), name
         assert all(info["output_tooltips"]), name
-    rescale = object_info["SafeGuidance_SafeCFGGuider"]["input"]["required"]["rescale"]
+    rescale = object_info["SafeGuidance_SafeCFGGuider"]["input"]["optional"]["rescale"]
     assert rescale[1]["advanced"] is True
 
 

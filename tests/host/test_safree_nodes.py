@@ -206,7 +206,7 @@ def test_it_is_refused_twice_on_one_model():
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"hold": "x"}, "hold: it is 'x'; allowed"), ({"alpha": -1.0}, "alpha: it is -1.0; allowed"),
+    [({"hold": "x"}, "hold: it is 'x'; allowed"), ({"alpha": -0.5}, "alpha: it is -0.5; allowed"),
      ({"scope": "x"}, "scope: it is 'x'; allowed"), ({"steepness": 0.0}, "steepness: it is 0.0; allowed"),
      ({"longest": 1.0}, "longest: it is 1.0; allowed")],
 )

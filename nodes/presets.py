@@ -1,0 +1,98 @@
+"""Presets over raw numbers: light, balanced, strict, and every number they set as a field of its own behind advanced.
+
+A field holds what the preset says until the user types something there. What is typed always wins and is never ignored,
+so a saved graph that has numbers keeps its meaning whatever the presets become.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from comfy_api.latest import io
+
+AS_PRESET = -1.0
+"""What a number says that takes the preset's value."""
+
+AS_PRESET_CHOICE = "as preset"
+"""What a choice says that takes the preset's value."""
+
+BALANCED = "balanced"
+
+Config = TypeVar("Config")
+
+
+def preset_input(presets: Mapping[str, Any], tooltip: str) -> io.Input:
+    """The choice of a preset."""
+    return io.Combo.Input("preset", options=list(presets), default=BALANCED, optional=True, tooltip=tooltip)
+
+
+def number_input(
+    name: str, most: float, step: float, tooltip: str, values: Mapping[str, float], **more: Any
+) -> io.Input:
+    """A number that a preset sets.
+
+    Args:
+        name: of the input.
+        most: its largest value; the smallest is 0.
+        step: of the field.
+        tooltip: what low and high do; what the presets say is added.
+        values: preset -> value.
+        more: further arguments of the input.
+    """
+    said = ", ".join(f"{preset} {value:g}" for preset, value in values.items())
+    return io.Float.Input(
+        name,
+        default=AS_PRESET,
+        min=AS_PRESET,
+        max=most,
+        step=step,
+        advanced=True,
+        optional=True,
+        tooltip=f"{tooltip} -1 (the default): as the preset says ({said}).",
+        **more,
+    )
+
+
+def choice_input(name: str, options: Sequence[str], tooltip: str, values: Mapping[str, str]) -> io.Input:
+    """A choice that a preset makes, with the same arguments as ``number_input``."""
+    said = "; ".join(f"{preset}: {value}" for preset, value in values.items())
+    return io.Combo.Input(
+        name,
+        options=[AS_PRESET_CHOICE, *options],
+        default=AS_PRESET_CHOICE,
+        advanced=True,
+        optional=True,
+        tooltip=f"{tooltip} as preset (the default): {said}.",
+    )
+
+
+def preset_of(node: str, presets: Mapping[str, Config], preset: str) -> Config:
+    """The settings of a preset.
+
+    Raises:
+        ValueError: if there is none of this name.
+    """
+    if preset not in presets:
+        raise ValueError(f"{node}, preset: it is {preset!r}; allowed: {', '.join(presets)}; choose one of these")
+    return presets[preset]
+
+
+def typed(node: str, **numbers: float) -> dict[str, float]:
+    """The numbers that a user typed, without those left to the preset.
+
+    Raises:
+        ValueError: if one is below 0 and not -1.
+    """
+    for name, value in numbers.items():
+        if not value >= 0 and value != AS_PRESET:
+            raise ValueError(
+                f"{node}, {name}: it is {value:g}; allowed: 0 and above, or -1 for what the preset says; change it"
+            )
+    return {name: value for name, value in numbers.items() if value != AS_PRESET}
+
+
+def said_by(preset: str, names: Sequence[str], own: Mapping[str, Any]) -> str:
+    """The end of a message on settings that do not fit together: which of them are not the user's."""
+    left = [name for name in names if name not in own]
+    return f"; the preset {preset!r} says: {', '.join(left)}" if left and own else ""
