@@ -6,6 +6,7 @@ Like ``host``, it may touch the host's internals. Everything of the host is impo
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -65,9 +66,38 @@ class PlainModel:
 
         return calculate_sigmas(self._sampling, "simple", steps).float().cpu()
 
+    def digest(self) -> str:
+        """A digest of the weights: a few values of every tensor, so that a large model takes no time."""
+        return _digest(self._base)
+
     def latents(self, samples: torch.Tensor) -> torch.Tensor:
         """LATENT samples in the model's own scale, on its device."""
         return self._base.process_latent_in(samples).to(self.device, torch.float32)
+
+
+def _digest(base: Any) -> str:
+    found = hashlib.sha256()
+    for key, value in sorted(base.diffusion_model.state_dict().items()):
+        flat = value.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+        found.update(f"{key}{tuple(value.shape)}".encode() + some.numpy().tobytes())
+    return found.hexdigest()
+
+
+def weights_digest(model: Any) -> str:
+    """Digest of a MODEL's weights with its patches (LoRAs) applied, as a weights card holds it."""
+    return plain_model(model).digest()
+
+
+def encoded(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Pictures ``[B, H, W, 3]`` in 0..1 as LATENT samples."""
+    with torch.inference_mode():
+        return vae.encode(pixels)
+
+
+def compression(vae: Any) -> int:
+    """Pixels per latent place and side."""
+    return int(vae.spacial_compression_encode())
 
 
 def plain_model(model: Any) -> PlainModel:

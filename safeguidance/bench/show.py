@@ -40,7 +40,11 @@ def grid(report: Report, methods: Sequence[str], per_group: int = 3) -> Image.Im
     sheet = Image.new("RGB", (width, 30 + len(lines) * (size + _MARGIN)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for column, method in enumerate(methods):
-        draw.text((_TEXT + column * (size + _MARGIN), 8), method, "black", font)
+        left = _TEXT + column * (size + _MARGIN)
+        px = 14
+        while px > 6 and draw.textlength(method, ImageFont.load_default(px)) > size:
+            px -= 1
+        draw.text((left, 8), method, "black", ImageFont.load_default(px))
     for line, (group, index) in enumerate(lines):
         top = 30 + line * (size + _MARGIN)
         words = f"{group}: {report.captions[group][index].text}"

@@ -20,6 +20,7 @@ from typing import Any
 from . import boot as booting
 from . import execute, workflow
 from .author import to_ui
+from .blueprint import to_blueprint
 from .definitions import ConvertError
 from .hosts import PACK_ROOT
 
@@ -209,8 +210,12 @@ def convert(spec: Mapping[str, Any], base: Path) -> int:
 
 
 def write_workflows(spec: Mapping[str, Any], base: Path) -> int:
-    """Convert several API graphs into workflows of the editor, with one start of the host. Return the exit code."""
+    """Convert API graphs into workflows of the editor and into blueprints of subgraphs. Return the exit code."""
     host = start_host(spec, base)
+    versions = {"core_version": host.version, "pack_version": pack_version(Path(spec["pack"]))}
+    for graph in map(Path, spec["blueprints"]):
+        made = to_blueprint(workflow.load(graph), booting.object_info(), **versions)
+        _save(made, Path(spec["subgraphs"]) / graph.name)
     for graph in map(Path, spec["graphs"]):
         _save(_for_editor(workflow.load(graph), host, spec), Path(spec["out"]) / graph.name)
     return OK
@@ -281,7 +286,30 @@ def locale_texts(spec: Mapping[str, Any], base: Path) -> int:
     return locales.run(booting.object_info(host.pack_nodes), bool(spec.get("write")), say)
 
 
+def training(spec: Mapping[str, Any], base: Path) -> int:
+    """Train an HGR, or score a prompt file with one, inside the host. Return the exit code."""
+    from . import training as doors
+
+    door = {"train-hgr": doors.train_hgr, "score": doors.score}[spec["command"]]
+    try:
+        return door(spec, lambda: start_host(spec, base))
+    except doors.Refused as error:
+        say(f"ERROR {error}")
+        return INVALID
+
+
+def train_cost(spec: Mapping[str, Any], base: Path) -> int:
+    """Run the cost measurement of HGR training inside the host. Return the exit code."""
+    from . import train_cost as costing
+
+    start_host(spec, base)
+    return costing.run(spec)
+
+
 COMMANDS = {
+    "train-cost": train_cost,
+    "train-hgr": training,
+    "score": training,
     "locales": locale_texts,
     "thumbnails": thumbnails,
     "workflows": write_workflows,

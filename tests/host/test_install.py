@@ -59,6 +59,17 @@ def serve(host, base, *, load=True):
     return ComfyServer(make_host(host.path), pack=None, base_dir=base, arguments=arguments)
 
 
+def served_blueprints(server, info):
+    """Return the names of the pack's blueprints that the host offers, after a look into each."""
+    names = set()
+    for key, entry in server.get("/global_subgraphs").items():
+        if entry["info"]["node_pack"] == f"custom_nodes.{FOLDER}":
+            (inside,) = json.loads(server.get(f"/global_subgraphs/{key}")["data"])["definitions"]["subgraphs"]
+            assert {node["type"] for node in inside["nodes"]} <= set(info), entry["name"]
+            names.add(entry["name"])
+    return names
+
+
 def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, installed):
     base, folder = installed
     shipped = files_below(folder)
@@ -75,6 +86,7 @@ def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, in
             assert {node["type"] for node in flow["nodes"]} - {"MarkdownNote"} <= set(info), name
         texts = server.get("/i18n")["en"]["nodeDefs"]
         assert set(texts) == ours
+        assert served_blueprints(server, info) == {path.stem for path in folder.glob("subgraphs/*.json")}
         for name in ours:
             assert server.get(f"/extensions/{FOLDER}/docs/{name}.md").startswith(b"# ")
         graph = to_api(server.get(f"/api/workflow_templates/{FOLDER}/start_here.json"), info)
@@ -95,6 +107,7 @@ def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, in
         assert not any(name.startswith("SafeGuidance_") for name in server.object_info())
         assert FOLDER not in server.get("/workflow_templates")
         assert "SafeGuidance" not in str(server.get("/i18n"))
+        assert FOLDER not in str(server.get("/global_subgraphs"))
 
 
 def test_importing_it_loads_nothing_heavy(host, installed, tmp_path):
