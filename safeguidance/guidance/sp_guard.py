@@ -102,8 +102,8 @@ SP_GUARD_PRESETS: dict[str, SPGuardConfig] = {
     "strict": SPGuardConfig(lambda_max=6.0, gate=GateConfig(threshold=0.2)),
 }
 """From least to most removed: the smallest, the published and the largest strength of the published sweep. Thresholds
-are ours, chosen on the testbed. ``strict`` ends where the others do: to the last step it removed no more there, and lost
-more of the picture."""
+are ours, chosen on the testbed. ``strict`` ends where the others do: to the last step it removed no more there, and
+lost more of the picture."""
 
 
 def needs(coming: Coming, config: SPGuardConfig, memory: Memory[Probe] | None = None) -> torch.Tensor:
