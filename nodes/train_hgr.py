@@ -165,6 +165,7 @@ class TrainHGR(io.ComfyNode):
                 io.String.Input(
                     "licence",
                     default="not stated",
+                    optional=True,
                     advanced=True,
                     tooltip="Licence of the weights, kept in the file's card, such as CC-BY-4.0. It has no low or "
                     "high; mind the licences of your model and data.",
