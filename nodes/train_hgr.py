@@ -187,6 +187,12 @@ class TrainHGR(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, dataset: str | None = None, **_: Any) -> str:
+        """Changes when the prompt file does, so that the run is not taken from the cache then."""
+        path = None if dataset is None else host.input_file(dataset)
+        return f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}" if path and path.is_file() else "missing"
+
+    @classmethod
     def execute(
         cls,
         model: Any,
