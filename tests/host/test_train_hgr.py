@@ -243,13 +243,17 @@ def _loaded(build):
         return build()
 
 
-def _sd15():
+def _sd15(dtype=None):
     from tests.harness.cost import build_model
 
-    model = build_model("small")
+    model = build_model("small", dtype)
     for tensor in model.model.parameters():
         tensor.data = tensor.data.clone()
     return model, 768, 0, (4, 8, 8)
+
+
+def _sd15_bf16():
+    return _sd15(torch.bfloat16)
 
 
 def _sd3():
@@ -281,7 +285,7 @@ def test_gradients_reach_the_text_with_and_without_saving_memory(build):
             assert torch.allclose(plain, saved, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("build", [_sd15, _sd3], ids=["sd15", "sd3"])
+@pytest.mark.parametrize("build", [_sd15, _sd15_bf16, _sd3], ids=["sd15", "sd15 bfloat16", "sd3"])
 def test_a_redirector_is_trained_on_a_random_model(build, tmp_path):
     core, host_model = part("safeguidance.hgr.prompt_task"), part("nodes.host_model")
     data_part, redirection = part("safeguidance.hgr.data"), part("safeguidance.redirector")
