@@ -133,7 +133,7 @@ def frozen_copy(model: Any, save_memory: bool) -> PlainModel:
             _replace(base.diffusion_model, name, tensor)
     base.diffusion_model.requires_grad_(False).eval().to(model.load_device)
     if save_memory:
-        _checkpoint_blocks(base.diffusion_model)
+        for_blocks(base.diffusion_model, _recomputed)
     return PlainModel(model, base)
 
 
@@ -146,13 +146,13 @@ def _replace(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
         module._buffers[last] = tensor.clone()
 
 
-def _checkpoint_blocks(network: nn.Module) -> None:
-    """Wrap every block (a module with modules inside, not a mere list of them) in activation checkpointing."""
+def for_blocks(network: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Wrap the forward function of every block: a module with modules inside, not a mere list of them."""
     for child in network.children():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
-            _checkpoint_blocks(child)
+            for_blocks(child, wrap)
         elif any(True for _ in child.children()):
-            child.forward = _recomputed(child.forward)  # type: ignore[method-assign]
+            child.forward = wrap(child.forward)  # type: ignore[method-assign]
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
