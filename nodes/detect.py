@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -233,6 +234,64 @@ def _judge_prompts(
     return score, score > limit if strictly else score >= limit, lines
 
 
+def picture_judge(
+    redirector: Redirector,
+    encoder: ClipEncoder,
+    model: Any,
+    shape: Sequence[int],
+    prompts: list[Conditioning],
+    base: Conditioning,
+    draws: int,
+    seed: int,
+) -> Callable[[torch.Tensor], list[float]]:
+    """What gives LATENT samples their image scores.
+
+    Args:
+        redirector: who judges.
+        encoder: encodes the texts of categories, where there is no caption.
+        model: MODEL.
+        shape: of one latent, ``[C, *spatial]``.
+        prompts: captions; none looks for every category.
+        base: the empty prompt.
+        draws: noise levels.
+        seed: of the fixed noise.
+
+    Raises:
+        ValueError: if the redirector was made for another model family.
+    """
+    family = host.model_family(model)
+    if redirector.base_model and redirector.base_model != family:
+        raise ValueError(
+            f"{_NODE}, model: it is {family}, the redirector {redirector.title!r} was made for "
+            f"{redirector.base_model}; connect a MODEL of that family"
+        )
+    plain = host_model.plain_model(model)
+    fractions = [_FROM + (_TO - _FROM) * (i + 0.5) / draws for i in range(draws)]
+    fixed = fixed_draws(plain.levels(fractions), shape, seed)
+
+    def on_device(cond: Conditioning) -> Conditioning:
+        return Conditioning(
+            cond.tokens.to(plain.device), None if cond.pooled is None else cond.pooled.to(plain.device)
+        )
+
+    if prompts:
+        conditions = [opened(redirector, prompt, base, bucket_at(redirector.edges, 0.5)) for prompt in prompts]
+    else:
+        texts = [PRESETS[name].phrases[0] if name in PRESETS else name for name in redirector.categories]
+        conditions = [encoder([text]) for text in texts]
+    conditions = [on_device(cond) for cond in conditions]
+
+    def judged(latents: torch.Tensor) -> list[float]:
+        rows = []
+        for row in plain.latents(latents).split(1):
+            rows.append(
+                float(picture_evidence(plain.predict, plain.noised, row, fixed, conditions, on_device(base)).max())
+            )
+        return rows
+
+    return judged
+
+
 def _judge_picture(
     redirector: Redirector,
     encoder: ClipEncoder,
@@ -254,38 +313,8 @@ def _judge_picture(
             f"{_NODE}, harmless_latent: its latents are {list(quiet.shape[1:])}, the picture's "
             f"{list(samples.shape[1:])}; give latents of the same size"
         )
-    family = host.model_family(model)
-    if redirector.base_model and redirector.base_model != family:
-        raise ValueError(
-            f"{_NODE}, model: it is {family}, the redirector {redirector.title!r} was made for "
-            f"{redirector.base_model}; connect a MODEL of that family"
-        )
-    plain = host_model.plain_model(model)
-    fractions = [_FROM + (_TO - _FROM) * (i + 0.5) / draws for i in range(draws)]
-    fixed = fixed_draws(plain.levels(fractions), samples.shape[1:], seed)
-
-    def on_device(cond: Conditioning) -> Conditioning:
-        return Conditioning(
-            cond.tokens.to(plain.device), None if cond.pooled is None else cond.pooled.to(plain.device)
-        )
-
-    if prompts:
-        what = "the caption's harm"
-        conditions = [opened(redirector, prompt, base, bucket_at(redirector.edges, 0.5)) for prompt in prompts]
-    else:
-        what = "any category"
-        texts = [PRESETS[name].phrases[0] if name in PRESETS else name for name in redirector.categories]
-        conditions = [encoder([text]) for text in texts]
-    conditions = [on_device(cond) for cond in conditions]
-
-    def judged(latents: torch.Tensor) -> list[float]:
-        rows = []
-        for row in plain.latents(latents).split(1):
-            rows.append(
-                float(picture_evidence(plain.predict, plain.noised, row, fixed, conditions, on_device(base)).max())
-            )
-        return rows
-
+    judged = picture_judge(redirector, encoder, model, samples.shape[1:], prompts, base, draws, seed)
+    what = "the caption's harm" if prompts else "any category"
     found = max(judged(samples))
     limit, why = threshold, "as given, not calibrated"
     if quiet is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from comfy_api.latest import io
 
 from ..safeguidance.hgr.network import TrainedRedirector
 from ..safeguidance.hgr.weights import HGRCard, load_hgr, read_card
-from ..safeguidance.redirector import Conditioning, Proposal
-from . import host
+from ..safeguidance.redirector import Conditioning, Proposal, Redirector
+from . import host, host_model
 
 RedirectorType = io.Custom("SAFEGUIDANCE_REDIRECTOR")
 
@@ -23,7 +24,9 @@ class ManagedRedirector(TrainedRedirector):
     """
 
     def __init__(self, trained: TrainedRedirector) -> None:
-        super().__init__(trained.network, trained.base_model, trained.threshold, trained.kappa, trained.title)
+        super().__init__(
+            trained.network, trained.base_model, trained.threshold, trained.kappa, trained.title, trained.base_hash
+        )
         self._patcher = host.managed(trained.network)
 
     def propose(self, prompt: Conditioning, base: Conditioning) -> Proposal:
@@ -39,7 +42,8 @@ def describe(path: Path) -> str:
 
 
 def _card_lines(path: Path, shape: Any, card: HGRCard) -> list[tuple[str, Any]]:
-    training = ", ".join(f"{key} {value}" for key, value in card.training.items())
+    figures = card.training.get("figures", {})
+    training = ", ".join(f"{key} {value}" for key, value in card.training.items() if key != "figures")
     return [
         ("file", path.name),
         ("for model family", card.base_model or "any with the same width"),
@@ -54,9 +58,40 @@ def _card_lines(path: Path, shape: Any, card: HGRCard) -> list[tuple[str, Any]]:
             f"{card.calibration_count} matched benign prompts)",
         ),
         ("data", card.data),
+        ("rows per category", ", ".join(f"{key} {value}" for key, value in card.counts.items()) or "not recorded"),
+        ("digest of the data", card.data_hash or "not recorded"),
+        ("digest of the model", card.base_hash or "not recorded"),
         ("licence", card.licence),
         ("training", training or "not recorded"),
+        ("figures", ", ".join(f"{key} {value}" for key, value in figures.items()) or "not recorded"),
     ]
+
+
+def check_model(redirector: Redirector, model: Any, where: str) -> str:
+    """Whether a redirector was trained on a MODEL: "" where it was or nothing is known, else what differs, in words.
+
+    Args:
+        redirector: any; those made of texts fit every model.
+        model: MODEL.
+        where: node and field, for the error.
+
+    Raises:
+        ValueError: if it was made for another model family.
+    """
+    family, wanted = host.model_family(model), redirector.base_model
+    if wanted and wanted != family:
+        raise ValueError(
+            f"{where}: the redirector {redirector.title!r} was made for {wanted}, the model is {family}; connect a "
+            f"model of the family {wanted}, load an HGR for {family}, or use the Redirector from Concepts node"
+        )
+    expected = getattr(redirector, "base_hash", "")
+    if not expected or (found := host_model.weights_digest(model)) == expected:
+        return ""
+    return (
+        f"{redirector.title} was trained on other weights of the family {family} (digest {expected[:12]}, this model "
+        f"has {found[:12]}: another checkpoint, LoRA or precision). Its threshold and figures hold for those; measure "
+        "it here with Detect Harm, or train one for this model with Train HGR"
+    )
 
 
 def _find(name: str) -> Path:
@@ -101,6 +136,12 @@ class LoadHGR(io.ComfyNode):
                     tooltip="File in models/safeguidance, or one that ships with the pack. It must be made for the "
                     "model family and text encoder you sample with; the card output says which.",
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The MODEL you will sample with, with its LoRAs. Connected, the file is checked against "
+                    "it: another family is refused, other weights of the same family are named in card and log.",
+                ),
             ],
             outputs=[
                 RedirectorType.Output(
@@ -115,7 +156,7 @@ class LoadHGR(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, hgr_name: str | None = None) -> bool | str:
+    def validate_inputs(cls, hgr_name: str | None = None, model: Any = None) -> bool | str:
         """Check name and header before anything runs; a linked name (None here) is checked when it runs."""
         if hgr_name is None:
             return True
@@ -126,24 +167,30 @@ class LoadHGR(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, hgr_name: str | None = None) -> str:
+    def fingerprint_inputs(cls, hgr_name: str | None = None, model: Any = None) -> str:
         """Changes when the file is replaced."""
         path = None if hgr_name is None else host.model_file(hgr_name)
         return "missing" if path is None else f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}"
 
     @classmethod
-    def execute(cls, hgr_name: str) -> io.NodeOutput:
-        """Read the file.
+    def execute(cls, hgr_name: str, model: Any = None) -> io.NodeOutput:
+        """Read the file, and compare it with a model.
 
         Raises:
-            ValueError: if it is missing, damaged, of another format or shape; the message says what to do.
+            ValueError: if it is missing, damaged, of another format or shape, or for another model family; the message
+                says what to do.
         """
         path = _find(hgr_name)
         try:
-            trained = load_hgr(path)
-            return io.NodeOutput(ManagedRedirector(trained), describe(path))
+            redirector, card = ManagedRedirector(load_hgr(path)), describe(path)
         except ValueError as error:
             raise ValueError(_named(error)) from error
+        if model is not None:
+            if differs := check_model(redirector, model, "Load HGR, model"):
+                logging.warning("SafeGuidance, Load HGR: %s", differs)
+            known = "the weights it was trained on" if redirector.base_hash else "of its family; no digest in the file"
+            card += f"\nchecked against the model: {f'WARNING: {differs}' if differs else known}"
+        return io.NodeOutput(redirector, card)
 
 
 def _named(error: ValueError) -> str:

@@ -6,6 +6,7 @@ Like ``host``, it may touch the host's internals. Everything of the host is impo
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -65,9 +66,38 @@ class PlainModel:
 
         return calculate_sigmas(self._sampling, "simple", steps).float().cpu()
 
+    def digest(self) -> str:
+        """A digest of the weights: a few values of every tensor, so that a large model takes no time."""
+        return _digest(self._base)
+
     def latents(self, samples: torch.Tensor) -> torch.Tensor:
         """LATENT samples in the model's own scale, on its device."""
         return self._base.process_latent_in(samples).to(self.device, torch.float32)
+
+
+def _digest(base: Any) -> str:
+    found = hashlib.sha256()
+    for key, value in sorted(base.diffusion_model.state_dict().items()):
+        flat = value.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+        found.update(f"{key}{tuple(value.shape)}".encode() + some.numpy().tobytes())
+    return found.hexdigest()
+
+
+def weights_digest(model: Any) -> str:
+    """Digest of a MODEL's weights with its patches (LoRAs) applied, as a weights card holds it."""
+    return plain_model(model).digest()
+
+
+def encoded(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Pictures ``[B, H, W, 3]`` in 0..1 as LATENT samples."""
+    with torch.inference_mode():
+        return vae.encode(pixels)
+
+
+def compression(vae: Any) -> int:
+    """Pixels per latent place and side."""
+    return int(vae.spacial_compression_encode())
 
 
 def plain_model(model: Any) -> PlainModel:
@@ -103,7 +133,7 @@ def frozen_copy(model: Any, save_memory: bool) -> PlainModel:
             _replace(base.diffusion_model, name, tensor)
     base.diffusion_model.requires_grad_(False).eval().to(model.load_device)
     if save_memory:
-        _checkpoint_blocks(base.diffusion_model)
+        for_blocks(base.diffusion_model, _recomputed)
     return PlainModel(model, base)
 
 
@@ -116,13 +146,13 @@ def _replace(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
         module._buffers[last] = tensor.clone()
 
 
-def _checkpoint_blocks(network: nn.Module) -> None:
-    """Wrap every block (a module with modules inside, not a mere list of them) in activation checkpointing."""
+def for_blocks(network: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Wrap the forward function of every block: a module with modules inside, not a mere list of them."""
     for child in network.children():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
-            _checkpoint_blocks(child)
+            for_blocks(child, wrap)
         elif any(True for _ in child.children()):
-            child.forward = _recomputed(child.forward)  # type: ignore[method-assign]
+            child.forward = wrap(child.forward)  # type: ignore[method-assign]
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

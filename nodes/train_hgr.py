@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import closing
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +9,12 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..safeguidance.hgr.config import HGRTrainConfig
-from ..safeguidance.hgr.data import PromptData, read_prompts
-from ..safeguidance.hgr.loop import train_hgr
+from ..safeguidance.hgr.data import read_prompts
 from ..safeguidance.hgr.losses import draw_losses
-from ..safeguidance.hgr.network import HGR, HGRConfig
-from ..safeguidance.hgr.prompt_task import PromptTask, Texts, calibrated_threshold
-from ..safeguidance.hgr.weights import HGRCard, load_hgr, save_hgr
-from ..safeguidance.redirector import Conditioning
+from ..safeguidance.hgr.weights import load_hgr
 from . import host, host_model
-from .concepts import ClipEncoder
 from .hgr import ManagedRedirector, RedirectorType, describe
+from .train_run import History, RunSettings, Training, readable
 
 _NODE = "Train HGR"
 _NAME = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_."
@@ -57,9 +49,9 @@ class TrainHGR(io.ComfyNode):
                 io.String.Input(
                     "dataset",
                     default="prompts.csv",
-                    tooltip="Prompt file, .csv or .jsonl, columns prompt, safe_prompt, category and split; a full path "
-                    "or a name in the input folder. `python -m safeguidance data make` writes one, `data check` "
-                    "judges one.",
+                    tooltip="Prompt file, .csv or .jsonl, columns prompt, safe_prompt, category, split and image; a "
+                    "full path or a name in the input folder. `python -m safeguidance data make` writes one, "
+                    "`data check` judges one.",
                 ),
                 io.String.Input(
                     "name",
@@ -170,6 +162,20 @@ class TrainHGR(io.ComfyNode):
                     max=0xFFFFFFFF,
                     tooltip="Of everything; on a CPU the same seed gives the same weights. It has no low or high.",
                 ),
+                io.String.Input(
+                    "licence",
+                    default="not stated",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Licence of the weights, kept in the file's card, such as CC-BY-4.0. It has no low or "
+                    "high; mind the licences of your model and data.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="VAE of the model. Encodes the pictures that rows of the prompt file name in a column "
+                    "image; they are noised for a part of the states, see rollout_share. Without it they are not used.",
+                ),
             ],
             outputs=[
                 RedirectorType.Output(
@@ -179,6 +185,12 @@ class TrainHGR(io.ComfyNode):
                 io.Image.Output("losses", display_name="losses", tooltip="Losses over the steps, as a picture."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, dataset: str | None = None, **_: Any) -> str:
+        """Changes when the prompt file does, so that the run is not taken from the cache then."""
+        path = None if dataset is None else host.input_file(dataset)
+        return f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}" if path and path.is_file() else "missing"
 
     @classmethod
     def execute(
@@ -200,6 +212,8 @@ class TrainHGR(io.ComfyNode):
         patience: int = 0,
         checkpoint_every: int = 100,
         save_memory: bool = True,
+        licence: str = "not stated",
+        vae: Any = None,
     ) -> io.NodeOutput:
         """Train, calibrate, save.
 
@@ -213,87 +227,26 @@ class TrainHGR(io.ComfyNode):
         if clip is None:
             raise ValueError(f"{_NODE}, clip: the input is empty; connect the model's text encoder")
         try:
-            data = read_prompts(host.input_file(dataset))
-            if all(row.split == "train" for row in data.examples):
-                raise ValueError(f"{data.path} has no held-out rows; the threshold is set on them; mark some")
+            data = readable(read_prompts(host.input_file(dataset)))
+            trained = Training(model, clip, data, host.latent_for(model, latent), vae)
         except ValueError as error:
             raise ValueError(f"{_NODE}, dataset: {error}") from error
-        samples = host.latent_for(model, latent)
-        pictures = bool(samples.any())
         config = HGRTrainConfig(
             steps=steps, batch=batch, text_batch=batch, rate=rate, scale=cfg, rollout_scale=rollout_cfg,
-            rollout_share=rollout_share if pictures else 1.0, seed=seed, patience=patience,
+            rollout_share=rollout_share if trained.pictures else 1.0, seed=seed, patience=patience,
         )
-        with host_model.training_mode():
-            given = samples.clone() if pictures else samples[:0].clone()
-            trained = _Training(model, clip, data, given, samples.shape[1:])
-            path, history = trained.run(config, name, width, layers, checkpoint_every, save_memory)
+        path = host.new_model_file(f"{name}.safetensors")
+        said = licence.strip() or "not stated"
+        settings = RunSettings(host.output_folder(name), path, width, layers, checkpoint_every, save_memory, said)
+        shown = host_model.progress(steps)
+
+        def show(step: int, history: History) -> None:
+            shown(step, draw_losses(history, steps) if step % 25 == 0 else None)
+
+        history = trained.run(config, settings, show)
         picture = torch.from_numpy(np.asarray(draw_losses(history, steps), dtype=np.float32) / 255)[None]
         redirector = ManagedRedirector(load_hgr(path))
         return io.NodeOutput(redirector, describe(path), picture, ui=ui.PreviewImage(picture, cls=cls))
-
-
-class _Training:
-    def __init__(self, model: Any, clip: Any, data: PromptData, samples: torch.Tensor, shape: Any) -> None:
-        self.model, self.data, self.samples, self.shape = model, data, samples, tuple(shape)
-        encoder = ClipEncoder(clip)
-
-        def encode(text: str) -> Conditioning:
-            with torch.no_grad():
-                return encoder([text])
-
-        texts = [text for e in data.examples for text in (e.prompt, e.safe)]
-        self.texts = Texts(encode, texts, model.load_device, host_model.progress(len(set(texts)) + 1))
-
-    def run(
-        self, config: HGRTrainConfig, name: str, width: int, layers: int, every: int, save_memory: bool
-    ) -> tuple[Path, list[dict[str, float]]]:
-        data, texts = self.data, self.texts
-        inner = width or max(64, min(1024, texts.width) // 64 * 64)
-        heads, pooled = max(1, inner // 64), texts.pooled_width
-        shape = HGRConfig(texts.width, data.categories, inner, layers, heads, texts.chunk, pooled_width=pooled)
-        frozen = host_model.frozen_copy(self.model, save_memory)
-        base_hash = _digest(frozen.base)
-        task = PromptTask(
-            data, texts, frozen.predict, frozen.noised, frozen.schedule(20), self.shape,
-            frozen.latents(self.samples) if len(self.samples) else None, config.seed,
-        )
-        torch.manual_seed(config.seed)
-        network = HGR(shape).to(frozen.device)
-        folder = host.output_folder(name)
-        history: list[dict[str, float]] = []
-        shown = host_model.progress(config.steps)
-        losses = train_hgr(
-            network, task, config, folder, lambda _, values: history.append(values), every, show=False
-        )
-        # closing leaves a checkpoint of the step an interrupt came at
-        with closing(losses) as running:  # type: ignore[type-var]
-            for step in running:
-                shown(step, _preview(history, config.steps) if step % 25 == 0 else None)
-        level, stated, count = calibrated_threshold(network, data, texts, 0.01)
-        card = HGRCard(
-            base_model=host.model_family(self.model), target="A", kappa=config.kappa, threshold=level,
-            false_positive_rate=stated, calibration_count=count, data=data.path.name, licence="not stated",
-            training={**asdict(config), "latent": list(self.shape), "command": _NODE},
-            base_hash=base_hash, data_hash=data.digest, counts=data.counts(),
-        )
-        path = host.new_model_file(f"{name}.safetensors")
-        save_hgr(path, network.cpu(), card)
-        return path, history
-
-
-def _preview(history: list[dict[str, float]], steps: int) -> Any:
-    return draw_losses(history, steps) if history else None
-
-
-def _digest(base: Any) -> str:
-    """A digest of a model's weights: a few values of every tensor, so that a large model takes no time."""
-    found = hashlib.sha256()
-    for key, value in sorted(base.diffusion_model.state_dict().items()):
-        flat = value.detach().flatten()
-        some = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
-        found.update(f"{key}{tuple(value.shape)}".encode() + some.numpy().tobytes())
-    return found.hexdigest()
 
 
 NODES: list[type[io.ComfyNode]] = [TrainHGR]

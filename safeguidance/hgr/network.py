@@ -147,12 +147,19 @@ class TrainedRedirector:
         threshold: calibrated gate threshold, 0..1.
         kappa: harm weight of its training target.
         title: what reports call it.
+        base_hash: digest of the weights it was trained on, "" where none was taken.
     """
 
     def __init__(
-        self, network: HGR, base_model: str, threshold: float, kappa: float | None, title: str = "HGR"
+        self,
+        network: HGR,
+        base_model: str,
+        threshold: float,
+        kappa: float | None,
+        title: str = "HGR",
+        base_hash: str = "",
     ) -> None:
-        self.network = network
+        self.network, self.base_hash = network, base_hash
         self.title = title
         self.categories = network.config.categories
         self.width = network.config.context_width

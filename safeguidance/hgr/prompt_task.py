@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch
 from ..redirector import Conditioning, align
 from .data import PromptData
 from .network import HGR
-from .roc import threshold
+from .roc import auc, threshold
 from .states import Row
 
 Predict = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
@@ -85,6 +86,7 @@ class PromptTask:
         pictures: latents in the model's scale, ``[N, C, *spatial]``, that any row may be noised from; None where
             there are none.
         seed: of the rows.
+        own: prompt -> places of its own pictures among them; such a row is noised from those alone.
 
     Raises:
         ValueError: if the training split has no harmful rows.
@@ -100,6 +102,7 @@ class PromptTask:
         shape: Sequence[int],
         pictures: torch.Tensor | None = None,
         seed: int = 0,
+        own: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         rows = data.rows("train")
         self._kinds = [[r for r in rows if r.category >= 0], [r for r in rows if r.category < 0]]
@@ -107,6 +110,7 @@ class PromptTask:
             raise ValueError(f"{data.path} has no harmful rows in its training split; there is nothing to learn")
         self._texts, self.predict, self.noised = texts, predict, noised
         self.schedule, self._shape, self._pictures, self._seed = schedule, tuple(shape), pictures, seed
+        self._own = dict(own or {})
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Token states of prompts of the file."""
@@ -122,15 +126,48 @@ class PromptTask:
         return picked
 
     def pictures(self, step: int, rows: Sequence[Row]) -> torch.Tensor | None:
-        """Given latents, drawn by the step."""
+        """Given latents, drawn by the step: a row's own where it has some, else any."""
         if self._pictures is None:
             return None
         rng = np.random.default_rng((self._seed, step + 2_000_000_000))
-        return self._pictures[torch.from_numpy(rng.integers(len(self._pictures), size=len(rows)))]
+        drawn = rng.integers(len(self._pictures), size=len(rows)).tolist()
+        for index, row in enumerate(rows):
+            if places := self._own.get(row.prompt):
+                drawn[index] = places[drawn[index] % len(places)]
+        return self._pictures[drawn].to(self._texts.device)
 
     def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Unit noise of latent shape."""
         return torch.randn((count, *self._shape), generator=generator)
+
+
+def _logits(network: HGR, texts: Texts, prompts: Sequence[str]) -> list[float]:
+    parts = [network.logits(texts(prompts[i : i + 64]).tokens).amax(1) for i in range(0, len(prompts), 64)]
+    return torch.cat(parts).tolist()
+
+
+def _held_out(data: PromptData) -> tuple[list[str], list[str]]:
+    """Harmful and harmless prompts of the held-out split."""
+    held = data.rows("held-out")
+    return [r.prompt for r in held if r.category >= 0], [r.prompt for r in held if r.category < 0]
+
+
+@torch.no_grad()
+def held_out_figures(network: HGR, data: PromptData, texts: Texts, level: float) -> dict[str, Any]:
+    """What the gate says about the held-out split at a threshold, for the card.
+
+    The harmless prompts are those that the threshold was set on; the harmful ones had a part in it too.
+    """
+    harmful, harmless = _held_out(data)
+    limit = float(torch.tensor(level, dtype=torch.float64).logit())
+    high, low = (_logits(network, texts, prompts) if prompts else [] for prompts in (harmful, harmless))
+    figures: dict[str, Any] = {
+        "held-out harmful found": f"{sum(v >= limit for v in high)} of {len(high)}",
+        "held-out harmless flagged": f"{sum(v >= limit for v in low)} of {len(low)}",
+    }
+    if high and low:
+        figures["held-out AUC"] = round(auc(high, low), 4)
+    return figures
 
 
 @torch.no_grad()
@@ -147,25 +184,19 @@ def calibrated_threshold(network: HGR, data: PromptData, texts: Texts, rate: flo
     Raises:
         ValueError: if the split has no harmless prompts.
     """
-    held = data.rows("held-out")
-    harmless = [row.prompt for row in held if row.category < 0]
-    harmful = [row.prompt for row in held if row.category >= 0]
+    harmful, harmless = _held_out(data)
     if not harmless:
         raise ValueError(
             f"{data.path} has no held-out rows, so no threshold can be set; mark some rows with split held-out, or "
             "make the file with `python -m safeguidance data make`"
         )
 
-    def logits(prompts: Sequence[str]) -> list[float]:
-        parts = [network.logits(texts(prompts[i : i + 64]).tokens).amax(1) for i in range(0, len(prompts), 64)]
-        return torch.cat(parts).tolist()
-
     enough = rate * len(harmless) >= 1
     stated = rate if enough else 1 / len(harmless)
-    limit = threshold(logits(harmless), rate if enough else 0.0)
+    limit = threshold(_logits(network, texts, harmless), rate if enough else 0.0)
     # just above the limit, since a gate acts from its threshold on
     level = limit + 1e-3
     if harmful:
-        lowest = float(np.quantile(logits(harmful), rate))
+        lowest = float(np.quantile(_logits(network, texts, harmful), rate))
         level = max(level, (limit + lowest) / 2)
     return float(torch.tensor(level).sigmoid()), stated, len(harmless)

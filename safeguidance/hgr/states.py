@@ -20,6 +20,7 @@ from ..redirector import Conditioning, align
 from .config import HGRTrainConfig
 from .network import HGR
 from .target import target
+from .team import ALONE, Team, own, share, whole
 
 MEMORY = 32
 """Sets of states that are kept for reuse."""
@@ -85,6 +86,12 @@ def first(cond: Conditioning, count: int) -> Conditioning:
     return Conditioning(cond.tokens[:count], None if cond.pooled is None else cond.pooled[:count])
 
 
+def rows_of(cond: Conditioning, places: Sequence[int]) -> Conditioning:
+    """Some rows, in the order given."""
+    chosen = list(places)
+    return Conditioning(cond.tokens[chosen], None if cond.pooled is None else cond.pooled[chosen])
+
+
 def like(base: Conditioning, prompt: Conditioning) -> Conditioning:
     """The empty prompt's conditioning, as many rows and tokens as ``prompt``."""
     return align(base, prompt.tokens.shape[1], prompt.tokens.shape[0])
@@ -122,17 +129,25 @@ class Rollouts:
 
     Args:
         task: gives noise, rows and the schedule.
-        rows: one per run.
-        x: latents ``[count, C, *spatial]``.
-        index: place of each run in the schedule, ``[count]``.
+        rows: one per run, those of all processes.
+        x: latents of this process's runs, ``[count, C, *spatial]``.
+        index: place of each run in the schedule, one per row.
+        team: the processes that share the runs.
     """
 
-    def __init__(self, task: Task[Any], rows: Sequence[Row], x: torch.Tensor, index: torch.Tensor) -> None:
-        self.task, self.rows, self.x, self.index = task, list(rows), x, index
+    def __init__(
+        self, task: Task[Any], rows: Sequence[Row], x: torch.Tensor, index: torch.Tensor, team: Team = ALONE
+    ) -> None:
+        self.task, self.rows, self.x, self.index, self.team = task, list(rows), x, index, team
 
     @classmethod
     def begin(
-        cls, task: Task[Any], rows: Sequence[Any], generator: torch.Generator, device: torch.device
+        cls,
+        task: Task[Any],
+        rows: Sequence[Any],
+        generator: torch.Generator,
+        device: torch.device,
+        team: Team = ALONE,
     ) -> Rollouts:
         """Start a run for each row, each somewhere else, so that all noise levels are seen from the first step on."""
         count, last = len(rows), len(task.schedule) - 1
@@ -140,23 +155,33 @@ class Rollouts:
         pictures = task.pictures(-1, rows)
         noise = task.noise(count, generator).to(device)
         still = torch.zeros_like(noise) if pictures is None else pictures
-        return cls(task, rows, task.noised(still, noise, task.schedule[index].to(device)), index)
+        x = task.noised(still, noise, task.schedule[index].to(device))
+        return cls(task, rows, share(x, team), index, team)
 
     def sigma(self) -> torch.Tensor:
-        """Noise level of each run, ``[count]``."""
+        """Noise level of each run, those of all processes."""
         return self.task.schedule[self.index].to(self.x.device)
 
     def advance(self, denoised: torch.Tensor, fresh: Sequence[Row], generator: torch.Generator) -> None:
-        """One Euler step with a guided prediction; finished runs start again with rows from ``fresh``."""
+        """One Euler step with a guided prediction; finished runs start again with rows from ``fresh``.
+
+        Args:
+            denoised: like ``x``, this process's runs.
+            fresh: new rows.
+            generator: of the noise they start from.
+        """
         now, then = self.sigma(), self.task.schedule[self.index + 1].to(self.x.device)
-        slope = (self.x - denoised) / per_sample(now, self.x)
-        self.x = self.x + per_sample(then - now, self.x) * slope
+        slope = (self.x - denoised) / per_sample(share(now, self.team), self.x)
+        self.x = self.x + per_sample(share(then - now, self.team), self.x) * slope
         self.index = self.index + 1
         done = torch.nonzero(then <= 0).flatten().tolist()
         if done:
             start = self.task.schedule[:1].expand(len(done)).to(self.x.device)
             noise = self.task.noise(len(done), generator).to(self.x.device)
-            self.x[done] = self.task.noised(torch.zeros_like(noise), noise, start)
+            begun = self.task.noised(torch.zeros_like(noise), noise, start)
+            for number, place in enumerate(done):
+                if place % self.team.count == self.team.rank:
+                    self.x[place // self.team.count] = begun[number]
             self.index[done] = 0
             for place, row in zip(done, fresh, strict=False):
                 self.rows[place] = row
@@ -170,12 +195,12 @@ class Batch:
     """States with what the loss needs to know about them.
 
     Args:
-        rows: one per state.
-        x: latents ``[B, C, *spatial]``.
-        sigma: noise levels ``[B]``.
-        prompt: encoded prompts.
+        rows: one per state, those of all processes.
+        x: latents ``[B, C, *spatial]`` of this process's rows.
+        sigma: noise levels, one per row.
+        prompt: encoded prompts, one per row.
         wanted: target of the prediction, like ``x``.
-        weight: weight of its error, ``[B, 1, *spatial]``.
+        weight: weight of its error, ``[B, 1, *spatial]``, like ``x``.
     """
 
     rows: list[Row]
@@ -207,26 +232,33 @@ def collect(
     empty: Conditioning,
     step: int,
     generator: torch.Generator,
+    team: Team = ALONE,
 ) -> Batch:
-    """States with their targets; rollouts move on by one step."""
+    """States with their targets; rollouts move on by one step. The model sees the rows of this process."""
     spare = pick(task.rows(step, 4 * config.batch), config, 2 * config.batch)
     used: list[Row] = list(rollouts.rows) if rollouts else []
     kept = len(used)
     fresh = spare[: config.batch - kept]
     x, sigma = _noised_pictures(task, fresh, step, generator, empty.tokens.device)
+    used += fresh
+    mine = own(len(used), team)
+    x = x[[place - kept for place in mine if place >= kept]]
     if rollouts:
         x, sigma = torch.cat([rollouts.x, x]), torch.cat([rollouts.sigma(), sigma])
-    used += fresh
-    prompt, safe = task.encode([r.prompt for r in used]), task.encode([r.safe for r in used])
-    base = like(empty, prompt)
+    level = share(sigma, team)
+    prompt = task.encode([r.prompt for r in used])
+    read, safe = rows_of(prompt, mine), task.encode([used[i].safe for i in mine])
+    base = like(empty, read)
     d_prompt, d_safe, d_base = task.predict(
-        torch.cat([x] * 3), torch.cat([sigma] * 3), joined([prompt, safe, base])
+        torch.cat([x] * 3), torch.cat([level] * 3), joined([read, safe, base])
     ).chunk(3)
     if rollouts:
-        harmful = torch.tensor([float(r.category >= 0) for r in used[:kept]])
-        delta = change(network, task.schedule, prompt.tokens[:kept], sigma[:kept])
-        d_moved = task.predict(x[:kept], sigma[:kept], moved(first(base, kept), delta, harmful))
-        rollouts.advance(cfg(d_prompt[:kept], d_moved, config.rollout_scale), spare[::-1], generator)
+        d_moved = d_base[:0]
+        if running := len(own(kept, team)):
+            harmful = torch.tensor([float(used[i].category >= 0) for i in mine[:running]])
+            delta = change(network, task.schedule, read.tokens[:running], level[:running])
+            d_moved = task.predict(x[:running], level[:running], moved(first(base, running), delta, harmful))
+        rollouts.advance(cfg(d_prompt[:running], d_moved, config.rollout_scale), spare[::-1], generator)
     weight = 1 + config.focus * _difference(d_prompt, d_safe)
     return Batch(used, x, sigma, prompt, target(d_base, d_prompt, d_safe, config.kappa), weight)
 
@@ -254,18 +286,24 @@ def _as_json(rows: Iterable[Row]) -> list[list[Any]]:
     return [[row.prompt, row.safe, row.category] for row in rows]
 
 
+_SHARED = ("x", "wanted", "weight")  # what of a set of states each process has its own rows of
+
+
 def pack(
-    rollouts: Rollouts | None, batches: Iterable[Batch], generator: torch.Generator
+    rollouts: Rollouts | None, batches: Iterable[Batch], generator: torch.Generator, team: Team = ALONE
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Everything a resumed run needs beside weights: tensors, and rows as JSON."""
+    """Everything a resumed run needs beside weights: tensors of all processes, and rows as JSON."""
     tensors = {"generator": generator.get_state()}
     notes: dict[str, Any] = {"rollouts": [], "batches": []}
     if rollouts:
-        tensors.update({"rollouts/x": rollouts.x, "rollouts/index": rollouts.index})
+        x = whole(rollouts.x, len(rollouts.rows), team)
+        tensors.update({"rollouts/x": x, "rollouts/index": rollouts.index})
         notes["rollouts"] = _as_json(rollouts.rows)
     for number, batch in enumerate(batches):
-        parts = {"x": batch.x, "sigma": batch.sigma, "tokens": batch.prompt.tokens, "wanted": batch.wanted}
-        parts["weight"] = batch.weight
+        parts = {
+            name: whole(getattr(batch, name), len(batch.rows), team) for name in _SHARED
+        }
+        parts.update({"sigma": batch.sigma, "tokens": batch.prompt.tokens})
         if batch.prompt.pooled is not None:
             parts["pooled"] = batch.prompt.pooled
         tensors.update({f"batches/{number}/{name}": value for name, value in parts.items()})
@@ -279,8 +317,10 @@ def unpack(
     notes: Mapping[str, Any],
     generator: torch.Generator,
     device: torch.device,
+    team: Team = ALONE,
 ) -> tuple[Rollouts | None, deque[Batch]]:
-    """Rollouts and kept batches as they were; also brings the generator to where it was.
+    """Rollouts and kept batches as they were, shared among any number of processes; also brings the generator to
+    where it was.
 
     Raises:
         ValueError: if the checkpoint holds no states, as those of earlier versions.
@@ -294,7 +334,8 @@ def unpack(
     rollouts = None
     if notes["rollouts"]:
         rows = [Row(*row) for row in notes["rollouts"]]
-        rollouts = Rollouts(task, rows, tensors["rollouts/x"].to(device), tensors["rollouts/index"])
+        x = share(tensors["rollouts/x"].to(device), team)
+        rollouts = Rollouts(task, rows, x, tensors["rollouts/index"], team)
     batches: deque[Batch] = deque(maxlen=MEMORY)
     for number, saved in enumerate(notes["batches"]):
         part = {
@@ -303,6 +344,7 @@ def unpack(
             if f"batches/{number}/{name}" in tensors
         }
         prompt = Conditioning(part["tokens"], part.get("pooled"))
+        part.update({name: share(part[name], team) for name in _SHARED})
         batches.append(
             Batch([Row(*row) for row in saved], part["x"], part["sigma"], prompt, part["wanted"], part["weight"])
         )

@@ -133,4 +133,4 @@ def load_hgr(path: Path, operations: Any = nn, device: torch.device | str = "cpu
         raise ValueError(f"HGR file {path} holds values that are not finite in {bad[:3]}; {_HELP}")
     network.load_state_dict(state)
     network.to(device).requires_grad_(False).eval()
-    return TrainedRedirector(network, card.base_model, card.threshold, card.kappa, f"HGR {path.stem}")
+    return TrainedRedirector(network, card.base_model, card.threshold, card.kappa, f"HGR {path.stem}", card.base_hash)

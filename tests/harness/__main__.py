@@ -10,10 +10,11 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import locales
+from . import distributed, locales
 from .hosts import HOW_TO_GET_ONE, PACK_ROOT, Host, HostError, find_hosts, require_host
 
 NO_HOST = 3
@@ -40,7 +41,15 @@ def child_environment() -> dict[str, str]:
 def run_in_host(host: Host, spec: dict[str, Any]) -> int:
     """Run one command under the host's interpreter, streaming what it prints. Return its exit code."""
     command = [str(host.python), "-m", "tests.harness.worker", json.dumps({**spec, "host": str(host.path)})]
-    child = subprocess.Popen(command, cwd=PACK_ROOT, env=child_environment())
+    environment = child_environment()
+    with ExitStack() as stack:
+        if spec["command"] in distributed.COMMANDS:
+            lent = stack.enter_context(distributed.lent_accelerate(host))
+            environment["PYTHONPATH"] += os.pathsep + lent if lent else ""
+        return _wait(subprocess.Popen(command, cwd=PACK_ROOT, env=environment))
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int:
     try:
         return child.wait()
     except KeyboardInterrupt:
@@ -134,6 +143,28 @@ def build_parser() -> argparse.ArgumentParser:
     filtering.add_argument("--repeats", type=int, default=5)
     filtering.add_argument("--out", type=absolute, help="folder for safree_cost.json and safree_cost.png")
     _add_host_options(filtering)
+
+    training = commands.add_parser("train-cost", help="measure what a step of HGR training costs")
+    training.add_argument("--size", choices=("small", "sd15"), default="small")
+    training.add_argument("--side", type=int, default=16, help="width and height of the latent")
+    training.add_argument("--batch", type=int, default=2)
+    training.add_argument("--repeats", type=int, default=3)
+    training.add_argument("--save-memory", choices=("both", "on", "off"), default="both")
+    training.add_argument("--estimate", action="store_true", help="estimate GPUs, measure nothing")
+    training.add_argument("--out", type=absolute, help="folder for train_cost.json")
+    _add_host_options(training)
+
+    for name, text in (
+        ("train-hgr", "train a redirector for a model of the host; also with accelerate launch"),
+        ("score", "score a prompt file with a redirector; also with accelerate launch"),
+    ):
+        door = commands.add_parser(name, help=text)
+        door.add_argument("config", type=absolute, help="TOML or JSON, see web/docs/guides/train_a_redirector.md")
+        door.add_argument("--out", type=absolute, help="file to write, in place of the configuration's")
+        if name == "score":
+            door.add_argument("--hgr", type=absolute, help="HGR file, in place of the configuration's")
+            door.add_argument("--split", choices=("train", "held-out"), help="default: both")
+        _add_host_options(door)
 
     strips = commands.add_parser("strips", help="make the strips of pictures on the help pages")
     strips.add_argument("--seed", type=int, default=7)
@@ -253,7 +284,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "run":
         spec["out"] = args.out or absolute(f"harness_out/{Path(args.workflow).stem}")
         (Path(spec["out"]) / "result.json").unlink(missing_ok=True)
-    return run_in_host(host, spec)
+    try:
+        return run_in_host(host, spec)
+    except HostError as error:
+        print(f"ERROR {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -286,7 +286,30 @@ def locale_texts(spec: Mapping[str, Any], base: Path) -> int:
     return locales.run(booting.object_info(host.pack_nodes), bool(spec.get("write")), say)
 
 
+def training(spec: Mapping[str, Any], base: Path) -> int:
+    """Train an HGR, or score a prompt file with one, inside the host. Return the exit code."""
+    from . import training as doors
+
+    door = {"train-hgr": doors.train_hgr, "score": doors.score}[spec["command"]]
+    try:
+        return door(spec, lambda: start_host(spec, base))
+    except doors.Refused as error:
+        say(f"ERROR {error}")
+        return INVALID
+
+
+def train_cost(spec: Mapping[str, Any], base: Path) -> int:
+    """Run the cost measurement of HGR training inside the host. Return the exit code."""
+    from . import train_cost as costing
+
+    start_host(spec, base)
+    return costing.run(spec)
+
+
 COMMANDS = {
+    "train-cost": train_cost,
+    "train-hgr": training,
+    "score": training,
     "locales": locale_texts,
     "thumbnails": thumbnails,
     "workflows": write_workflows,
