@@ -19,7 +19,7 @@ from ..safeguidance.guidance.safecfg import SafeCFGConfig
 from ..safeguidance.predictions import channel_norm
 from ..safeguidance.redirector import Conditioning, Redirected, Redirector, bucket_at, run_redirector
 from ..safeguidance.trace import RunRecord, StepRecord, Trace
-from ..safeguidance.words import in_steps, largest, progress_line
+from ..safeguidance.words import STOPPED, in_steps, largest, progress_line
 from . import host
 from .host_progress import Line
 
@@ -87,10 +87,14 @@ class SafeCFGRun:
             run.keys = self._add(guider, results)
             run.measure = self._when_to_measure(guider, sigmas) if self.measure and noise.ndim > 3 else []
         guider.model_options[KEY] = run
+        ended = ""
         try:
             return executor(*args, **kwargs)
+        except BaseException:  # also an interrupt by the user
+            ended = STOPPED
+            raise
         finally:
-            record.decision = _decision(run, results)
+            record.decision = _decision(run, results) + ended
             line.say(record.decision)
             if run.effects:
                 record.effect = torch.stack(run.effects).mean(dim=0)
