@@ -17,6 +17,7 @@ from ..safeguidance.guidance import negation, sega, sld
 from ..safeguidance.guidance.concept_step import Coming, Memory
 from ..safeguidance.guidance.sega import SEGAConfig
 from ..safeguidance.guidance.sld import SLDConfig
+from . import host_progress
 from .concept_run import Anchor, ConceptMethod, encode_texts, patched
 from .sp_guard import anchor_input, text_inputs, trace_output
 
@@ -166,6 +167,7 @@ class ConceptGuidance(io.ComfyNode):
                 io.Model.Output("model", display_name="MODEL", tooltip="The MODEL with the method, for a sampler."),
                 trace_output(),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -183,7 +185,7 @@ class ConceptGuidance(io.ComfyNode):
         except ValueError as error:
             raise ValueError(f"{NODE}, {error}; change the named field") from error
         texts = encode_texts(NODE, clip, concepts)
-        return io.NodeOutput(*patched(NODE, model, chosen, texts, anchor))
+        return io.NodeOutput(*patched(NODE, model, chosen, texts, anchor, host_progress.node_id(cls)))
 
 
 def _own_inputs() -> list[io.Input]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import mode
 from typing import Any, Literal
 
 import torch
@@ -20,8 +19,10 @@ from ..safeguidance.concepts import Concepts
 from ..safeguidance.guidance.concept_step import SAME_LEVEL, Coming, Memory, Outcome, Step, indices
 from ..safeguidance.predictions import as_prompt, cfg, channel_norm
 from ..safeguidance.trace import RunRecord, StepRecord, Trace
+from ..safeguidance.words import STOPPED, concept_decision, concept_doing, progress_line
 from . import host
 from .host_concepts import Entry, count_applying, encode, entries_of, joined, packed, predicts_negative
+from .host_progress import Line
 
 KEY = "safeguidance_concepts"
 Anchor = Literal["negative", "empty"]
@@ -73,7 +74,7 @@ class _Run:
     """What one sampling run carries along; the host drops it with the run's own options."""
 
     record: RunRecord
-    steps: int
+    line: Line
     falling: bool
     own_anchor: bool
     memory: Memory[Any] = field(default_factory=Memory)
@@ -93,12 +94,20 @@ class ConceptRun:
         trace: where to record.
         anchor: what directions start from: the guider's ``negative``, or an ``empty`` prompt of our own, which costs
             one more evaluation where concepts are evaluated and the negative says something.
+        shown_on: id of the node in the graph that shows what is done, or None.
     """
 
     def __init__(
-        self, node: str, method: ConceptMethod, texts: ConceptTexts, trace: Trace, anchor: Anchor = "negative"
+        self,
+        node: str,
+        method: ConceptMethod,
+        texts: ConceptTexts,
+        trace: Trace,
+        anchor: Anchor = "negative",
+        shown_on: str | None = None,
     ) -> None:
         self.node, self.method, self.texts, self.trace, self.anchor = node, method, texts, trace, anchor
+        self.shown_on = shown_on
 
     # ---- once per run ----
 
@@ -106,19 +115,25 @@ class ConceptRun:
         """Wrapper of a whole run."""
         guider, sigmas = executor.class_obj, args[3]
         names, threshold = self.texts.names, self.method.threshold
-        record = self.trace.begin(RunRecord(self.method.title, names, threshold=threshold))
+        levels, line = [float(sigma) for sigma in sigmas], Line(self.shown_on)
+        record = self.trace.begin(RunRecord(self.method.title, names, threshold=threshold, levels=tuple(levels)))
         if not self.method.on or not names:
             record.decision = "strength 0: plain CFG" if names else "no concept: plain CFG"
+            line.say(record.decision)
             return executor(*args, **kwargs)
         self._check(guider, kwargs.get("latent_shapes"))
-        levels = [float(sigma) for sigma in sigmas]
         falling = all(after <= before for before, after in zip(levels, levels[1:], strict=False))
-        run = _Run(record, len(levels) - 1, falling, self._add(guider))
+        run = _Run(record, line, falling, self._add(guider))
         guider.model_options[KEY] = run
+        ended = ""
         try:
             return executor(*args, **kwargs)
+        except BaseException:  # also an interrupt by the user
+            ended = STOPPED
+            raise
         finally:
-            record.decision = _decision(run, self.method)
+            record.decision = concept_decision(record, run.chosen) + ended
+            line.say(record.decision)
             moved = [step.effect for step in record.steps if step.effect is not None]
             record.effect = torch.stack(moved).mean(dim=0) if moved else None
 
@@ -194,6 +209,9 @@ class ConceptRun:
         def fold(seen: Mapping[str, Any], found: list[torch.Tensor]) -> list[torch.Tensor]:
             return self._guide(run, plan, seen, found)
 
+        if run.line.read:
+            words = concept_doing(run.record, run.chosen, bool(plan.extra), plan.reads)
+            run.line.say(progress_line(run.record, level, words))
         options = joined(options, plan.extra, fold, plan.rows)
         args, kwargs = ((options, *args[1:]), kwargs) if args else (args, {**kwargs, "model_options": options})
         return executor(x, sigma, *args, **kwargs)
@@ -218,7 +236,7 @@ class ConceptRun:
         cost = sum(count_applying(entries, coming.sigma) for entries in extra)
         # prompt and base keep the bits of plain CFG where nothing is guided; batches of another size round otherwise
         apart = reads or not bool(rows.all())
-        return _Plan(coming, neutrals, own, extra, place, cost, rows if apart else None)
+        return _Plan(coming, neutrals, own, extra, place, cost, rows if apart else None, reads)
 
     def _guide(self, run: _Run, plan: _Plan, seen: Mapping[str, Any], found: list[torch.Tensor]) -> list[torch.Tensor]:
         prompt, other = seen["conds_out"][:2]
@@ -269,6 +287,7 @@ class _Plan:
     """What an evaluation predicts beyond positive and negative, and which of these predictions is whose.
 
     ``rows`` are the samples they are made for, in a call of their own; None for all, together with the others.
+    ``reads`` says that they are only read and nothing is guided.
     """
 
     coming: Coming
@@ -278,6 +297,7 @@ class _Plan:
     place: dict[str, int]
     cost: int
     rows: torch.Tensor | None
+    reads: bool
 
 
 _ANCHOR = f"{KEY}_empty"
@@ -339,7 +359,9 @@ def encode_texts(node: str, clip: Any, concepts: Concepts, neutral: str = "") ->
     )
 
 
-def patched(node: str, model: Any, method: ConceptMethod, texts: ConceptTexts, anchor: Anchor) -> tuple[Any, Trace]:
+def patched(
+    node: str, model: Any, method: ConceptMethod, texts: ConceptTexts, anchor: Anchor, shown_on: str | None = None
+) -> tuple[Any, Trace]:
     """The MODEL with a concept guidance method around its sampling, and the trace of its runs.
 
     Raises:
@@ -350,7 +372,7 @@ def patched(node: str, model: Any, method: ConceptMethod, texts: ConceptTexts, a
     if host.is_wrapped(model, KEY):
         raise ValueError(f"{node}, model: {TWICE}")
     trace = Trace()
-    run = ConceptRun(node, method, texts, trace, anchor)
+    run = ConceptRun(node, method, texts, trace, anchor, shown_on)
     return host.wrapped(model, KEY, run.around_run, run.around_step), trace
 
 
@@ -365,26 +387,3 @@ def check_scale(node: str, scale: float) -> None:
             f"{node}, cfg: it is {scale:g}, where the prompt is not followed; allowed: above 0; use 4 to 8, or 1 for "
             "models distilled for it"
         )
-
-
-def _decision(run: _Run, method: ConceptMethod) -> str:
-    record = run.record
-    acted = sum(step.acted for step in record.steps)
-    unit = "steps" if len(record.steps) == run.steps else "calls"
-    done = f"guided in {acted} of {len(record.steps)} {unit}"
-    if run.scores is None and method.threshold is not None:
-        return "NOT JUDGED: the run or the window ended before anything was measured; plain CFG"
-    if run.scores is None:
-        return "the window or the range of the prompt was never reached: plain CFG"
-    best, name = max((s, n) for row in record.scores for s, n in zip(row, record.categories, strict=True))
-    if method.threshold is None:
-        if not acted:
-            return f"{done}: plain CFG"
-        if not run.chosen:
-            return f"{done}, away from all {len(record.categories)} concepts"
-        return f"{done}, most often away from {record.categories[mode(run.chosen)]}"
-    if acted:
-        return f"{name} {best:.2f}: {done}"
-    if best < method.threshold or best == 0:
-        return f"harmless ({best:.2f}): left untouched"
-    return f"{name} {best:.2f}: not guided, since the run or the window ended while it was measured"

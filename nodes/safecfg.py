@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..safeguidance.guidance.safecfg import SAFECFG_PRESETS, SafeCFGConfig
 from ..safeguidance.redirector import Redirector
 from ..safeguidance.trace import Trace
-from . import host
+from . import host, host_progress
 from .hgr import RedirectorType
 from .presets import AS_PRESET, BALANCED, number_input, preset_input, preset_of, said_by, typed
 from .safecfg_run import KEY, USE_ONE, SafeCFGRun, check_scale
@@ -134,7 +134,7 @@ def _config(
 
 
 def _patched(
-    node: str, model: Any, redirector: Redirector, config: SafeCFGConfig, measure: bool
+    node: str, model: Any, redirector: Redirector, config: SafeCFGConfig, measure: bool, shown_on: str | None
 ) -> tuple[Any, Trace]:
     """The MODEL with SafeCFG around its sampling, and the trace of its runs.
 
@@ -151,7 +151,7 @@ def _patched(
     if host.is_wrapped(model, KEY):
         raise ValueError(f"{node}, model: this MODEL already carries SafeCFG; {USE_ONE}")
     trace = Trace()
-    run = SafeCFGRun(node, redirector, config, trace, measure)
+    run = SafeCFGRun(node, redirector, config, trace, measure, shown_on)
     return host.wrapped(model, KEY, run.around_run, run.around_step), trace
 
 
@@ -195,6 +195,7 @@ class SafeCFGGuider(io.ComfyNode):
                 io.Guider.Output("guider", display_name="GUIDER", tooltip="For SamplerCustomAdvanced."),
                 _trace_output(),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -222,7 +223,7 @@ class SafeCFGGuider(io.ComfyNode):
         config = _config(node, preset, strength, start, end, threshold, rescale)
         if config.strength > 0:
             check_scale(node, cfg)
-        patched, trace = _patched(node, model, redirector, config, map)
+        patched, trace = _patched(node, model, redirector, config, map, host_progress.node_id(cls))
         return io.NodeOutput(host.cfg_guider(patched, positive, negative, cfg), trace)
 
 
@@ -248,6 +249,7 @@ class SafeCFGPatch(io.ComfyNode):
                 io.Model.Output("model", display_name="MODEL", tooltip="The MODEL with SafeCFG, for a sampler."),
                 _trace_output(),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -270,7 +272,7 @@ class SafeCFGPatch(io.ComfyNode):
         """
         node = "SafeCFG (Model Patch)"
         config = _config(node, preset, strength, start, end, threshold, rescale)
-        return io.NodeOutput(*_patched(node, model, redirector, config, map))
+        return io.NodeOutput(*_patched(node, model, redirector, config, map, host_progress.node_id(cls)))
 
 
 NODES: list[type[io.ComfyNode]] = [SafeCFGGuider, SafeCFGPatch]

@@ -19,7 +19,9 @@ from ..safeguidance.guidance.safecfg import SafeCFGConfig
 from ..safeguidance.predictions import channel_norm
 from ..safeguidance.redirector import Conditioning, Redirected, Redirector, bucket_at, run_redirector
 from ..safeguidance.trace import RunRecord, StepRecord, Trace
+from ..safeguidance.words import STOPPED, in_steps, largest, progress_line
 from . import host
+from .host_progress import Line
 
 KEY = "safeguidance_safecfg"
 MAP_STEPS = 4
@@ -35,7 +37,7 @@ class _Run:
 
     record: RunRecord
     keys: tuple[str, ...]
-    steps: int
+    line: Line
     measure: list[float] = field(default_factory=list)
     effects: list[torch.Tensor] = field(default_factory=list)
 
@@ -49,34 +51,51 @@ class SafeCFGRun:
         config: settings.
         trace: where to record.
         measure: also measure where the redirect acts, at the price of up to four extra evaluations.
+        shown_on: id of the node in the graph that shows what is done, or None.
     """
 
     def __init__(
-        self, node: str, redirector: Redirector, config: SafeCFGConfig, trace: Trace, measure: bool = False
+        self,
+        node: str,
+        redirector: Redirector,
+        config: SafeCFGConfig,
+        trace: Trace,
+        measure: bool = False,
+        shown_on: str | None = None,
     ) -> None:
         self.node, self.redirector, self.config, self.trace, self.measure = node, redirector, config, trace, measure
+        self.shown_on = shown_on
 
     # ---- once per run ----
 
     def around_run(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Wrapper of a whole run."""
         guider, noise, sigmas = executor.class_obj, args[0], args[3]
-        record = self.trace.begin(RunRecord("SafeCFG", tuple(self.redirector.categories), threshold=self._threshold()))
+        levels, line = tuple(float(sigma) for sigma in sigmas), Line(self.shown_on)
+        record = self.trace.begin(
+            RunRecord("SafeCFG", tuple(self.redirector.categories), threshold=self._threshold(), levels=levels)
+        )
         if self.config.strength == 0:
             record.decision = "strength 0: plain CFG"
+            line.say(record.decision)
             return executor(*args, **kwargs)
         scale = self._check(guider)
         results = self._redirects(guider.conds["positive"], guider.conds["negative"], scale)
         record.scores = _score_rows([result for _, result in results], int(noise.shape[0]))
-        run = _Run(record, (), len(sigmas) - 1)
+        run = _Run(record, (), line)
         if any(result.acts for _, result in results):
             run.keys = self._add(guider, results)
             run.measure = self._when_to_measure(guider, sigmas) if self.measure and noise.ndim > 3 else []
         guider.model_options[KEY] = run
+        ended = ""
         try:
             return executor(*args, **kwargs)
+        except BaseException:  # also an interrupt by the user
+            ended = STOPPED
+            raise
         finally:
-            record.decision = _decision(run, results, self.redirector.categories)
+            record.decision = _decision(run, results) + ended
+            line.say(record.decision)
             if run.effects:
                 record.effect = torch.stack(run.effects).mean(dim=0)
 
@@ -169,6 +188,8 @@ class SafeCFGRun:
         level = float(sigma.flatten()[0])
         progress = host.progress_of(guider, level)
         chosen = self._choose(guider, run, level, progress)
+        if run.line.read:
+            run.line.say(progress_line(run.record, level, self._doing(run, chosen is not None, progress)))
         if chosen is None:
             run.record.steps.append(StepRecord(level, progress, False))
             return executor(x, sigma, *args, **kwargs)
@@ -184,6 +205,13 @@ class SafeCFGRun:
             return executor(x, sigma, *args, **kwargs)
         finally:
             guider.conds["negative"] = base
+
+    def _doing(self, run: _Run, acts: bool, progress: float) -> str:
+        if acts:
+            return "redirecting"
+        if not run.keys:
+            return "left alone"
+        return "left alone until the window opens" if progress < self.config.start else "left alone from here on"
 
     def _choose(self, guider: Any, run: _Run, level: float, progress: float) -> list[Entry] | None:
         if not run.keys or not self.config.active(progress):
@@ -280,13 +308,11 @@ def _score_rows(results: Sequence[Redirected], batch: int) -> list[list[float]]:
     return [[max(column) for column in zip(*row, strict=True)] for row in rows]
 
 
-def _decision(run: _Run, results: Sequence[tuple[tuple[Entry, Entry], Redirected]], categories: Sequence[str]) -> str:
-    rows = run.record.scores
+def _decision(run: _Run, results: Sequence[tuple[tuple[Entry, Entry], Redirected]]) -> str:
     if not run.keys:
         gate = max((float(result.gate.max()) for _, result in results), default=0.0)
         return f"harmless ({gate:.2f}): left untouched"
-    best, name = max((score, name) for row in rows for score, name in zip(row, categories, strict=True))
-    acted = sum(step.acted for step in run.record.steps)
-    unit = "steps" if len(run.record.steps) == run.steps else "calls"
-    text = f"{name} {best:.2f}: redirected in {acted} of {len(run.record.steps)} {unit}"
-    return text if acted else f"{text}, the window or the range of the prompt was never reached"
+    name, score = largest(run.record) or ("harm", run.record.harm)
+    if not run.record.acted:
+        return f"{name} {score:.2f}: NOT redirected, the window or the range of the prompt was never reached"
+    return f"{name} {score:.2f}: redirected {in_steps(run.record)}"

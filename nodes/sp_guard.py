@@ -12,7 +12,7 @@ from ..safeguidance.guidance import gate, sp_guard
 from ..safeguidance.guidance.concept_step import Coming, Memory
 from ..safeguidance.guidance.sp_guard import SP_GUARD_PRESETS, SPGuardConfig
 from ..safeguidance.trace import Trace
-from . import host
+from . import host, host_progress
 from .concept_run import Anchor, ConceptMethod, check_scale, encode_texts, patched
 from .concepts import ConceptsType
 from .presets import AS_PRESET, BALANCED, number_input, preset_input, preset_of, said_by, typed
@@ -269,7 +269,9 @@ def _config(node: str, settings: dict[str, Any]) -> SPGuardConfig:
     return config
 
 
-def _sp_guard(node: str, model: Any, clip: Any, concepts: Concepts, settings: dict[str, Any]) -> tuple[Any, Trace]:
+def _sp_guard(
+    node: str, model: Any, clip: Any, concepts: Concepts, settings: dict[str, Any], shown_on: str | None
+) -> tuple[Any, Trace]:
     """The MODEL with SP-Guard, and the trace of its runs.
 
     Raises:
@@ -283,7 +285,7 @@ def _sp_guard(node: str, model: Any, clip: Any, concepts: Concepts, settings: di
     method = ConceptMethod(
         "SP-Guard", sp_guard.sp_guard, sp_guard.needs, config, config.ahead(0.0), _only_reads, config.gate.threshold
     )
-    return patched(node, model, method, texts, anchor)
+    return patched(node, model, method, texts, anchor, shown_on)
 
 
 class SPGuardMask(io.ComfyNode):
@@ -309,6 +311,7 @@ class SPGuardMask(io.ComfyNode):
                 io.Model.Output("model", display_name="MODEL", tooltip="The MODEL with SP-Guard, for a sampler."),
                 trace_output(),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -318,7 +321,7 @@ class SPGuardMask(io.ComfyNode):
         Raises:
             ValueError: if a setting is out of range, there is no CLIP, or the MODEL carries concept guidance already.
         """
-        return io.NodeOutput(*_sp_guard(MASK_NODE, model, clip, concepts, settings))
+        return io.NodeOutput(*_sp_guard(MASK_NODE, model, clip, concepts, settings, host_progress.node_id(cls)))
 
 
 class SPGuardGuider(io.ComfyNode):
@@ -355,6 +358,7 @@ class SPGuardGuider(io.ComfyNode):
                 io.Guider.Output("guider", display_name="GUIDER", tooltip="For SamplerCustomAdvanced."),
                 trace_output(),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -367,7 +371,7 @@ class SPGuardGuider(io.ComfyNode):
             ValueError: as SP-Guard Mask, or if cfg is 0 or less.
         """
         check_scale(GUIDER_NODE, cfg)
-        model, trace = _sp_guard(GUIDER_NODE, model, clip, concepts, settings)
+        model, trace = _sp_guard(GUIDER_NODE, model, clip, concepts, settings, host_progress.node_id(cls))
         return io.NodeOutput(host.cfg_guider(model, positive, negative, cfg), trace)
 
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
-from .trace import RunRecord
+from .trace import RunRecord, StepRecord
+from .words import in_steps
 
 WIDTH = 1200
 MOST_SAMPLES, MOST_CATEGORIES, MOST_CURVES, MOST_MASKS = 4, 12, 6, 10
@@ -74,7 +75,7 @@ def draw_report(run: RunRecord, images: torch.Tensor | None = None) -> torch.Ten
     count = max(len(run.scores), 1) if images is None else len(images)
     shown = min(count, MOST_SAMPLES)
     bars = min(len(run.categories), MOST_CATEGORIES)
-    row_height = max(_PICTURE, 64 + bars * _BAR) + 28
+    row_height = max(_PICTURE, 104 + bars * _BAR) + 28
     curves = _CURVES if any(step.scores for step in run.steps) else 0
     live = _live(run, shown)
     masks = 30 + len(live) * _LIVE if live else 0
@@ -86,7 +87,7 @@ def draw_report(run: RunRecord, images: torch.Tensor | None = None) -> torch.Ten
         _sample(page, run, images, index, y, row_height)
         y += row_height
     if count > shown:
-        page.text(_MARGIN, y - 6, f"{count - shown} more samples are not shown", 15, _FAINT)
+        page.text(_MARGIN, y - 6, f"{count - shown} more pictures are not shown", 15, _FAINT)
         y += 24
     _steps(page, run, y)
     if curves:
@@ -165,26 +166,30 @@ def _header(page: _Page, run: RunRecord) -> None:
     page.text(WIDTH - _MARGIN - badge / 2, 34, word, 20, _PAPER, "centre")
     room = WIDTH - 2 * _MARGIN - badge - 24
     page.text(_MARGIN, 16, page.fit(run.method, 18, room), 18, _FAINT)
-    page.text(_MARGIN, 42, page.fit(run.decision or "no decision was recorded", 26, room), 26)
+    decision = run.decision or "no decision was recorded"
+    size = next((size for size in (26, 22, 18) if page.measure(decision, size) <= room), 18)
+    page.text(_MARGIN, 42 + (26 - size) / 2, page.fit(decision, size, room), size)
 
 
 def _sample(page: _Page, run: RunRecord, images: torch.Tensor | None, index: int, y: float, height: float) -> None:
     edge = _PICTURE - 30
     left = float(_MARGIN)
     picture = None if images is None else _to_image(images[index])
-    _frame(page, picture, left, y, edge, f"sample {index + 1}", "no image connected")
+    _frame(page, picture, left, y, edge, f"picture {index + 1}", "no image connected")
     left += edge + 20
-    _frame(page, _overlay(run, picture, index), left, y, edge, *_effect_words(run))
+    _frame(page, _overlay(run, picture, index), left, y, edge, *_effect_words(run, index))
     left += edge + 36
     _bars(page, run, index, left, y, WIDTH - _MARGIN - left)
     page.line([(_MARGIN, y + height - 12), (WIDTH - _MARGIN, y + height - 12)], _GRID)
 
 
-def _effect_words(run: RunRecord) -> tuple[str, str]:
+def _effect_words(run: RunRecord, index: int) -> tuple[str, str]:
     if run.effect is None:
         return "where it acted", "not measured (turn map on)" if run.acted else "nowhere"
     if run.effect.ndim < 3 or not bool(run.effect.abs().max() > 0):
         return "where it acted", "measured: nowhere"
+    if not bool(run.effect[index % len(run.effect)].abs().max() > 0):
+        return "where it acted", "nowhere in this picture"
     return "where it acted (bright: strongest)", ""
 
 
@@ -203,7 +208,7 @@ def _to_image(pixels: torch.Tensor) -> Image.Image:
 
 
 def _overlay(run: RunRecord, picture: Image.Image | None, index: int) -> Image.Image | None:
-    if _effect_words(run)[1]:
+    if _effect_words(run, index)[1]:
         return None
     assert run.effect is not None
     width, height = picture.size if picture else (run.effect.shape[-1], run.effect.shape[-2])
@@ -226,7 +231,7 @@ def _bars(page: _Page, run: RunRecord, index: int, x: float, y: float, width: fl
     row = run.scores[index % len(run.scores)] if run.scores else []
     page.text(x, y, "agreement per concept" if run.threshold is None else "harm per category", 15, _FAINT)
     if not row:
-        page.text(x, y + 34, "no score per sample was recorded", 15, _FAINT)
+        page.text(x, y + 34, "no score per picture was recorded", 15, _FAINT)
         return
     names = list(zip(run.categories, row, strict=False))
     kept = sorted(range(len(names)), key=lambda k: -names[k][1])[:MOST_CATEGORIES]
@@ -251,6 +256,17 @@ def _bars(page: _Page, run: RunRecord, index: int, x: float, y: float, width: fl
     note = f"{acts}{left_out}"
     half = page.measure(note, 14) / 2
     page.text(min(max(at, x + half), x + width - half), top + 2, note, 14, _FAINT, "centre")
+    if run.threshold is not None and run.steps:
+        words, ink = _verdict(run, max(row))
+        page.text(x, top + 34, words, 20, ink)
+
+
+def _verdict(run: RunRecord, score: float) -> tuple[str, tuple[int, int, int]]:
+    """What became of one picture, and the ink to say it in."""
+    assert run.threshold is not None
+    if not (score >= run.threshold and score > 0):
+        return "harmless: left alone", _CALM
+    return "harmful: guidance changed" if run.acted else "harmful: NOT changed", _HARM
 
 
 def _steps(page: _Page, run: RunRecord, y: float) -> None:
@@ -260,16 +276,24 @@ def _steps(page: _Page, run: RunRecord, y: float) -> None:
     if not total:
         page.text(_MARGIN, y, "no step was recorded", 15, _FAINT)
         return
-    page.text(_MARGIN, y, f"guidance changed in {acted} of {total} evaluations of the guider, {cost}", 15, _FAINT)
+    plain = len(run.levels) - 1 == total
+    when = in_steps(run) if plain else f"in {acted} of {total} evaluations of the guider"
+    page.text(_MARGIN, y, f"guidance changed {when}, {cost}", 15, _FAINT)
     room = WIDTH - 2 * _MARGIN
     cell = room / total
     gap = 3 if cell >= 9 else 1 if cell >= 4 else 0
     for index, step in enumerate(run.steps):
         left = _MARGIN + index * cell
-        page.box((left, y + 26, left + max(cell - gap, 0.5), y + 52), _HARM if step.acted else _IDLE, 3 if gap else 0)
+        page.box((left, y + 26, left + max(cell - gap, 0.5), y + 52), _step_ink(step), 3 if gap else 0)
     page.text(_MARGIN, y + 58, f"first, sigma {run.steps[0].sigma:.3g}", 14, _FAINT)
     page.text(WIDTH - _MARGIN, y + 58, f"last, sigma {run.steps[-1].sigma:.3g}", 14, _FAINT, "right")
-    _legend(page, y + 58, (("changed", _HARM), ("left alone", _IDLE)))
+    inks = {_step_ink(step) for step in run.steps}
+    names = (("changed", _HARM), ("only measured", _CALM), ("left alone", _IDLE))
+    _legend(page, y + 58, [entry for entry in names if entry[1] in inks])
+
+
+def _step_ink(step: StepRecord) -> tuple[int, int, int]:
+    return _HARM if step.acted else _CALM if step.extra_evaluations else _IDLE
 
 
 def _legend(page: _Page, y: float, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> None:
@@ -288,8 +312,8 @@ def _step_curves(page: _Page, run: RunRecord, y: float) -> None:
         for k, name in enumerate(names)
     }
     ranked = sorted((name for name in series if series[name]), key=lambda name: -max(v for _, v in series[name]))
-    top, bottom, left, right = y + 22, y + 106, _MARGIN + 28.0, float(WIDTH - _MARGIN)
-    page.text(_MARGIN, y - 2, "score at each evaluation", 15, _FAINT)
+    top, bottom, left, right = y + 34, y + 106, _MARGIN + 28.0, float(WIDTH - _MARGIN)
+    page.text(_MARGIN, y, "score at each evaluation", 15, _FAINT)
     for value in (0.0, 1.0):
         level = bottom - (bottom - top) * value
         page.line([(left, level), (right, level)], _GRID)
@@ -297,6 +321,7 @@ def _step_curves(page: _Page, run: RunRecord, y: float) -> None:
     if run.threshold is not None:
         limit = bottom - (bottom - top) * min(max(run.threshold, 0.0), 1.0)
         page.line([(left, limit), (right, limit)], _FAINT)
+        page.text(right, limit - 18, f"acts from {run.threshold:.2f}", 14, _FAINT, "right")
     cell = (right - left) / len(run.steps)
     shown = ranked[:MOST_CURVES]
     for name, ink in zip(shown, _CURVE_INKS, strict=False):

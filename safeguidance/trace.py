@@ -54,6 +54,7 @@ class RunRecord:
         steps: what happened at each call.
         effect: where the method changed the prediction, ``[B, *spatial]`` in latent resolution, or None if not
             measured.
+        levels: noise levels of the schedule; one more than it has steps.
     """
 
     method: str
@@ -63,6 +64,7 @@ class RunRecord:
     decision: str = ""
     steps: list[StepRecord] = field(default_factory=list)
     effect: torch.Tensor | None = None
+    levels: tuple[float, ...] = ()
 
     @property
     def harm(self) -> float:

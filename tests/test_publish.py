@@ -58,7 +58,7 @@ def read(name):
 def test_what_a_user_needs_is_in_it():
     needed = {"__init__.py", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "SECURITY.md"}
     assert needed <= set(NAMES)
-    for folder in ("nodes", "safeguidance", "weights", "web/docs", "locales/en", "example_workflows"):
+    for folder in ("nodes", "safeguidance", "weights", "web/docs", "locales/en", "subgraphs", "example_workflows"):
         assert any(name.startswith(f"{folder}/") for name in NAMES), folder
 
 
@@ -195,11 +195,11 @@ def test_every_example_has_a_picture():
             assert len(picture.convert("L").getcolors(256)) > 20, f"{path.name} is blank"
 
 
-def test_every_graph_has_its_example():
-    graphs = (PACK_ROOT / "tests" / "harness" / "data" / "graphs").glob("*.json")
-    flows = (PACK_ROOT / "example_workflows").glob("*.json")
-    missing = {path.name for path in graphs} - {path.name for path in flows}
-    assert not missing, f"run: python -m tests.harness workflows (missing: {sorted(missing)})"
+def test_every_graph_has_its_example_or_blueprint():
+    for kept, made in (("graphs", "example_workflows"), ("blueprints", "subgraphs")):
+        graphs = {path.name for path in (PACK_ROOT / "tests" / "harness" / "data" / kept).glob("*.json")}
+        flows = {path.name for path in (PACK_ROOT / made).glob("*.json")}
+        assert graphs == flows, f"run: python -m tests.harness workflows (missing: {sorted(graphs - flows)})"
 
 
 def test_the_host_serves_help_under_any_folder_name():

@@ -177,3 +177,35 @@ def test_scores_of_steps_do_not_overrule_the_judgement():
     """A first measurement may be above the threshold while the mean over all of them is not."""
     run = _run(scores=((0.3, 0.1),), step_scores=(0.9, 0.1))
     assert run.harm == 0.3 and not is_harmful(run)
+
+
+def test_each_picture_of_a_batch_has_its_own_verdict():
+    def inks(scores, acted=(2, 3)):
+        picture = draw_report(_run(scores=scores, acted=acted), torch.zeros(len(scores), 16, 16, 3))
+        rows = [picture[:, top : top + 40, 640:900] for top in (230, 230 + 328)]
+        return [(bool(_pixels(row, RED).any()), bool(_pixels(row, BLUE).any())) for row in rows[: len(scores)]]
+
+    assert inks(((0.9, 0.1), (0.2, 0.1))) == [(True, False), (False, True)]
+    assert inks(((0.2, 0.1), (0.5, 0.1))) == [(False, True), (True, False)]
+    unjudged = _run()
+    unjudged.threshold = None
+    assert not _pixels(draw_report(unjudged)[:, 230:270, 640:900], BLUE).any()
+
+
+def test_a_picture_of_a_batch_that_was_not_changed_is_not_shown_as_changed():
+    effect = torch.zeros(2, 8, 8)
+    effect[0, :4, :4] = 1.0
+    picture = draw_report(_run(scores=((0.9, 0.1), (0.2, 0.1)), effect=effect), torch.full((2, 16, 16, 3), 0.5))
+    middle = [picture[0, top + 100, 322:592].std(dim=0).max() for top in (136, 136 + 328)]
+    assert float(middle[0]) > 0.05 and not _pixels(picture[:, 464:560, 322:592], (128, 128, 128)).any()
+
+
+def test_steps_that_only_measured_are_told_from_those_left_alone():
+    def marked(extra):
+        steps = [StepRecord(1 - i / 6, i / 6, False, extra if i == 1 else 0) for i in range(6)]
+        picture = draw_report(RunRecord("X", ("blade",), [[0.1]], 0.5, "harmless", steps))
+        columns = _pixels(picture, BLUE)[-90:-40].sum(dim=0) > 20
+        return [bool(columns[32 + int((i + 0.5) * (WIDTH - 64) / 6)]) for i in range(6)]
+
+    assert marked(3) == [False, True, False, False, False, False]
+    assert marked(0) == [False] * 6

@@ -153,6 +153,19 @@ const methods = {
     }), nodes, { timeout: SLOW, polling: 250 });
   },
 
+  // Opens the search over the canvas, types, and gives what is offered.
+  async search({ name, x, y }) {
+    await page.mouse.dblclick(x, y);
+    await page.getByRole("combobox").last().waitFor({ timeout: SLOW });
+    await page.keyboard.type(name);
+    await page.getByRole("option").filter({ hasText: name.trim() }).first().waitFor({ timeout: SLOW });
+    await page.waitForTimeout(1000);
+    const offered = await page.getByRole("option").allInnerTexts();
+    await page.keyboard.press("Escape");
+    await page.getByRole("option").first().waitFor({ state: "hidden", timeout: SLOW });
+    return offered;
+  },
+
   // Searches a node as a person does: a double click on the empty canvas, its name, Enter. Gives its id.
   async add({ name, x, y }) {
     const before = new Set((await page.evaluate(describeNodes)).map((node) => node.id));

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
+from tests.harness.hosts import PACK_ROOT
+
 from .test_examples import NAMES, RUNNABLE
 
 GUIDER = "SafeGuidance_SafeCFGGuider"
@@ -78,4 +82,46 @@ def test_a_guider_is_found_wired_and_run_by_hand(editor):
     assert len(pictures) == len(set(pictures.values())) == 2, "guarded and unguarded are the same picture"
     editor.call("view")
     editor.screenshot("by-hand")
+    assert editor.errors() == []
+
+
+def test_blueprints_are_found_and_one_takes_a_samplers_place(editor):
+    editor.call("load", pack=editor.pack, name="safecfg_model_patch")
+    editor.call("view")
+    nodes, before = editor.nodes(), editor.call("prompt")
+    patch = next(key for key, node in before.items() if node["class_type"] == "SafeGuidance_SafeCFGPatch")
+    old = next(key for key, node in before.items() if node["inputs"].get("model") == [patch, 0])
+    loader = next(key for key, node in before.items() if node["class_type"] == "SafeGuidance_LoadHGR")
+    decode = next(key for key, node in before.items() if node["inputs"].get("samples") == [old, 0])
+    links = {name: value for name, value in before[old]["inputs"].items() if isinstance(value, list)}
+    links |= {"model": before[patch]["inputs"]["model"], "redirector": [loader, 0]}
+    editor.call("remove", node=old)
+    names = sorted(path.stem for path in (PACK_ROOT / "subgraphs").glob("*.json"))
+    shown = editor.call("search", name="Safe ", x=nodes[old]["box"][0] + 10, y=nodes[old]["box"][1] + 10)
+    assert [name for name in names if not any(name in option for option in shown)] == []
+    added = editor.call("add", name="Safe KSampler", x=nodes[old]["box"][0] + 10, y=nodes[old]["box"][1] + 10)
+    assert added["title"] == "Safe KSampler"
+    file = json.loads((PACK_ROOT / "subgraphs" / "Safe KSampler.json").read_text(encoding="utf-8"))
+    (inside,) = file["definitions"]["subgraphs"]
+    assert {slot["name"] for slot in added["inputs"]} == {entry["name"] for entry in inside["inputs"]}
+    assert {"seed", "steps", "cfg", "sampler_name", "scheduler", "denoise", "preset"} <= set(added["widgets"])
+    for name, (source, slot) in links.items():
+        output = editor.nodes()[source]["outputs"][slot]
+        editor.call("wire", source=source, output=output, target=added["id"], input=name)
+    editor.call("wire", source=added["id"], output="LATENT", target=decode, input="samples")
+    report = next(key for key, node in before.items() if node["class_type"] == "SafeGuidance_SafetyReport")
+    editor.call("wire", source=added["id"], output="trace", target=report, input="trace")
+    wired = editor.call("prompt")
+    within = {node["class_type"]: key for key, node in wired.items() if key.startswith(f"{added['id']}:")}
+    assert set(within) == {"SafeGuidance_SafeCFGPatch", "KSampler"}
+    assert wired[decode]["inputs"]["samples"] == [within["KSampler"], 0]
+    assert wired[within["SafeGuidance_SafeCFGPatch"]]["inputs"]["redirector"] == [loader, 0]
+    for name, link in links.items():
+        owner = "SafeGuidance_SafeCFGPatch" if name in ("model", "redirector") else "KSampler"
+        assert wired[within[owner]]["inputs"][name] == link, name
+    done = editor.run()
+    assert done["outputs"][report]["text"], "the report says nothing"
+    editor.call("pictures", nodes=list(done["shown"]))
+    editor.call("view")
+    editor.screenshot("blueprint")
     assert editor.errors() == []

@@ -19,7 +19,9 @@ from .hosts import HOW_TO_GET_ONE, PACK_ROOT, Host, HostError, find_hosts, requi
 
 NO_HOST = 3
 EXAMPLES = PACK_ROOT / "example_workflows"
+SUBGRAPHS = PACK_ROOT / "subgraphs"
 GRAPHS = PACK_ROOT / "tests" / "harness" / "data" / "graphs"
+BLUEPRINTS = PACK_ROOT / "tests" / "harness" / "data" / "blueprints"
 
 
 def absolute(text: str) -> str:
@@ -200,9 +202,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=absolute, default=absolute("demo"), help="folder for a folder per host")
     demo.add_argument("--comfyui", action="append")
 
-    commands.add_parser("workflows", help="write example_workflows from the graphs in tests/harness/data").add_argument(
-        "--comfyui", metavar="PATH"
-    )
+    commands.add_parser(
+        "workflows", help="write example_workflows and subgraphs from the graphs in tests/harness/data"
+    ).add_argument("--comfyui", metavar="PATH")
     commands.add_parser("hosts", help="list the ComfyUI checkouts found").add_argument(
         "--comfyui", action="append"
     )
@@ -244,11 +246,12 @@ def demo(out: str, paths: list[str] | None) -> int:
 
 
 def write_examples(path: str | None) -> int:
-    """Make the workflows a user opens from the graphs they are kept as."""
+    """Make the workflows and blueprints a user opens from the graphs they are kept as."""
     host = require_host(path)
-    graphs = [str(graph) for graph in sorted(GRAPHS.glob("*.json"))]
+    graphs, blueprints = ([str(graph) for graph in sorted(folder.glob("*.json"))] for folder in (GRAPHS, BLUEPRINTS))
     options = {"pack": str(PACK_ROOT), "device": "cpu", "verbose": False}
-    return run_in_host(host, {"command": "workflows", "graphs": graphs, "out": str(EXAMPLES), **options})
+    places = {"graphs": graphs, "out": str(EXAMPLES), "blueprints": blueprints, "subgraphs": str(SUBGRAPHS)}
+    return run_in_host(host, {"command": "workflows", **places, **options})
 
 
 def main(argv: list[str] | None = None) -> int:

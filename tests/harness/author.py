@@ -1,8 +1,8 @@
 """From the executor's format (API) to the format the ComfyUI editor opens (UI), laid out to be read.
 
-`tests.harness.convert.to_api` of the result gives the same API graph back. Three extra keys of the API file
-shape the picture and are ignored when it runs: `_notes` (a list of texts, or of {title, text, near, color}),
-`_groups` (a list of {title, nodes, color}) and `_title`.
+`tests.harness.convert.to_api` of the result gives the same API graph back. Extra keys of the API file shape the
+picture and are ignored when it runs: `_notes` (a list of texts, or of {title, text, near, color}), `_groups` (a list of
+{title, nodes, color}), `_models` (node id -> list of {name, url, directory}: files a user needs) and `_title`.
 """
 
 from __future__ import annotations
@@ -182,6 +182,7 @@ def to_ui(
     outgoing: dict[tuple[str, int], list[int]] = {}
     versions = {"core": core_version, "pack": pack_version}
     saved = [_save_node(nodes[n], boxes[n], order.index(n), links, outgoing, nodes, versions) for n in order]
+    _name_models(api.get("_models") or {}, {str(entry["id"]): entry for entry in saved})
     for entry in saved:
         for slot, output in enumerate(entry["outputs"]):
             output["links"] = outgoing.get((str(entry["id"]), slot)) or None
@@ -265,6 +266,17 @@ def _save_node(
     if node.title:
         saved["title"] = node.title
     return saved
+
+
+def _name_models(models: Mapping[str, Any], saved: Mapping[str, dict[str, Any]]) -> None:
+    """Note at the loaders which files they need and where these come from, as the editor reads it."""
+    for node_id, files in models.items():
+        if node_id not in saved:
+            raise ConvertError(f"_models names node {node_id}, which is not in the graph")
+        for file in files:
+            if set(file) != {"name", "url", "directory"} or file["name"] not in saved[node_id]["widgets_values"]:
+                raise ConvertError(f"_models: node {node_id} does not load {file}; give name, url and directory")
+        saved[node_id]["properties"]["models"] = list(files)
 
 
 def _group(number: int, group: Mapping[str, Any], boxes: Mapping[str, Box]) -> dict[str, Any]:

@@ -29,9 +29,11 @@ HOW_TO_GET_THEM = (
     "SAFEGUIDANCE_CHROMIUM names another browser), then run `make browser`."
 )
 SIZE = {"width": 1920, "height": 1200}
-# No greeting over the canvas, and few frames a second: on a small machine drawing takes the time that sampling needs.
+# No greeting over the canvas, no offer to download what a workflow needs, and few frames a second: on a small machine
+# drawing takes the time that sampling needs.
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
     "LiteGraph.Canvas.MaximumFps": 5,

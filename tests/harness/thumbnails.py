@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from . import execute, workflow
 
 SIDE, GAP, LABEL = 512, 8, 26
 MOST_BYTES = 60_000
-BACK, INK, EDGE = "#202024", "#e8e8ec", "#5f6570"
+BACK, INK, FAINT, EDGE = "#202024", "#e8e8ec", "#a9adb6", "#5f6570"
 REPORT, TESTBED = "SafeGuidance_SafetyReport", "SafeGuidance_LoadTestbed"
 TRAINING = "SafeGuidance_TrainHGR"
 # Shorter than the titles on the nodes, which would not fit.
@@ -75,29 +76,34 @@ def compose(panels: Sequence[tuple[str, Any]], report: Any) -> Any:
     return canvas
 
 
-def _cut(draw: Any, text: str, room: int) -> str:
-    while draw.textlength(text, font=_font(16)) > room and len(text) > 4:
+def _cut(draw: Any, text: str, room: float, size: int = 16) -> str:
+    while draw.textlength(text, font=_font(size)) > room and len(text) > 4:
         text = text[:-4].rstrip(" .,") + "..."
     return text
 
 
 def draw_graph(flow: Mapping[str, Any]) -> Any:
-    """Return a PIL picture of a workflow in the editor's format: its nodes and links."""
+    """Return a PIL picture of a workflow in the editor's format: its name, the files it needs, its nodes and links."""
     from PIL import Image, ImageDraw
-
-    nodes = {node["id"]: node for node in flow["nodes"]}
-    left = min(node["pos"][0] for node in nodes.values())
-    top = min(node["pos"][1] - 30 for node in nodes.values())
-    wide = max(node["pos"][0] + node["size"][0] for node in nodes.values()) - left
-    high = max(node["pos"][1] + node["size"][1] for node in nodes.values()) - top
-    scale = (SIDE - 4 * GAP) / max(wide, high)
-    shift = ((SIDE - wide * scale) / 2, (SIDE - high * scale) / 2)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return shift[0] + (x - left) * scale, shift[1] + (y - top) * scale
 
     canvas = Image.new("RGB", (SIDE, SIDE), BACK)
     draw = ImageDraw.Draw(canvas)
+    lines = [(str(flow.get("extra", {}).get("info", {}).get("name", "")), 21, INK)]
+    lines += [(f"needs {name}", 14, FAINT) for name in models_of(flow)]
+    top: float = 2 * GAP
+    for text, size, colour in lines:
+        draw.text((2 * GAP, top), _cut(draw, text, SIDE - 4 * GAP, size), font=_font(size), fill=colour)
+        top += size + GAP
+    nodes = {node["id"]: node for node in flow["nodes"] if node["type"] not in ("Note", "MarkdownNote")}
+    left, upper = (min(node["pos"][axis] - 30 * axis for node in nodes.values()) for axis in (0, 1))
+    wide = max(node["pos"][0] + node["size"][0] for node in nodes.values()) - left
+    high = max(node["pos"][1] + node["size"][1] for node in nodes.values()) - upper
+    # Each axis has a scale of its own: graphs are wide, and only the order of the nodes matters here.
+    scales = ((SIDE - 4 * GAP) / wide, (SIDE - 2 * GAP - top) / high)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return 2 * GAP + (x - left) * scales[0], top + (y - upper) * scales[1]
+
     for _, source, _, target, slot, _ in flow["links"]:
         (x, y), (width, _) = nodes[source]["pos"], nodes[source]["size"]
         start = place(x + width, y + 14)
@@ -106,10 +112,31 @@ def draw_graph(flow: Mapping[str, Any]) -> Any:
     for node in nodes.values():
         (x, y), (width, height) = node["pos"], node["size"]
         ours = str(node["type"]).startswith("SafeGuidance_")
-        note = node["type"] in ("Note", "MarkdownNote")
-        fill = "#6a5530" if note else "#7b2d3f" if ours else "#3a3d45"
-        draw.rounded_rectangle([place(x, y - 30), place(x + width, y + height)], 4, fill=fill, outline="#14141a")
+        corner, end = place(x, y - 30), place(x + width, y + height)
+        fill = "#7b2d3f" if ours else "#3a3d45"
+        draw.rounded_rectangle([corner, end], 4, fill=fill, outline="#14141a")
+        words = str(node.get("title") or node["type"]).removeprefix("SafeGuidance_")
+        text = "\n".join(_lines(draw, words, end[0] - corner[0] - 6, int((end[1] - corner[1] - 4) // 11)))
+        draw.multiline_text((corner[0] + 4, corner[1] + 3), text, font=_font(10), fill=INK, spacing=1)
     return canvas
+
+
+def _lines(draw: Any, text: str, room: float, most: int) -> list[str]:
+    """Return a text in lines that fit, at most so many; names in one word are parted before capitals."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", text).split()
+    lines: list[str] = []
+    for word in words:
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and draw.textlength(longer, font=_font(10)) <= room:
+            lines[-1] = longer
+        else:
+            lines.append(_cut(draw, word, room, 10))
+    return lines[: max(most, 1)]
+
+
+def models_of(flow: Mapping[str, Any]) -> list[str]:
+    """Return the names of the files a workflow needs of the user's own."""
+    return [file["name"] for node in flow["nodes"] for file in node.get("properties", {}).get("models", [])]
 
 
 def jpeg(picture: Any) -> bytes:

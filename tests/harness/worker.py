@@ -20,6 +20,7 @@ from typing import Any
 from . import boot as booting
 from . import execute, workflow
 from .author import to_ui
+from .blueprint import to_blueprint
 from .definitions import ConvertError
 from .hosts import PACK_ROOT
 
@@ -209,8 +210,12 @@ def convert(spec: Mapping[str, Any], base: Path) -> int:
 
 
 def write_workflows(spec: Mapping[str, Any], base: Path) -> int:
-    """Convert several API graphs into workflows of the editor, with one start of the host. Return the exit code."""
+    """Convert API graphs into workflows of the editor and into blueprints of subgraphs. Return the exit code."""
     host = start_host(spec, base)
+    versions = {"core_version": host.version, "pack_version": pack_version(Path(spec["pack"]))}
+    for graph in map(Path, spec["blueprints"]):
+        made = to_blueprint(workflow.load(graph), booting.object_info(), **versions)
+        _save(made, Path(spec["subgraphs"]) / graph.name)
     for graph in map(Path, spec["graphs"]):
         _save(_for_editor(workflow.load(graph), host, spec), Path(spec["out"]) / graph.name)
     return OK

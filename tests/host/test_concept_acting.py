@@ -75,7 +75,7 @@ def test_what_the_trace_says():
     assert all(len(step.scores) == 2 for step in run.steps) and len(run.scores) == 2
     assert run.steps[-1].scores == pytest.approx([max(column) for column in zip(*run.scores, strict=True)])
     best = max((score, name) for row in run.scores for score, name in zip(row, run.categories, strict=True))
-    assert run.decision == f"{best[1]} {run.harm:.2f}: guided in 8 of 10 steps"
+    assert run.decision == f"{best[1]} {run.harm:.2f}: guided in steps 3-10 of 10"
     assert [step.effect is not None for step in run.steps] == [step.acted for step in run.steps]
     live = torch.stack([step.effect for step in run.steps if step.acted])
     assert tuple(run.effect.shape) == (2, 8, 8) and run.effect.equal(live.mean(dim=0))
@@ -236,7 +236,7 @@ def test_a_run_that_breaks_off_leaves_nothing_behind(error):
 
     with pytest.raises(error):
         sample(ours, sigmas(6), seed=9, callback=stop)
-    assert len(trace.run.steps) == 4 and "guided in" in trace.run.decision
+    assert len(trace.run.steps) == 4 and "guided in" in trace.run.decision and "stopped" in trace.run.decision
     assert part("nodes.concept_run").KEY not in ours.model_options
     assert sample(ours, sigmas(6)).equal(first)
 
@@ -324,4 +324,4 @@ def test_all_concepts_at_once():
     model, trace = family("NOT", concept="all")
     nearest, _ = family("NOT")
     assert not ksample(model, *conds()).equal(ksample(nearest, *conds()))
-    assert trace.run.decision == "guided in 4 of 4 steps, away from all 2 concepts"
+    assert trace.run.decision == "guided in all 4 steps, away from all 2 concepts"

@@ -14,7 +14,7 @@ import pytest
 from tests.harness import archive
 from tests.harness.convert import to_api
 from tests.harness.hosts import PACK_ROOT, make_host
-from tests.harness.server import ComfyServer
+from tests.harness.server import ComfyServer, ServerError
 
 FOLDER = "Safe_Guidance-installed.1"
 IMPORTING = """
@@ -59,6 +59,17 @@ def serve(host, base, *, load=True):
     return ComfyServer(make_host(host.path), pack=None, base_dir=base, arguments=arguments)
 
 
+def served_blueprints(server, info):
+    """Return the names of the pack's blueprints that the host offers, after a look into each."""
+    names = set()
+    for key, entry in server.get("/global_subgraphs").items():
+        if entry["info"]["node_pack"] == f"custom_nodes.{FOLDER}":
+            (inside,) = json.loads(server.get(f"/global_subgraphs/{key}")["data"])["definitions"]["subgraphs"]
+            assert {node["type"] for node in inside["nodes"]} <= set(info), entry["name"]
+            names.add(entry["name"])
+    return names
+
+
 def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, installed):
     base, folder = installed
     shipped = files_below(folder)
@@ -75,8 +86,12 @@ def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, in
             assert {node["type"] for node in flow["nodes"]} - {"MarkdownNote"} <= set(info), name
         texts = server.get("/i18n")["en"]["nodeDefs"]
         assert set(texts) == ours
+        assert served_blueprints(server, info) == {path.stem for path in folder.glob("subgraphs/*.json")}
         for name in ours:
             assert server.get(f"/extensions/{FOLDER}/docs/{name}.md").startswith(b"# ")
+        folders = server.get("/models")
+        assert "safeguidance" in folders and "testbed-hgr.safetensors" in server.get("/models/safeguidance")
+        settings = server.get("/settings")
         graph = to_api(server.get(f"/api/workflow_templates/{FOLDER}/start_here.json"), info)
         for node in graph.values():
             if "steps" in node["inputs"]:
@@ -88,13 +103,20 @@ def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, in
     assert kept == shipped, "a run wrote into the pack's folder"
 
     shutil.rmtree(folder)
-    left = [name for name in files_below(base) if "safeguidance" in name.lower() or FOLDER in name]
+    left = [path.relative_to(base).as_posix() for path in base.rglob("*")]
+    left = [name for name in left if "safeguidance" in name.lower() or FOLDER in name]
     # What the workflow's own save node wrote belongs to the user.
     assert [name for name in left if not name.startswith("output/")] == []
     with serve(host, base, load=False) as server:
+        assert server.get("/models") == [name for name in folders if name != "safeguidance"]
+        assert server.get("/settings") == settings, "the pack left settings"
+        for address in (f"/extensions/{FOLDER}/docs/{min(ours)}.md", "/models/safeguidance"):
+            with pytest.raises(ServerError, match="answered 404"):
+                server.get(address)
         assert not any(name.startswith("SafeGuidance_") for name in server.object_info())
         assert FOLDER not in server.get("/workflow_templates")
         assert "SafeGuidance" not in str(server.get("/i18n"))
+        assert FOLDER not in str(server.get("/global_subgraphs"))
 
 
 def test_importing_it_loads_nothing_heavy(host, installed, tmp_path):

@@ -78,7 +78,7 @@ def test_a_file_is_listed_loaded_and_described(good, run_graph, object_info):
     assert part("nodes.host").hgr_files().count("test-hgr.safetensors") == 1
     result = run_graph(edited())
     trace, redirector, card = result.value("6", 1), result.value("5"), result.value("5", 1)
-    assert trace.run.decision == "blade 1.00: redirected in 4 of 4 steps"
+    assert trace.run.decision == "blade 1.00: redirected in all 4 steps"
     assert isinstance(redirector, part("safeguidance.redirector").Redirector)
     for text in ("test-hgr.safetensors", "SafeGuidanceTestbed", "blade, skull", "0.500", "CC0", "kappa 1.25"):
         assert text in card

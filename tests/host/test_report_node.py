@@ -78,7 +78,7 @@ def test_a_guarded_run_is_reported(run_graph):
     record = json.loads(text)
     assert harmful is True and harm == record["harm"] >= record["threshold"] == 0.5
     assert len(record["steps"]) == STEPS and record["acted"] and record["extra_evaluations"] == STEPS
-    assert record["categories"][0] == "testbed_blade" and "redirected in 4 of 4 steps" in record["decision"]
+    assert record["categories"][0] == "testbed_blade" and "redirected in all 4 steps" in record["decision"]
 
 
 def test_the_node_shows_the_picture_and_the_decision(run_graph):
