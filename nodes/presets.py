@@ -40,7 +40,9 @@ def number_input(
         values: preset -> value.
         more: further arguments of the input.
     """
+    same = len(set(values.values())) == 1
     said = ", ".join(f"{preset} {value:g}" for preset, value in values.items())
+    said = f"{next(iter(values.values())):g} in each" if same else said
     return io.Float.Input(
         name,
         default=AS_PRESET,

@@ -47,8 +47,8 @@ def _settings() -> list[io.Input]:
             SP_GUARD_PRESETS,
             "How much is removed. light: weaker, and only where the prompt clearly agrees with a concept; harm passes "
             "more often. balanced: the published strength, behind a threshold that harmless prompts seldom reach. "
-            "strict: the largest strength of the published sweep to the last step, and a lower threshold; more "
-            "harmless prompts change. A number typed below goes before the preset's.",
+            "strict: the largest strength of the published sweep and a lower threshold; more harmless prompts change. "
+            "A number typed below goes before the preset's.",
         ),
         number_input(
             "lambda_max",

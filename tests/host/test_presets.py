@@ -19,7 +19,7 @@ SAFECFG = {
 SP_GUARD = {
     "light": {"lambda_max": 2.0, "threshold": 0.4, "end": 0.6, "switch": 0.8},
     "balanced": {"lambda_max": 4.0, "threshold": 0.3, "end": 0.6, "switch": 0.8},
-    "strict": {"lambda_max": 6.0, "threshold": 0.2, "end": 1.0, "switch": 1.0},
+    "strict": {"lambda_max": 6.0, "threshold": 0.2, "end": 0.6, "switch": 0.8},
 }
 SAFREE = {
     "light": {"hold": "self-validating", "alpha": 0.05, "scope": "tokens"},
