@@ -19,7 +19,7 @@ from ..safeguidance.concepts import Concepts
 from ..safeguidance.guidance.concept_step import SAME_LEVEL, Coming, Memory, Outcome, Step, indices
 from ..safeguidance.predictions import as_prompt, cfg, channel_norm
 from ..safeguidance.trace import RunRecord, StepRecord, Trace
-from ..safeguidance.words import concept_decision, concept_doing, progress_line
+from ..safeguidance.words import STOPPED, concept_decision, concept_doing, progress_line
 from . import host
 from .host_concepts import Entry, count_applying, encode, entries_of, joined, packed, predicts_negative
 from .host_progress import Line
@@ -125,10 +125,14 @@ class ConceptRun:
         falling = all(after <= before for before, after in zip(levels, levels[1:], strict=False))
         run = _Run(record, line, falling, self._add(guider))
         guider.model_options[KEY] = run
+        ended = ""
         try:
             return executor(*args, **kwargs)
+        except BaseException:  # also an interrupt by the user
+            ended = STOPPED
+            raise
         finally:
-            record.decision = concept_decision(record, run.chosen)
+            record.decision = concept_decision(record, run.chosen) + ended
             line.say(record.decision)
             moved = [step.effect for step in record.steps if step.effect is not None]
             record.effect = torch.stack(moved).mean(dim=0) if moved else None

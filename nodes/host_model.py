@@ -9,6 +9,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -196,3 +197,21 @@ def progress(total: int) -> Callable[..., None]:
         bar.update_absolute(step, total, None if picture is None else ("JPEG", picture, max(picture.size)))
 
     return at
+
+
+def new_lora_file(name: str) -> Path:
+    """Where a LoRA is written to: the first of the host's LoRA folders."""
+    import folder_paths
+
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def with_lora(model: Any, path: Path, strength: float = 1.0) -> Any:
+    """A clone of a MODEL with a LoRA file, applied as the host's own loader does it."""
+    import comfy.sd
+    import comfy.utils
+
+    tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
+    return comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)[0]

@@ -19,9 +19,10 @@ from ..safeguidance.guidance.safecfg import SafeCFGConfig
 from ..safeguidance.predictions import channel_norm
 from ..safeguidance.redirector import Conditioning, Redirected, Redirector, bucket_at, run_redirector
 from ..safeguidance.trace import RunRecord, StepRecord, Trace
-from ..safeguidance.words import in_steps, largest, progress_line
+from ..safeguidance.words import STOPPED, in_steps, largest, progress_line
 from . import host
 from .host_progress import Line
+from .safree_run import as_written
 
 KEY = "safeguidance_safecfg"
 MAP_STEPS = 4
@@ -87,10 +88,14 @@ class SafeCFGRun:
             run.keys = self._add(guider, results)
             run.measure = self._when_to_measure(guider, sigmas) if self.measure and noise.ndim > 3 else []
         guider.model_options[KEY] = run
+        ended = ""
         try:
             return executor(*args, **kwargs)
+        except BaseException:  # also an interrupt by the user
+            ended = STOPPED
+            raise
         finally:
-            record.decision = _decision(run, results)
+            record.decision = _decision(run, results) + ended
             line.say(record.decision)
             if run.effects:
                 record.effect = torch.stack(run.effects).mean(dim=0)
@@ -123,7 +128,8 @@ class SafeCFGRun:
         results = []
         for positive in positives:
             for negative in negatives:
-                prompt, base = self._read("positive", positive), self._read("negative", negative)
+                # what was asked for is judged, not what SAFREE left of it
+                prompt, base = self._read("positive", as_written(positive)), self._read("negative", negative)
                 try:
                     result = run_redirector(self.redirector, prompt, base, self.config, scale)
                 except ValueError as error:

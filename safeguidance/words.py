@@ -11,6 +11,10 @@ SAME_LEVEL = 1e-4
 """Noise levels that differ by less than this share of themselves are one."""
 
 
+STOPPED = "; stopped before the end"
+"""What is added to the decision of a run that broke off."""
+
+
 def step_at(levels: Sequence[float], sigma: float) -> int:
     """Which step of a schedule an evaluation belongs to.
 

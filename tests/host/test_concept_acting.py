@@ -236,7 +236,7 @@ def test_a_run_that_breaks_off_leaves_nothing_behind(error):
 
     with pytest.raises(error):
         sample(ours, sigmas(6), seed=9, callback=stop)
-    assert len(trace.run.steps) == 4 and "guided in" in trace.run.decision
+    assert len(trace.run.steps) == 4 and "guided in" in trace.run.decision and "stopped" in trace.run.decision
     assert part("nodes.concept_run").KEY not in ours.model_options
     assert sample(ours, sigmas(6)).equal(first)
 

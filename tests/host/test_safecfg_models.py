@@ -143,7 +143,7 @@ def test_a_run_that_breaks_off_leaves_nothing_behind(error):
 
     with pytest.raises(error):
         sample(ours, seed=9, callback=stop)
-    assert [s.acted for s in trace.run.steps] == [False, True] and "redirected in step 2 of 2" in trace.run.decision
+    assert [s.acted for s in trace.run.steps] == [False, True] and "step 2 of 4; stopped" in trace.run.decision
     assert part("nodes.safecfg_run").KEY not in ours.model_options
     assert sample(ours).equal(first)
 
