@@ -35,6 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(f"{__package__}."):
+            raise
+        command = " ".join(filter(None, (args.command, getattr(args, "action", None))))
+        print(
+            f"error: `{command}` needs {error.name}, a part for developers that the published archive leaves out; "
+            "clone the repository and run the command there",
+            file=sys.stderr,
+        )
+        return 2
 
 
 if __name__ == "__main__":
