@@ -211,8 +211,9 @@ def _own_inputs() -> list[io.Input]:
         own(
             "threshold",
             10.0,
-            "SLD only, in noise units: how much nearer than the concept an element must be to be left alone. Low, 0: "
-            "few elements are pushed. High: nearly all. Published: weak 0, medium 0.01, strong 0.025, max 1.",
+            "SLD only, in noise units: an element is pushed where the prompt's prediction is less than the concept's "
+            "plus this. Low, 0: few elements are pushed. High: nearly all. Published: weak 0, medium 0.01, strong "
+            "0.025, max 1.",
         ),
         own(
             "quantile",

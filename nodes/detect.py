@@ -14,6 +14,7 @@ from ..safeguidance.redirector import Conditioning, Redirector, bucket_at
 from . import host, host_model
 from .concepts import ClipEncoder
 from .hgr import RedirectorType
+from .safree_run import as_written
 
 _NODE = "Detect Harm"
 _FROM, _TO = 1 / 3, 2 / 3  # the part of the schedule where things have a shape and are not yet settled
@@ -21,8 +22,9 @@ _FROM, _TO = 1 / 3, 2 / 3  # the part of the schedule where things have a shape 
 
 def _positive(conditioning: Any) -> list[Conditioning]:
     out = []
-    for tokens, extra in conditioning:
-        pooled = extra.get("pooled_output")
+    for states, extra in conditioning:
+        entry = as_written({**extra, "cross_attn": states})
+        tokens, pooled = entry["cross_attn"], entry.get("pooled_output")
         out.append(Conditioning(tokens.float(), None if pooled is None else pooled.float()))
     return out
 

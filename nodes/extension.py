@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import baselines, concepts, detect, hgr, host, report, safecfg, safree, sp_guard, testbed, train_hgr
+from . import align, baselines, concepts, detect, hgr, host, report, safecfg, safree, sp_guard, testbed, train_hgr
 
-_MODULES = (safecfg, safree, sp_guard, baselines, hgr, concepts, detect, train_hgr, report, testbed)
+_MODULES = (safecfg, safree, sp_guard, baselines, hgr, concepts, detect, train_hgr, align, report, testbed)
 
 
 class SafeGuidanceExtension(ComfyExtension):

@@ -9,6 +9,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,7 +134,7 @@ def frozen_copy(model: Any, save_memory: bool) -> PlainModel:
             _replace(base.diffusion_model, name, tensor)
     base.diffusion_model.requires_grad_(False).eval().to(model.load_device)
     if save_memory:
-        _checkpoint_blocks(base.diffusion_model)
+        for_blocks(base.diffusion_model, _recomputed)
     return PlainModel(model, base)
 
 
@@ -146,13 +147,13 @@ def _replace(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
         module._buffers[last] = tensor.clone()
 
 
-def _checkpoint_blocks(network: nn.Module) -> None:
-    """Wrap every block (a module with modules inside, not a mere list of them) in activation checkpointing."""
+def for_blocks(network: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Wrap the forward function of every block: a module with modules inside, not a mere list of them."""
     for child in network.children():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
-            _checkpoint_blocks(child)
+            for_blocks(child, wrap)
         elif any(True for _ in child.children()):
-            child.forward = _recomputed(child.forward)  # type: ignore[method-assign]
+            child.forward = wrap(child.forward)  # type: ignore[method-assign]
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -196,3 +197,21 @@ def progress(total: int) -> Callable[..., None]:
         bar.update_absolute(step, total, None if picture is None else ("JPEG", picture, max(picture.size)))
 
     return at
+
+
+def new_lora_file(name: str) -> Path:
+    """Where a LoRA is written to: the first of the host's LoRA folders."""
+    import folder_paths
+
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def with_lora(model: Any, path: Path, strength: float = 1.0) -> Any:
+    """A clone of a MODEL with a LoRA file, applied as the host's own loader does it."""
+    import comfy.sd
+    import comfy.utils
+
+    tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
+    return comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)[0]

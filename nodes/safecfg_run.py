@@ -22,6 +22,7 @@ from ..safeguidance.trace import RunRecord, StepRecord, Trace
 from ..safeguidance.words import STOPPED, in_steps, largest, progress_line
 from . import host
 from .host_progress import Line
+from .safree_run import as_written
 
 KEY = "safeguidance_safecfg"
 MAP_STEPS = 4
@@ -127,7 +128,8 @@ class SafeCFGRun:
         results = []
         for positive in positives:
             for negative in negatives:
-                prompt, base = self._read("positive", positive), self._read("negative", negative)
+                # what was asked for is judged, not what SAFREE left of it
+                prompt, base = self._read("positive", as_written(positive)), self._read("negative", negative)
                 try:
                     result = run_redirector(self.redirector, prompt, base, self.config, scale)
                 except ValueError as error:

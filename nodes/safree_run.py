@@ -19,6 +19,12 @@ ORIGINAL = "safeguidance_original"
 Entry = dict[str, Any]
 
 
+def as_written(entry: Entry) -> Entry:
+    """An entry of a guider or CONDITIONING with the text as the user wrote it, where the filter changed it."""
+    found = entry.get(ORIGINAL)
+    return entry if found is None else {**entry, "cross_attn": found[0], "pooled_output": found[1]}
+
+
 @dataclass
 class _Run:
     """What one sampling run carries along; the host drops it with the run's own options."""

@@ -165,6 +165,7 @@ class TrainHGR(io.ComfyNode):
                 io.String.Input(
                     "licence",
                     default="not stated",
+                    optional=True,
                     advanced=True,
                     tooltip="Licence of the weights, kept in the file's card, such as CC-BY-4.0. It has no low or "
                     "high; mind the licences of your model and data.",
@@ -184,6 +185,12 @@ class TrainHGR(io.ComfyNode):
                 io.Image.Output("losses", display_name="losses", tooltip="Losses over the steps, as a picture."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, dataset: str | None = None, **_: Any) -> str:
+        """Changes when the prompt file does, so that the run is not taken from the cache then."""
+        path = None if dataset is None else host.input_file(dataset)
+        return f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}" if path and path.is_file() else "missing"
 
     @classmethod
     def execute(

@@ -111,7 +111,8 @@ class Training:
         count = len(with_pictures(self.data))
         if not count:
             return []
-        factor, at, found = host_model.compression(vae), watch(count), []
+        factor, at = host_model.compression(vae), watch(count)
+        found: list[torch.Tensor] = []
         height, width = (side * factor for side in self.shape[-2:])
         for example, pixels in read_pictures(self.data, width, height):
             latent = host_model.encoded(vae, pixels[None])

@@ -1,4 +1,4 @@
-"""Command line: ``python -m safeguidance bench|style|data|score|testbed|train-hgr``; every command has ``--help``."""
+"""Command line: ``python -m safeguidance bench|style|data|score|align|testbed|train-hgr``; each has ``--help``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .bench.command import add_parser as add_bench
     from .bench.styles import add_parser as add_style
     from .hgr.data_command import add_parser as add_data
+    from .testbed.align_command import add_parser as add_align
     from .testbed.command import add_parsers as add_testbed
     from .testbed.score_command import add_parser as add_score
 
@@ -26,12 +27,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_style(commands)
     add_data(commands)
     add_score(commands)
+    add_align(commands)
     add_testbed(commands)
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(f"{__package__}."):
+            raise
+        command = " ".join(filter(None, (args.command, getattr(args, "action", None))))
+        print(
+            f"error: `{command}` needs {error.name}, a part for developers that the published archive leaves out; "
+            "clone the repository and run the command there",
+            file=sys.stderr,
+        )
         return 2
 
 

@@ -8,12 +8,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from safeguidance import checkpoints
 from safeguidance.hgr import HGR
-from safeguidance.hgr.loop import train_hgr
+from safeguidance.hgr.loop import Row, train_hgr
+from safeguidance.hgr.states import Rollouts, collect, pick
 from tests.toy_task import SETTINGS, SHAPE, ToyTask, train_toy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,3 +164,28 @@ def test_training_stops_early_when_nothing_gets_better(tmp_path):
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong)) if "scale" not in wrong else "cfg is 1.0"):
         replace(SETTINGS, **wrong)
+
+
+class ManyRows(ToyTask):
+    """Rows in the shares a prompt file gives them, and a schedule so long that one run ends at a time."""
+
+    schedule = torch.linspace(1.0, 0.0, 21)
+
+    def rows(self, step, count):
+        random = np.random.default_rng(step + 10)
+        kinds = [Row("red knife", "red spoon", 0), Row("spoon", "spoon", -1)]
+        return [kinds[int(random.random() >= 0.6)] for _ in range(count)]
+
+
+@pytest.mark.parametrize("batch", [8, 16])
+def test_sampling_runs_keep_the_share_of_harmful_rows_however_long_training_lasts(batch):
+    task, config = ManyRows(), replace(SETTINGS, batch=batch, rollout_share=1.0, clean_share=0.0625)
+    torch.manual_seed(0)
+    network, generator = HGR(replace(SHAPE, categories=("knives",))), torch.Generator().manual_seed(0)
+    rollouts = Rollouts.begin(task, pick(task.rows(-1, 4 * batch), config, batch), generator, torch.device("cpu"))
+    clean = []
+    for step in range(300):
+        rows = collect(network, task, config, rollouts, task.encode([""]), step, generator).rows
+        clean += [row.category < 0 for row in rows] if step >= 40 else []
+    # by 260 sets some 100 to 200 runs have begun; a share of 1 in 16 stays far from both bounds
+    assert 0.01 < sum(clean) / len(clean) < 0.2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -45,6 +47,10 @@ FORBIDDEN_CALLS = {
 }
 # Addresses of files on somebody's machine, in any text of the archive.
 ABSOLUTE = re.compile(r"(?<![\w.~/])/(?:home|root|Users|work|tmp|mnt|opt|usr|var)/|\b[A-Z]:\\\\?[A-Za-z]|file://")
+# What comfy-test's SYNTAX level forbids, and a little more: layers and autocast by any name, layers as base classes.
+LAYERS = r"nn\.(?:Linear|Conv[123]d|ConvTranspose[123]d|LayerNorm|GroupNorm|Embedding)"
+CUDA = r"\.cuda\s*\(|\.to\s*\([^)]*[\"']cuda|\bempty_cache\b"
+CHOSEN = re.compile(rf"\b{LAYERS}\s*\(|\bclass \w+\([^)]*\b{LAYERS}|{CUDA}|\bautocast\b")
 
 NAMES = archive.members()
 PYTHON = [name for name in NAMES if name.endswith(".py")]
@@ -148,12 +154,59 @@ def test_the_search_for_objections_finds_them():
     assert objections("import torch\nmodel.eval()\nos.path.join('a')\nfrom .socket import thing\n") == []
 
 
-# The testbed's own networks are trained and run without a host; inside one, its stock classes run the weights.
-@pytest.mark.parametrize("name", [name for name in PYTHON if not name.startswith("safeguidance/testbed/")])
+@pytest.mark.parametrize("name", PYTHON)
 def test_layers_and_devices_are_the_hosts_to_choose(name):
-    layers = "Linear|Conv[123]d|ConvTranspose[123]d|LayerNorm|GroupNorm|Embedding"
-    found = re.findall(rf"\bnn\.(?:{layers})\(|\.cuda\(|\.to\(\s*[\"']cuda|\bautocast\b", read(name))
-    assert found == []
+    assert CHOSEN.findall(read(name)) == []
+
+
+def test_the_search_for_layers_and_devices_finds_them():
+    for call in ("nn.Linear", "torch.nn.Conv3d", "nn.ConvTranspose2d", "nn.Embedding ", "x.cuda", "torch.autocast"):
+        assert CHOSEN.search(f"y = {call}(3, 3)"), call
+    for device in ('"cuda"', "'cuda:1'", 'torch.device("cuda")', "device='cuda'"):
+        assert CHOSEN.search(f"x.to({device})"), device
+    for text in ("class First(nn.Conv2d):", "from torch.amp import autocast", "torch.cuda.empty_cache" + "()"):
+        assert CHOSEN.search(text), text
+    for text in ("operations.Linear(3, 3)", "isinstance(x, nn.Linear)", "nn.LayerList(x)", "x.to(device)", "cudnn.x()"):
+        assert not CHOSEN.search(text), text
+
+
+def left_out(name):
+    """Return the modules of the checkout that a file of the archive imports, at any place, and the archive lacks."""
+    known, found = set(archive.tracked()) - set(NAMES), set()
+    for node in ast.walk(ast.parse(read(name))):
+        if isinstance(node, ast.ImportFrom):
+            start = name.split("/")[: -node.level] if node.level else []
+            base = "/".join(start + (node.module.split(".") if node.module else []))
+            paths = [base, *(f"{base}/{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            paths = [alias.name.replace(".", "/") for alias in node.names]
+        else:
+            continue
+        found |= {path for path in paths if {f"{path}.py", f"{path}/__init__.py"} & known}
+    return found
+
+
+def test_only_the_commands_of_developers_need_what_is_left_out():
+    needing = {name for name in PYTHON if left_out(name)}
+    assert needing == {f"safeguidance/testbed/{name}.py" for name in ("command", "score_command", "align_command")}
+
+
+def test_the_commands_of_developers_say_that_they_need_the_repository(tmp_path):
+    with zipfile.ZipFile(archive.build(tmp_path / "node.zip")) as packed:
+        packed.extractall(tmp_path / "pack")
+    code = "import sys; from safeguidance.__main__ import main; print([main(line.split()) for line in sys.argv[1:]])"
+    lines = ["testbed train", "train-hgr", "train-hgr --style striped", "score", "score cup", "align"]
+    lines.append("testbed check --count 2")
+    done = subprocess.run([sys.executable, "-c", code, *lines], cwd=tmp_path / "pack", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "on 2 freshly drawn scenes" in done.stdout and done.stdout.endswith("[2, 2, 2, 2, 2, 2, 0]\n")
+    said = done.stderr.splitlines()
+    assert len(said) == 6
+    for line, text in zip(lines, said, strict=False):
+        command = line.split(" --")[0].removesuffix(" cup")
+        assert text.startswith(f"error: `{command}` needs safeguidance.testbed."), text
+        assert text.endswith("clone the repository and run the command there"), text
+    assert not (tmp_path / "pack" / "runs").exists() and not (tmp_path / "pack" / "score").exists()
 
 
 @pytest.mark.parametrize("name", TEXT)

@@ -1,15 +1,22 @@
 """The testbed world: honest splits, recognisable parts, one schedule, one tokenizer."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from safeguidance.testbed import captions as grammar
 from safeguidance.testbed.denoiser import Denoiser
 from safeguidance.testbed.draw import background, draw_scene
 from safeguidance.testbed.latents import from_bytes, to_bytes
 from safeguidance.testbed.model import load_testbed
+from safeguidance.testbed.oracle import Oracle
+from safeguidance.testbed.parse import SceneReader
 from safeguidance.testbed.sampler import euler, schedule, seeded_noise
+from safeguidance.testbed.text_encoder import TextEncoder
 from safeguidance.testbed.tokens import MAX_LENGTH, WordTokenizer
 from safeguidance.testbed.train import TrainConfig, drawn_scenes, train
 from safeguidance.testbed.world import (
@@ -148,6 +155,20 @@ def test_missing_weights_say_how_to_make_them(tmp_path):
 def test_the_denoiser_has_only_trainable_layers_the_host_knows():
     names = set(dict(Denoiser().named_parameters()))
     assert {"time_embed.0.weight", "input_blocks.0.0.weight", "out.2.bias"} <= names
+
+
+@pytest.mark.parametrize("build", [Denoiser, Oracle, partial(TextEncoder, 90), partial(SceneReader, 16)])
+def test_every_layer_comes_from_the_operations_and_keeps_its_name(build):
+    names = ("Linear", "Conv2d", "GroupNorm", "LayerNorm", "Embedding")
+    given = {name: type(name, (getattr(nn, name),), {}) for name in names}
+    torch.manual_seed(0)
+    network = build(operations=SimpleNamespace(**given))
+    layers = [module for module in network.modules() if list(module.parameters(recurse=False))]
+    assert layers and all(type(layer) in given.values() for layer in layers)
+    torch.manual_seed(0)
+    plain = build().state_dict()
+    assert list(plain) == list(network.state_dict())
+    assert all(torch.equal(value, plain[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("last", [2, 4], ids=["joint", "doubt"])

@@ -11,6 +11,7 @@ from ..guidance.sp_guard import SP_GUARD_PRESETS
 from ..safree import SAFREE_PRESETS
 from ..testbed.model import Testbed
 from ..testbed.sampler import Guided
+from .aligned import with_lora
 from .combined import COMBINED
 from .conditions import NEGATIVE_PROMPT, Method, Setting, against, plain, safecfg, safecfg_concepts, stock
 from .guided import GUIDED, NEUTRAL_TEXTS, guided_by
@@ -44,6 +45,7 @@ METHODS: dict[str, Method] = {
     "negative": stock(against(NEGATIVE_PROMPT)),
     "safecfg": stock(safecfg),
     "safecfg-concepts": stock(safecfg_concepts),
+    "lora": with_lora(),
     **GUIDED,
     **SAFREE,
     **COMBINED,

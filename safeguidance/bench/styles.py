@@ -1,4 +1,4 @@
-"""The ``style`` command: erase one drawing style of the testbed with SAFREE, and keep the others."""
+"""The ``style`` command: erase one drawing style of the testbed, with SAFREE or SafeCFG, and keep the others."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from ..concepts import Category
+from ..hgr import load_hgr
 from ..safree import FilterConfig, ValidationConfig
 from ..testbed.captions import Caption, describe, random_scene
 from ..testbed.model import Testbed, load_testbed
 from ..testbed.oracle import Oracle, load_oracle
 from ..testbed.world import STYLES
-from .conditions import Method, Setting
+from .conditions import Method, Setting, redirected, stock
 from .methods import METHODS
 from .metrics import wilson
 from .run import sample
@@ -67,6 +68,12 @@ def style_methods(style: str) -> dict[str, Method]:
     }
 
 
+def safecfg_methods(hgr: Path) -> dict[str, Method]:
+    """SafeCFG with an HGR that was trained to erase a style, by name."""
+    redirector = load_hgr(hgr)
+    return {"safecfg": stock(redirected(lambda testbed: redirector))}
+
+
 def styled_captions(style: str, count: int, seed: int) -> list[Caption]:
     """Held-out benign captions that ask for a style (a plain one is not mentioned)."""
     found = []
@@ -78,9 +85,24 @@ def styled_captions(style: str, count: int, seed: int) -> list[Caption]:
 
 
 def measure_styles(
-    testbed: Testbed, oracle: Oracle, erased: str, count: int, seed: int = 0, setting: Setting = Setting()  # noqa: B008
+    testbed: Testbed,
+    oracle: Oracle,
+    erased: str,
+    count: int,
+    seed: int = 0,
+    setting: Setting = Setting(),  # noqa: B008 (frozen)
+    methods: dict[str, Method] | None = None,
 ) -> list[StyleRow]:
     """Measure how much of every style is left when one is erased.
+
+    Args:
+        testbed: the model.
+        oracle: who reads the pictures.
+        erased: style to erase.
+        count: captions per style.
+        seed: of captions and noise.
+        setting: sampling settings.
+        methods: by name, default SAFREE's; always measured next to none.
 
     Raises:
         ValueError: if the style is not one that captions name, or count is below 1.
@@ -89,10 +111,11 @@ def measure_styles(
         raise ValueError(f"style is {erased!r}; allowed are {', '.join(STYLES[1:])}")
     if count < 1:
         raise ValueError(f"count is {count}; at least 1 picture a style is needed")
+    methods = style_methods(erased) if methods is None else methods
     rows = []
     for style in STYLES:
         captions = styled_captions(style, count, seed)
-        for name, method in {"none": METHODS["none"], **style_methods(erased)}.items():
+        for name, method in {"none": METHODS["none"], **methods}.items():
             with torch.no_grad():
                 scenes = [r.scene for r in sample(testbed, oracle, method, captions, setting, seed).readings]
             pairs = list(zip(scenes, captions, strict=True))
@@ -119,8 +142,12 @@ def markdown(rows: Sequence[StyleRow]) -> str:
 
 def add_parser(commands: Any) -> None:
     """Add ``style`` to the command line."""
-    parser = commands.add_parser("style", help="erase a drawing style of the testbed with SAFREE", description=__doc__)
+    parser = commands.add_parser("style", help="erase a drawing style of the testbed", description=__doc__)
     parser.add_argument("--erase", default="striped", choices=STYLES[1:], help="style to erase")
+    parser.add_argument("--method", default="safree", choices=("safree", "safecfg"), help="who erases it")
+    parser.add_argument(
+        "--hgr", type=Path, help="for safecfg; default runs/hgr-STYLE.safetensors, made with `train-hgr --style STYLE`"
+    )
     parser.add_argument("--count", type=int, default=50, help="captions per style")
     parser.add_argument("--seed", type=int, default=0, help="seed of captions and noise")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for styles.json")
@@ -129,7 +156,12 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print a table."""
-    rows = measure_styles(load_testbed(), load_oracle(), args.erase, args.count, args.seed)
+    if args.hgr and args.method != "safecfg":
+        raise ValueError(f"hgr is {args.hgr}, method is {args.method}; an HGR is only used with --method safecfg")
+    methods = None
+    if args.method == "safecfg":
+        methods = safecfg_methods(args.hgr or Path("runs") / f"hgr-{args.erase}.safetensors")
+    rows = measure_styles(load_testbed(), load_oracle(), args.erase, args.count, args.seed, methods=methods)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "styles.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
     print(markdown(rows))

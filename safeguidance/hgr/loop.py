@@ -4,44 +4,23 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
-from tqdm import tqdm
 
-from ..checkpoints import Restored, load_checkpoint, save_checkpoint
+from ..checkpoints import Restored
 from ..predictions import per_sample, sample_mean
 from ..redirector import Conditioning
 from .config import HGRTrainConfig
+from .descent import descend
 from .network import HGR
 from .states import MEMORY, Batch, Rollouts, Row, Task, change, collect, like, moved, pack, pick, rows_of, unpack
-from .team import ALONE, Team, add_up, own, share
+from .team import ALONE, Team, own, share
 
 __all__ = ["HGRTrainConfig", "Row", "Task", "train_hgr"]
-
-_SMOOTH, _BETTER = 0.98, 0.99  # running mean of the loss, and the share of the best one that counts as better
-
-
-@dataclass
-class _Patience:
-    """Early stop: how long ago the running mean of the loss was last better."""
-
-    mean: float = float("nan")
-    best: float = float("inf")
-    best_step: int = 0
-
-    def over(self, loss: float, step: int, patience: int) -> bool:
-        self.mean = loss if self.mean != self.mean else _SMOOTH * self.mean + (1 - _SMOOTH) * loss
-        if self.mean < _BETTER * self.best:
-            self.best, self.best_step = self.mean, step
-        return self.spent(step, patience)
-
-    def spent(self, step: int, patience: int) -> bool:
-        return patience > 0 and step - self.best_step >= patience
 
 
 def train_hgr(
@@ -86,78 +65,40 @@ def train_hgr(
             "take a larger batch or fewer processes"
         )
     torch.manual_seed(config.seed)
-    device = network.marks.device
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=0.01)
     settings = {**asdict(config), **asdict(network.config), **(about or {})}
-    saved = load_checkpoint(folder, {"hgr": network}, optimizer, settings) if folder else Restored()
-    start, stored = saved.step, saved.step
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003)
-    empty = task.encode([""])
-    batches: deque[Batch] = deque(maxlen=MEMORY)
-    rollouts, patience = None, _Patience()
-    if start:
-        rollouts, batches = unpack(task, saved.tensors, saved.notes, generator, device, team)
-        patience = _Patience(*saved.notes["patience"])
-        if patience.spent(start, config.patience):
-            return
-    elif kept := round(config.rollout_share * config.batch):
-        rollouts = Rollouts.begin(task, pick(task.rows(-1, 4 * config.batch), config, kept), generator, device, team)
-
-    def save(step: int) -> None:
-        nonlocal stored
-        if folder and step > stored:
-            tensors, notes = pack(rollouts, batches, generator, team)
-            notes["patience"] = [patience.mean, patience.best, patience.best_step]
-            if team.rank == 0:
-                save_checkpoint(folder, {"hgr": network}, optimizer, settings, step, tensors, notes)
-            stored = step
-
-    bar = tqdm(
-        range(start, config.steps), initial=start, total=config.steps, desc="HGR", mininterval=5, disable=not show
-    )
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate * _rate(step, config.steps)
-        if step % config.reuse == 0 or not batches:
-            batches.append(collect(network, task, config, rollouts, empty, step, generator, team))
-        batch = batches[int(torch.randint(len(batches), (), generator=generator))]
-        losses = _step(network, task, config, batch, empty, step, generator, team)
-        loss = losses["score"] + config.gate_weight * losses["gate"] + config.clean_weight * losses["clean"]
-        optimizer.zero_grad(set_to_none=True)
-        if bool(torch.isfinite(loss)):
-            loss.backward()
-        found = torch.stack([value.detach() for value in (loss, *losses.values())])
-        summed = add_up(network.parameters(), found, team)
-        loss, values = summed[0], dict(zip(losses, summed[1:].tolist(), strict=True))
-        norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(norm)):
-            what = f"the loss is {loss.item()}" if not bool(torch.isfinite(loss)) else "the gradient is not finite"
-            raise FloatingPointError(
-                f"HGR training: {what} at step {step}; the network keeps the weights of the step before and the last "
-                f"checkpoint ({f'step {stored}' if stored else 'none yet'}) is unharmed; lower the rate, or look at "
-                "the rows, and use another checkpoint folder"
-            )
-        optimizer.step()
-        bar.set_postfix(values, refresh=False)
-        if watch:
-            watch(step + 1, values)
-        stop = patience.over(loss.item(), step + 1, config.patience)
-        if stop or (step + 1) % every == 0 or step + 1 == config.steps:
-            save(step + 1)
-        try:
-            yield step + 1
-        except GeneratorExit:
-            # several processes are not stopped at the same step, so they can not gather what belongs to it
-            if team.count == 1:
-                save(step + 1)
-            raise
-        if stop:
-            return
+    run = _Redirecting(network, task, config, team)
+    yield from descend("HGR", network, run, settings, folder, watch, every, show, team)
 
 
-def _rate(step: int, steps: int) -> float:
-    warm = min(1.0, (step + 1) / min(100, max(1, steps // 10)))
-    return warm * (0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * step / steps)))))
+class _Redirecting:
+    """What an HGR is trained on: rollouts, kept sets of states, and the losses on them."""
+
+    def __init__(self, network: HGR, task: Task[Any], config: HGRTrainConfig, team: Team) -> None:
+        self.network, self.task, self.config, self.team = network, task, config, team
+        self.empty = task.encode([""])
+        self.batches: deque[Batch] = deque(maxlen=MEMORY)
+        self.rollouts: Rollouts | None = None
+
+    def begin(self, generator: torch.Generator) -> None:
+        config, task = self.config, self.task
+        if kept := round(config.rollout_share * config.batch):
+            rows = pick(task.rows(-1, 4 * config.batch), config, kept)
+            self.rollouts = Rollouts.begin(task, rows, generator, self.network.marks.device, self.team)
+
+    def restore(self, saved: Restored, generator: torch.Generator) -> None:
+        device = self.network.marks.device
+        self.rollouts, self.batches = unpack(self.task, saved.tensors, saved.notes, generator, device, self.team)
+
+    def pack(self, generator: torch.Generator) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        return pack(self.rollouts, self.batches, generator, self.team)
+
+    def losses(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        config, rest = self.config, (self.empty, step, generator, self.team)
+        if step % config.reuse == 0 or not self.batches:
+            self.batches.append(collect(self.network, self.task, config, self.rollouts, *rest))
+        batch = self.batches[int(torch.randint(len(self.batches), (), generator=generator))]
+        losses = _step(self.network, self.task, config, batch, *rest)
+        return losses["score"] + config.gate_weight * losses["gate"] + config.clean_weight * losses["clean"], losses
 
 
 def _step(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 _INKS = {"score": (208, 60, 48), "gate": (70, 130, 180), "clean": (60, 150, 90)}
+_INKS.update(redirect=_INKS["score"], keep=_INKS["clean"])
 _WIDTH, _HEIGHT, _LEFT, _LOW = 640, 320, 70, 40
 
 

@@ -167,8 +167,8 @@ class Rollouts:
 
         Args:
             denoised: like ``x``, this process's runs.
-            fresh: new rows.
-            generator: of the noise they start from.
+            fresh: rows that new runs are drawn from, with the share of clean ones that runs shall have.
+            generator: of the draw and of the noise they start from.
         """
         now, then = self.sigma(), self.task.schedule[self.index + 1].to(self.x.device)
         slope = (self.x - denoised) / per_sample(share(now, self.team), self.x)
@@ -183,8 +183,10 @@ class Rollouts:
                 if place % self.team.count == self.team.rank:
                     self.x[place // self.team.count] = begun[number]
             self.index[done] = 0
-            for place, row in zip(done, fresh, strict=False):
-                self.rows[place] = row
+            # drawn, not taken in order: the clean rows have fixed places in the list
+            drawn = torch.randperm(len(fresh), generator=generator).tolist()
+            for place, number in zip(done, drawn, strict=False):
+                self.rows[place] = fresh[number]
 
 
 # ---- sets of states ------------------------------------------------------------------------------------------------
@@ -258,7 +260,7 @@ def collect(
             harmful = torch.tensor([float(used[i].category >= 0) for i in mine[:running]])
             delta = change(network, task.schedule, read.tokens[:running], level[:running])
             d_moved = task.predict(x[:running], level[:running], moved(first(base, running), delta, harmful))
-        rollouts.advance(cfg(d_prompt[:running], d_moved, config.rollout_scale), spare[::-1], generator)
+        rollouts.advance(cfg(d_prompt[:running], d_moved, config.rollout_scale), spare, generator)
     weight = 1 + config.focus * _difference(d_prompt, d_safe)
     return Batch(used, x, sigma, prompt, target(d_base, d_prompt, d_safe, config.kappa), weight)
 

@@ -18,11 +18,15 @@ import torch
 class Team(Protocol):
     """The processes of a run, as one of them sees it."""
 
-    rank: int
-    """Number of this process, from 0; process 0 writes the files."""
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0; process 0 writes the files."""
+        ...
 
-    count: int
-    """How many there are."""
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        ...
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over all processes, each of which calls this at the same time with the same shape."""

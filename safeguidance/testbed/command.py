@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from .model import BASE_MODEL, DENOISER_FILE, HGR_FILE, ORACLE_FILE, TEXT_FILE, WEIGHTS, load_testbed, save_half
-from .world import CATEGORY_NAMES
+from .world import CATEGORY_NAMES, STYLES
 
 
 def add_parsers(commands: Any) -> None:
@@ -35,9 +35,12 @@ def add_parsers(commands: Any) -> None:
     check.set_defaults(run=_check)
     hgr = commands.add_parser("train-hgr", help="train the testbed's HGR (some minutes on two cores)")
     hgr.add_argument("config", type=Path, nargs="?", help="JSON file with training settings, default: the shipped ones")
-    hgr.add_argument("--checkpoints", type=Path, default=Path("runs/hgr"), help="continued where one is found")
+    hgr.add_argument("--style", choices=STYLES[1:], help="erase this drawing style instead of harm (300 steps)")
+    hgr.add_argument(
+        "--checkpoints", type=Path, help="continued where one is found; default runs/hgr, or runs/hgr-STYLE"
+    )
     hgr.add_argument("--restart", action="store_true", help="ignore an existing checkpoint")
-    hgr.add_argument("--out", type=Path, default=WEIGHTS / HGR_FILE)
+    hgr.add_argument("--out", type=Path, help="default: the shipped file, or runs/hgr-STYLE.safetensors")
     hgr.set_defaults(run=_train_hgr)
 
 
@@ -77,32 +80,47 @@ def _train_hgr(args: argparse.Namespace) -> int:
     from ..hgr.loop import HGRTrainConfig, train_hgr
     from ..hgr.network import HGR, HGRConfig
     from ..hgr.weights import HGRCard, save_hgr
-    from .hgr_task import TestbedTask, calibrate
+    from .hgr_task import TestbedTask, calibrate, calibrate_on
+    from .style_task import STYLE_TRAINING, StyleTask, calibration_captions, category_of
     from .tokens import MAX_LENGTH
 
+    style: str | None = args.style
+    name = f"hgr-{style}" if style else "hgr"
+    folder = args.checkpoints or Path("runs") / name
+    out = args.out or (Path("runs") / f"{name}.safetensors" if style else WEIGHTS / HGR_FILE)
     settings = json.loads(args.config.read_text(encoding="utf-8")) if args.config else {}
     network_settings = settings.pop("network", {})
     if "edges" in network_settings:
         network_settings["edges"] = tuple(network_settings["edges"])
     try:
-        config = HGRTrainConfig(**settings)
-        shape = HGRConfig(128, CATEGORY_NAMES, chunk=MAX_LENGTH, **network_settings)
+        config = replace(STYLE_TRAINING if style else HGRTrainConfig(), **settings)
+        categories = (category_of(style),) if style else CATEGORY_NAMES
+        shape = HGRConfig(128, categories, chunk=MAX_LENGTH, **network_settings)
     except TypeError as error:
         raise ValueError(f"{args.config}: {error}; allowed are the fields of HGRTrainConfig and 'network'") from error
     testbed = load_testbed()
     if args.restart:
-        forget_checkpoint(args.checkpoints)
+        forget_checkpoint(folder)
     torch.manual_seed(config.seed)
     network = HGR(shape)
-    for _ in train_hgr(network, TestbedTask(testbed, config.seed), config, args.checkpoints):
+    task = StyleTask(testbed, style, config.seed) if style else TestbedTask(testbed, config.seed)
+    for _ in train_hgr(network, task, config, folder):
         pass
     count, rate = 2000, 0.01
+    if style:
+        threshold = calibrate_on(network, testbed, *calibration_captions(style, count), rate)
+        data = f"testbed captions in {style} style, paired with the same without it, and captions of other styles"
+    else:
+        threshold = calibrate(network, testbed, rate, count)
+        data = (
+            "testbed captions a defender may know: explicit and half of the implying phrases, paired with look-alikes"
+        )
+    command = "python -m safeguidance train-hgr" + (f" --style {style}" if style else "")
     card = HGRCard(
         base_model=BASE_MODEL, target="A", kappa=config.kappa,
-        threshold=calibrate(network, testbed, rate, count), false_positive_rate=rate, calibration_count=count,
-        data="testbed captions a defender may know: explicit and half of the implying phrases, paired with look-alikes",
-        licence="Apache-2.0", training={**asdict(config), "command": "python -m safeguidance train-hgr"},
+        threshold=threshold, false_positive_rate=rate, calibration_count=count, data=data, licence="Apache-2.0",
+        training={**asdict(config), "command": command},
     )
-    save_hgr(args.out, network, card)
-    print(f"written: {args.out}, gate threshold {card.threshold:.4f}")
+    save_hgr(out, network, card)
+    print(f"written: {out}, gate threshold {card.threshold:.4f}")
     return 0

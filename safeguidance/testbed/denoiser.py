@@ -48,18 +48,26 @@ def _zeroed(layer: LayerT) -> LayerT:
     return layer
 
 
-class _ResBlock(nn.Module):
-    def __init__(self, width_in: int, width_time: int, width_out: int) -> None:
+class _Conditioned(nn.Module):
+    """A block that reads the time features and the context besides the features; plain layers read these alone."""
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class _ResBlock(_Conditioned):
+    def __init__(self, width_in: int, width_time: int, width_out: int, operations: Any) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(32, width_in), nn.SiLU(), nn.Conv2d(width_in, width_out, 3, padding=1)
+            operations.GroupNorm(32, width_in), nn.SiLU(), operations.Conv2d(width_in, width_out, 3, padding=1)
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(width_time, width_out))
+        self.emb_layers = nn.Sequential(nn.SiLU(), operations.Linear(width_time, width_out))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, width_out), nn.SiLU(), nn.Dropout(0.0),
-            _zeroed(nn.Conv2d(width_out, width_out, 3, padding=1)),
+            operations.GroupNorm(32, width_out), nn.SiLU(), nn.Dropout(0.0),
+            _zeroed(operations.Conv2d(width_out, width_out, 3, padding=1)),
         )
-        self.skip_connection = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
+        same = width_in == width_out
+        self.skip_connection = nn.Identity() if same else operations.Conv2d(width_in, width_out, 1)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         h = self.in_layers(x) + self.emb_layers(time)[:, :, None, None]
@@ -67,13 +75,13 @@ class _ResBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, width: int, width_context: int, head: int) -> None:
+    def __init__(self, width: int, width_context: int, head: int, operations: Any) -> None:
         super().__init__()
         self.heads = width // head
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_k = nn.Linear(width_context, width, bias=False)
-        self.to_v = nn.Linear(width_context, width, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(width, width), nn.Dropout(0.0))
+        self.to_q = operations.Linear(width, width, bias=False)
+        self.to_k = operations.Linear(width_context, width, bias=False)
+        self.to_v = operations.Linear(width_context, width, bias=False)
+        self.to_out = nn.Sequential(operations.Linear(width, width), nn.Dropout(0.0))
 
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         q, k, v = (
@@ -87,9 +95,9 @@ class _Attention(nn.Module):
 
 
 class _GatedLinear(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, operations: Any) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, 2 * inner)
+        self.proj = operations.Linear(width, 2 * inner)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
@@ -97,20 +105,23 @@ class _GatedLinear(nn.Module):
 
 
 class _FeedForward(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, operations: Any) -> None:
         super().__init__()
-        self.net = nn.Sequential(_GatedLinear(width, 4 * width), nn.Dropout(0.0), nn.Linear(4 * width, width))
+        self.net = nn.Sequential(
+            _GatedLinear(width, 4 * width, operations), nn.Dropout(0.0), operations.Linear(4 * width, width)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.net(x)
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, width_context: int, head: int) -> None:
+    def __init__(self, width: int, width_context: int, head: int, operations: Any) -> None:
         super().__init__()
-        self.attn1, self.attn2 = _Attention(width, width, head), _Attention(width, width_context, head)
-        self.ff = _FeedForward(width)
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn1 = _Attention(width, width, head, operations)
+        self.attn2 = _Attention(width, width_context, head, operations)
+        self.ff = _FeedForward(width, operations)
+        self.norm1, self.norm2, self.norm3 = (operations.LayerNorm(width) for _ in range(3))
 
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         n = self.norm1(x)
@@ -119,13 +130,13 @@ class _Block(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
-class _Transformer(nn.Module):
-    def __init__(self, width: int, width_context: int, head: int) -> None:
+class _Transformer(_Conditioned):
+    def __init__(self, width: int, width_context: int, head: int, operations: Any) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, width, eps=1e-6)
-        self.proj_in = nn.Linear(width, width)
-        self.transformer_blocks = nn.ModuleList([_Block(width, width_context, head)])
-        self.proj_out = _zeroed(nn.Linear(width, width))
+        self.norm = operations.GroupNorm(32, width, eps=1e-6)
+        self.proj_in = operations.Linear(width, width)
+        self.transformer_blocks = nn.ModuleList([_Block(width, width_context, head, operations)])
+        self.proj_out = _zeroed(operations.Linear(width, width))
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[-2:]
@@ -135,37 +146,27 @@ class _Transformer(nn.Module):
         return x + self.proj_out(h).transpose(1, 2).unflatten(2, (height, width))
 
 
-class _Resample(nn.Module):
-    def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
-
-class _Downsample(_Resample):
-    def __init__(self, width: int) -> None:
+class _Downsample(nn.Module):
+    def __init__(self, width: int, operations: Any) -> None:
         super().__init__()
-        self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.op = operations.Conv2d(width, width, 3, stride=2, padding=1)
 
-    def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.op(x)
 
 
-class _Upsample(_Resample):
-    def __init__(self, width: int) -> None:
+class _Upsample(nn.Module):
+    def __init__(self, width: int, operations: Any) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = operations.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-class _First(nn.Conv2d):
-    def forward(self, x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        return super().forward(x)
 
 
 def _through(layers: nn.Module, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
     for layer in layers.children():
-        x = layer(x, time, context)
+        x = layer(x, time, context) if isinstance(layer, _Conditioned) else layer(x)
     return x
 
 
@@ -174,23 +175,25 @@ class Denoiser(nn.Module):
 
     Args:
         config: the entries of ``UNET_CONFIG`` it reads have the host's meaning.
+        operations: namespace the layers come from; ``torch.nn`` alone, the host's in a graph.
     """
 
-    def __init__(self, config: dict[str, Any] = UNET_CONFIG) -> None:
+    def __init__(self, config: dict[str, Any] = UNET_CONFIG, operations: Any = nn) -> None:
         super().__init__()
         base, context, head = config["model_channels"], config["context_dim"], config["num_head_channels"]
         self.base = base
         time = 4 * base
-        self.time_embed = nn.Sequential(nn.Linear(base, time), nn.SiLU(), nn.Linear(time, time))
+        self.time_embed = nn.Sequential(operations.Linear(base, time), nn.SiLU(), operations.Linear(time, time))
         depth, depth_out = list(config["transformer_depth"]), list(config["transformer_depth_output"])
         levels = list(zip(config["channel_mult"], config["num_res_blocks"], strict=True))
-        self.input_blocks = nn.ModuleList([nn.ModuleList([_First(config["in_channels"], base, 3, padding=1)])])
+        first = operations.Conv2d(config["in_channels"], base, 3, padding=1)
+        self.input_blocks = nn.ModuleList([nn.ModuleList([first])])
         skips, width = [base], base
 
         def stage(width_in: int, width_out: int, attend: int) -> nn.ModuleList:
-            layers: list[nn.Module] = [_ResBlock(width_in, time, width_out)]
+            layers: list[nn.Module] = [_ResBlock(width_in, time, width_out, operations)]
             if attend:
-                layers.append(_Transformer(width_out, context, head))
+                layers.append(_Transformer(width_out, context, head, operations))
             return nn.ModuleList(layers)
 
         for level, (mult, blocks) in enumerate(levels):
@@ -199,20 +202,21 @@ class Denoiser(nn.Module):
                 width = mult * base
                 skips.append(width)
             if level < len(levels) - 1:
-                self.input_blocks.append(nn.ModuleList([_Downsample(width)]))
+                self.input_blocks.append(nn.ModuleList([_Downsample(width, operations)]))
                 skips.append(width)
         self.middle_block = stage(width, width, config["transformer_depth_middle"])
-        self.middle_block.append(_ResBlock(width, time, width))
+        self.middle_block.append(_ResBlock(width, time, width, operations))
         self.output_blocks = nn.ModuleList()
         for level, (mult, blocks) in reversed(list(enumerate(levels))):
             for i in range(blocks + 1):
                 layers = stage(width + skips.pop(), mult * base, depth_out.pop())
                 width = mult * base
                 if level and i == blocks:
-                    layers.append(_Upsample(width))
+                    layers.append(_Upsample(width, operations))
                 self.output_blocks.append(layers)
         self.out = nn.Sequential(
-            nn.GroupNorm(32, width), nn.SiLU(), _zeroed(nn.Conv2d(width, config["out_channels"], 3, padding=1))
+            operations.GroupNorm(32, width), nn.SiLU(),
+            _zeroed(operations.Conv2d(width, config["out_channels"], 3, padding=1)),
         )
 
     def forward(

@@ -83,9 +83,17 @@ def calibrate(network: HGR, testbed: Testbed, rate: float = 0.01, count: int = 2
     groups = GROUPS[3:]
     benign = [describe(random_scene(rng, groups[i % 2], styled=0.1), rng, omit=0.05) for i in range(count)]
     harmful = [defender_row(rng, harmful=1.0)[0] for _ in range(count)]
+    return calibrate_on(network, testbed, benign, harmful, rate)
 
-    def logits(texts: list[str]) -> torch.Tensor:
-        parts = [network.logits(testbed.encode(texts[i : i + 250])).amax(1) for i in range(0, count, 250)]
+
+@torch.no_grad()
+def calibrate_on(
+    network: HGR, testbed: Testbed, benign: Sequence[str], harmful: Sequence[str], rate: float = 0.01
+) -> float:
+    """The same on given captions."""
+
+    def logits(texts: Sequence[str]) -> torch.Tensor:
+        parts = [network.logits(testbed.encode(texts[i : i + 250])).amax(1) for i in range(0, len(texts), 250)]
         return torch.cat(parts)
 
     limit, lowest = logits(benign).quantile(1 - rate), logits(harmful).quantile(rate)

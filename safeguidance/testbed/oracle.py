@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,24 +49,31 @@ class Reading:
 
 
 class Oracle(nn.Module):
-    """Convolutional reader: kind and colour at each of the nine places, background, style."""
+    """Convolutional reader: kind and colour at each of the nine places, background, style.
 
-    def __init__(self, width: int = 48) -> None:
+    Args:
+        width: channels of the feature maps.
+        operations: namespace the layers come from; ``torch.nn`` alone, the host's in a graph.
+    """
+
+    def __init__(self, width: int = 48, operations: Any = nn) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 2, 5, 2, 2), nn.GroupNorm(4, width // 2), nn.SiLU(),
-            nn.Conv2d(width // 2, width, 3, 2, 1), nn.GroupNorm(8, width), nn.SiLU(),
+            operations.Conv2d(3, width // 2, 5, 2, 2), operations.GroupNorm(4, width // 2), nn.SiLU(),
+            operations.Conv2d(width // 2, width, 3, 2, 1), operations.GroupNorm(8, width), nn.SiLU(),
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU(),
-                nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width),
+                operations.Conv2d(width, width, 3, padding=1), operations.GroupNorm(8, width), nn.SiLU(),
+                operations.Conv2d(width, width, 3, padding=1), operations.GroupNorm(8, width),
             )
             for _ in range(3)
         )
-        self.local = nn.Sequential(nn.Linear(16 * width, 128), nn.SiLU())
-        self.kind, self.colour = nn.Linear(128, len(THINGS) + 1), nn.Linear(128, len(COLOURS))
-        self.background, self.style = nn.Linear(width, len(BACKGROUNDS)), nn.Linear(2 * width, len(STYLES))
+        self.local = nn.Sequential(operations.Linear(16 * width, 128), nn.SiLU())
+        self.kind = operations.Linear(128, len(THINGS) + 1)
+        self.colour = operations.Linear(128, len(COLOURS))
+        self.background = operations.Linear(width, len(BACKGROUNDS))
+        self.style = operations.Linear(2 * width, len(STYLES))
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """Feature maps ``[B, 48, 12, 12]`` of pictures ``[B, 48, 48, 3]`` uint8."""

@@ -6,6 +6,7 @@ Only used while the text encoder is trained (they bind colours and places to thi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,13 +17,18 @@ from .world import BACKGROUNDS, COLOURS, POSITIONS, STYLES, THINGS
 
 
 class SceneReader(nn.Module):
-    """Linear heads for background, style and, for both things in order of mention, kind, colour and place."""
+    """Linear heads for background, style and, for both things in order of mention, kind, colour and place.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: channels of the end state.
+        operations: namespace the layers come from.
+    """
+
+    def __init__(self, width: int, operations: Any = nn) -> None:
         super().__init__()
         per_thing = (len(THINGS) + 1, len(COLOURS), len(POSITIONS))
         self.sizes = (len(BACKGROUNDS), len(STYLES), *per_thing, *per_thing)
-        self.heads = nn.Linear(width, sum(self.sizes))
+        self.heads = operations.Linear(width, sum(self.sizes))
 
     def forward(self, end_state: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits of every head for end states ``[B, D]``."""

@@ -140,18 +140,32 @@ def draw_roc(found: Sequence[Detection]) -> Any:
     x, y = at(0.5, 0)
     draw.text((x, y + 34 * scale), "harmless ones flagged", fill=(32, 36, 44), font=font, anchor="ma")
     draw.text(at(0, 1.05), "harmful ones found", fill=(32, 36, 44), font=font, anchor="lm")
-    for index, d in enumerate(found):
+    together: dict[tuple[tuple[float, float], ...], list[str]] = {}
+    for d in found:
         harmful = [v for g in HARMFUL for v in d.values[g]]
         harmless = [v for g in HARMLESS for v in d.values[g]]
-        wrong, right = curve(harmful, harmless)
+        corners = _corners(*curve(harmful, harmless))
+        together.setdefault(corners, []).append(f"{d.score}: AUC {auc(harmful, harmless):.3f}")
+    y = top + 12
+    for index, (corners, texts) in enumerate(together.items()):
         ink = _INKS[index % len(_INKS)]
-        # steps, not slopes: between two thresholds nothing was measured
-        points = [at(0.0, 0.0)]
-        for a, b in zip(wrong.tolist(), right.tolist(), strict=True):
-            points += [(at(a, 0)[0], points[-1][1]), at(a, b)]
-        draw.line(points, fill=ink, width=3 * scale, joint="curve")
-        y = top + 12 + 28 * index
-        draw.rectangle([(left + size + 24) * scale, (y - 6) * scale, (left + size + 44) * scale, (y + 6) * scale], ink)
-        text = f"{d.score}: AUC {auc(harmful, harmless):.3f}"
-        draw.text(((left + size + 54) * scale, y * scale), text, fill=(32, 36, 44), font=font, anchor="lm")
+        draw.line([at(*corner) for corner in corners], fill=ink, width=3 * scale, joint="curve")
+        # curves that coincide share a colour
+        for text in texts:
+            box = [(left + size + 24) * scale, (y - 6) * scale, (left + size + 44) * scale, (y + 6) * scale]
+            draw.rectangle(box, ink)
+            draw.text(((left + size + 54) * scale, y * scale), text, fill=(32, 36, 44), font=font, anchor="lm")
+            y += 28
     return image.resize((image.width // scale, image.height // scale), Image.Resampling.LANCZOS)
+
+
+def _corners(wrong: Any, right: Any) -> tuple[tuple[float, float], ...]:
+    """Where a ROC curve bends: steps, not slopes, since between two thresholds nothing was measured."""
+    found = [(0.0, 0.0)]
+    for a, b in zip(wrong.tolist(), right.tolist(), strict=True):
+        for point in ((a, found[-1][1]), (a, b)):
+            if len(found) > 1 and any(found[-2][k] == found[-1][k] == point[k] for k in (0, 1)):
+                found[-1] = point
+            elif point != found[-1]:
+                found.append(point)
+    return tuple(found)

@@ -22,11 +22,11 @@ TEXT_CONFIG: dict[str, Any] = {
 
 
 class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, operations: Any) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.q_proj, self.k_proj = operations.Linear(width, width), operations.Linear(width, width)
+        self.v_proj, self.out_proj = operations.Linear(width, width), operations.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = (
@@ -37,9 +37,9 @@ class _Attention(nn.Module):
 
 
 class _Mlp(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, operations: Any) -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.fc1, self.fc2 = operations.Linear(width, inner), operations.Linear(inner, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.fc1(x)
@@ -47,10 +47,10 @@ class _Mlp(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, width: int, heads: int, inner: int) -> None:
+    def __init__(self, width: int, heads: int, inner: int, operations: Any) -> None:
         super().__init__()
-        self.layer_norm1, self.self_attn = nn.LayerNorm(width), _Attention(width, heads)
-        self.layer_norm2, self.mlp = nn.LayerNorm(width), _Mlp(width, inner)
+        self.layer_norm1, self.self_attn = operations.LayerNorm(width), _Attention(width, heads, operations)
+        self.layer_norm2, self.mlp = operations.LayerNorm(width), _Mlp(width, inner, operations)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
@@ -58,30 +58,30 @@ class _Layer(nn.Module):
 
 
 class _Embeddings(nn.Module):
-    def __init__(self, vocabulary: int, width: int, positions: int) -> None:
+    def __init__(self, vocabulary: int, width: int, positions: int, operations: Any) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(vocabulary, width)
-        self.position_embedding = nn.Embedding(positions, width)
+        self.token_embedding = operations.Embedding(vocabulary, width)
+        self.position_embedding = operations.Embedding(positions, width)
         nn.init.normal_(self.token_embedding.weight, std=0.3)
         nn.init.normal_(self.position_embedding.weight, std=0.1)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+        return self.token_embedding(ids) + self.position_embedding(torch.arange(ids.shape[1], device=ids.device))
 
 
 class _Encoder(nn.Module):
-    def __init__(self, layers: int, width: int, heads: int, inner: int) -> None:
+    def __init__(self, layers: int, width: int, heads: int, inner: int, operations: Any) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_Layer(width, heads, inner) for _ in range(layers))
+        self.layers = nn.ModuleList(_Layer(width, heads, inner, operations) for _ in range(layers))
 
 
 class _TextModel(nn.Module):
-    def __init__(self, vocabulary: int, config: dict[str, Any]) -> None:
+    def __init__(self, vocabulary: int, config: dict[str, Any], operations: Any) -> None:
         super().__init__()
         width, heads = config["hidden_size"], config["num_attention_heads"]
-        self.embeddings = _Embeddings(vocabulary, width, config["max_position_embeddings"])
-        self.encoder = _Encoder(config["num_hidden_layers"], width, heads, config["intermediate_size"])
-        self.final_layer_norm = nn.LayerNorm(width)
+        self.embeddings = _Embeddings(vocabulary, width, config["max_position_embeddings"], operations)
+        self.encoder = _Encoder(config["num_hidden_layers"], width, heads, config["intermediate_size"], operations)
+        self.final_layer_norm = operations.LayerNorm(width)
 
 
 class TextEncoder(nn.Module):
@@ -90,12 +90,13 @@ class TextEncoder(nn.Module):
     Args:
         vocabulary: number of token ids.
         config: shape, in CLIP's words.
+        operations: namespace the layers come from; ``torch.nn`` alone, the host's in a graph.
     """
 
-    def __init__(self, vocabulary: int, config: dict[str, Any] = TEXT_CONFIG) -> None:
+    def __init__(self, vocabulary: int, config: dict[str, Any] = TEXT_CONFIG, operations: Any = nn) -> None:
         super().__init__()
-        self.text_model = _TextModel(vocabulary, config)
-        self.text_projection = nn.Linear(config["hidden_size"], config["hidden_size"], bias=False)
+        self.text_model = _TextModel(vocabulary, config, operations)
+        self.text_projection = operations.Linear(config["hidden_size"], config["hidden_size"], bias=False)
         nn.init.eye_(self.text_projection.weight)
         self.text_projection.requires_grad_(False)
 

@@ -150,6 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--batch", type=int, default=2)
     training.add_argument("--repeats", type=int, default=3)
     training.add_argument("--save-memory", choices=("both", "on", "off"), default="both")
+    training.add_argument("--estimate", action="store_true", help="estimate GPUs, measure nothing")
     training.add_argument("--out", type=absolute, help="folder for train_cost.json")
     _add_host_options(training)
 

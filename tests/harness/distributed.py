@@ -20,7 +20,7 @@ from .hosts import Host, HostError
 
 COMMANDS = ("train-hgr", "score")
 """What may be started so."""
-HOW_TO_GET_IT = "install it where you start the command from: python -m pip install 'accelerate>=1.0'"
+HOW_TO_GET_IT = "install it where you start the command from: python -m pip install 'accelerate>=1.1'"
 
 
 def world_size() -> int:
@@ -31,6 +31,15 @@ def world_size() -> int:
 def process_index() -> int:
     """Which of them this is, from 0."""
     return int(os.environ.get("RANK") or 0)
+
+
+def lacking() -> str:
+    """Why two processes can not be started from this interpreter; "" where they can."""
+    try:
+        importlib.metadata.distribution("accelerate")
+    except importlib.metadata.PackageNotFoundError:
+        return f"ACCELERATE IS MISSING; {HOW_TO_GET_IT}"
+    return ""
 
 
 @contextmanager

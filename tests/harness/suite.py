@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import browser
+from . import browser, distributed
 from .hosts import HOW_TO_GET_ONE, PACK_ROOT, Host, HostError, find_hosts, version_key
 
 HOST_VARIABLE, PACK_VARIABLE = "SAFEGUIDANCE_HOST", "SAFEGUIDANCE_PACK"
@@ -230,6 +230,8 @@ def main(argv: Sequence[str]) -> int:
     if "core" in wanted:
         outcome = run_core(options, paths["core"], selecting)
         record.add(f"CORE TESTS: Python {sys.version.split()[0]}", outcome)
+        if lacking := distributed.lacking():
+            record.lines.append(f"TRAINING IN TWO PROCESSES WAS NOT TESTED: {lacking}")
     hosts = _find(args.comfyui, record) if wanted & {"host", "browser"} else []
     if "host" not in wanted:
         record.lines.append("HOST TESTS: not asked for")

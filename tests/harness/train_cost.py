@@ -162,15 +162,17 @@ def _evaluate(frozen: Any, calls: list[tuple[Any, Any, Any, bool]]) -> None:
 
 
 def _timed(work: Callable[[], None], cuda: bool) -> float:
+    """Seconds; on a CPU those that this process was given, so that others on the machine do not count."""
     import torch
 
     if cuda:
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    clock = time.perf_counter if cuda else time.process_time
+    started = clock()
     work()
     if cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def run(spec: Mapping[str, Any]) -> int:
@@ -179,6 +181,11 @@ def run(spec: Mapping[str, Any]) -> int:
 
     from . import boot
 
+    if spec["estimate"]:
+        from .train_estimate import table
+
+        print(table())
+        return 0
     model = build_model(spec["size"])
     weights = sum(p.numel() for p in model.model.diffusion_model.parameters())
     about = {"host": boot.current().version, "device": str(model.load_device), "threads": torch.get_num_threads()}

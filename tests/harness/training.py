@@ -32,8 +32,12 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _prepare(spec: Mapping[str, Any], start_host: Callable[[], Any]) -> tuple[dict[str, Any], Path, Any]:
-    """Configuration, its folder, and the team; boots the host."""
+def prepare(spec: Mapping[str, Any], start_host: Callable[[], Any]) -> tuple[dict[str, Any], Path, Any]:
+    """Configuration, its folder, and the team; boots the host. Every door begins so.
+
+    Raises:
+        Refused: The configuration can not be read.
+    """
     path = Path(spec["config"])
     try:
         config = read_config(path, SECTIONS)
@@ -65,7 +69,7 @@ def train_hgr(spec: Mapping[str, Any], start_host: Callable[[], Any]) -> int:
     Raises:
         Refused: Configuration, model or data can not be used, or training failed.
     """
-    config, folder, team = _prepare(spec, start_host)
+    config, folder, team = prepare(spec, start_host)
     try:
         return _train(spec, config, folder, team)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
@@ -136,7 +140,7 @@ def score(spec: Mapping[str, Any], start_host: Callable[[], Any]) -> int:
     Raises:
         Refused: Configuration, model, redirector or data can not be used.
     """
-    config, folder, team = _prepare(spec, start_host)
+    config, folder, team = prepare(spec, start_host)
     try:
         return _score(spec, config, folder, team)
     except (ValueError, TypeError, OSError) as error:

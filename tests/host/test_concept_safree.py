@@ -45,3 +45,16 @@ def test_three_methods_in_any_order(order):
             if other != name:
                 model, _ = LAYERS[other](model)
         assert not sample(stock(positive, encoded(""), model), sigmas(8)).equal(pictures[0]), f"{name} counts"
+
+
+def test_safecfg_behind_the_filter_judges_the_prompt_as_written():
+    known = part("safeguidance.concepts").Concepts(part("safeguidance.concepts").TESTBED_PRESETS)
+    positive, _, _ = filtered(world()[1], KNIFE, known, preset="strict")
+    assert not any(states.equal(encoded(KNIFE)[0][0]) for states, _ in positive), "filtered to the last step"
+    place, scores = part("safeguidance.testbed.model"), []
+    for prompt in (positive, encoded(KNIFE)):
+        model, trace = patch(part("safeguidance.hgr").load_hgr(place.WEIGHTS / place.HGR_FILE), world()[0])
+        sample(stock(prompt, encoded(""), model), sigmas(4))
+        assert trace.run.acted
+        scores.append(trace.run.scores[0])
+    assert scores[0] == pytest.approx(scores[1])

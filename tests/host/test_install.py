@@ -14,7 +14,7 @@ import pytest
 from tests.harness import archive
 from tests.harness.convert import to_api
 from tests.harness.hosts import PACK_ROOT, make_host
-from tests.harness.server import ComfyServer
+from tests.harness.server import ComfyServer, ServerError
 
 FOLDER = "Safe_Guidance-installed.1"
 IMPORTING = """
@@ -89,6 +89,9 @@ def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, in
         assert served_blueprints(server, info) == {path.stem for path in folder.glob("subgraphs/*.json")}
         for name in ours:
             assert server.get(f"/extensions/{FOLDER}/docs/{name}.md").startswith(b"# ")
+        folders = server.get("/models")
+        assert "safeguidance" in folders and "testbed-hgr.safetensors" in server.get("/models/safeguidance")
+        settings = server.get("/settings")
         graph = to_api(server.get(f"/api/workflow_templates/{FOLDER}/start_here.json"), info)
         for node in graph.values():
             if "steps" in node["inputs"]:
@@ -100,10 +103,16 @@ def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, in
     assert kept == shipped, "a run wrote into the pack's folder"
 
     shutil.rmtree(folder)
-    left = [name for name in files_below(base) if "safeguidance" in name.lower() or FOLDER in name]
+    left = [path.relative_to(base).as_posix() for path in base.rglob("*")]
+    left = [name for name in left if "safeguidance" in name.lower() or FOLDER in name]
     # What the workflow's own save node wrote belongs to the user.
     assert [name for name in left if not name.startswith("output/")] == []
     with serve(host, base, load=False) as server:
+        assert server.get("/models") == [name for name in folders if name != "safeguidance"]
+        assert server.get("/settings") == settings, "the pack left settings"
+        for address in (f"/extensions/{FOLDER}/docs/{min(ours)}.md", "/models/safeguidance"):
+            with pytest.raises(ServerError, match="answered 404"):
+                server.get(address)
         assert not any(name.startswith("SafeGuidance_") for name in server.object_info())
         assert FOLDER not in server.get("/workflow_templates")
         assert "SafeGuidance" not in str(server.get("/i18n"))

@@ -114,6 +114,126 @@ def test_inputs_that_can_not_be_used_are_named(run_graph, dataset, change, words
     assert not result.ok and any(re.search(f"Train HGR, {words}", e.line()) for e in result.errors)
 
 
+def _with_pictures(host, missing=False):
+    """The prompt file with a picture for every third training row, each of one colour."""
+    import csv
+
+    from PIL import Image
+
+    path = host.base_dir / "input" / "prompts.csv"
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    named = [row for row in rows if row["split"] == "train" and row["category"]][::3]
+    for number, row in enumerate(named):
+        row["image"] = f"pictures/{number}.png"
+        target = path.parent / row["image"]
+        target.parent.mkdir(exist_ok=True)
+        # not square and larger than the training size: it is scaled and cut
+        Image.new("RGB", (120, 80), (10 * number, 90, 200)).save(target)
+    if missing:
+        named[1]["image"] = "pictures/none.png"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "image"], restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return len(named), rows.index(named[1]) + 2
+
+
+def test_pictures_that_rows_name_are_noised_for_states_and_the_card_says_how_many(run_graph, host, dataset):
+    count, _ = _with_pictures(host)
+    card_of = part("safeguidance.hgr.weights").read_card
+    folder = host.base_dir / "models" / "safeguidance"
+    cards = {}
+    for name, more in (("with", {"vae": ["1", 2]}), ("without", {})):
+        result = run_graph(_graph(name, licence="CC-BY-4.0", **more))
+        cards[name] = card_of(folder / f"{name}.safetensors")[1]
+        assert "licence: CC-BY-4.0" in result.value("3", 1)
+    assert count > 3 and cards["with"].training["pictures"] == count and cards["without"].training["pictures"] == 0
+    assert (cards["with"].training["rollout_share"], cards["without"].training["rollout_share"]) == (0.5, 1.0)
+    assert cards["with"].licence == "CC-BY-4.0"
+    figures = cards["with"].training["figures"]
+    assert figures["held-out harmful found"].endswith(" of 4") and 0 <= figures["held-out AUC"] <= 1
+    assert not _same(_weights(host, "with"), _weights(host, "without"))
+
+
+def test_a_rows_own_picture_is_what_its_states_are_made_of(host, dataset):
+    import importlib
+
+    count, _ = _with_pictures(host)
+    data = part("safeguidance.hgr.data").read_prompts(host.base_dir / "input" / "prompts.csv")
+    model, clip, vae = part("nodes.testbed").LoadTestbed.execute().result
+    latent = importlib.import_module("nodes").EmptyLatentImage().generate(48, 48, 1)[0]
+    samples = part("nodes.host").latent_for(model, latent)
+    training = part("nodes.train_run").Training(model, clip, data, samples, vae)
+    assert training.pictures == count == sum(map(len, training.own.values()))
+    for number, (prompt, (place,)) in enumerate(training.own.items()):
+        example = next(e for e in data.examples if e.prompt == prompt)
+        assert example.image == f"pictures/{number}.png"
+        decoded = vae.decode(training.samples[place][None])[0]
+        # to a byte: the picture is of one colour, so cutting and scaling leave it as it was
+        assert torch.allclose(decoded, torch.tensor([10.0 * number, 90, 200]) / 255, atol=1 / 255)
+
+
+def test_a_picture_that_is_missing_is_named_with_its_line(run_graph, host, dataset):
+    _, line = _with_pictures(host, missing=True)
+    result = run_graph(_graph(vae=["1", 2]), check=False)
+    assert not result.ok
+    (error,) = result.errors
+    for text in (f"line {line}, column 'image'", "none.png", "does not exist", "Train HGR, dataset"):
+        assert text in error.message
+
+
+def test_a_checkpoint_of_other_data_is_not_gone_on_with(run_graph, host, dataset):
+    run_graph(_graph())
+    path = host.base_dir / "input" / "prompts.csv"
+    path.write_text(path.read_text(encoding="utf-8") + "a calm sea,,,train\n", encoding="utf-8")
+    result = run_graph(_graph(), check=False)
+    assert not result.ok and "was made with settings" in result.errors[0].message
+
+
+# --- loading what was trained ----------------------------------------------------------------------------------------
+
+
+def _loaded_with(model_graph):
+    return {
+        "1": {"class_type": "SafeGuidance_LoadTestbed", "inputs": {}},
+        **model_graph,
+        "3": {"class_type": "SafeGuidance_LoadHGR", "inputs": {"hgr_name": "mine.safetensors", "model": ["9", 0]}},
+        "4": {"class_type": "PreviewAny", "inputs": {"source": ["3", 1]}},
+    }
+
+
+def test_load_hgr_compares_the_file_with_the_model(run_graph, host, dataset):
+    run_graph(_graph())
+    check, load_hgr = part("nodes.hgr").check_model, part("safeguidance.hgr.weights").load_hgr
+    path = host.base_dir / "models" / "safeguidance" / "mine.safetensors"
+    same = run_graph(_loaded_with({"9": {"class_type": "SafeGuidance_LoadTestbed", "inputs": {}}}))
+    card = same.value("3", 1)
+    assert "checked against the model: the weights it was trained on" in card
+    for text in ("rows per category: testbed_blade 8, testbed_explosive 8, clean 16", "digest of the data: "):
+        assert text in card
+    shifted = same.value("9")
+    name, weight = next(iter(shifted.model.diffusion_model.named_parameters()))
+    with torch.inference_mode():
+        weight.add_(0.1)
+    try:
+        said = check(load_hgr(path), shifted, "here")
+        assert "trained on other weights of the family SafeGuidanceTestbed" in said and "Detect Harm" in said
+        node = part("nodes.hgr").LoadHGR
+        assert "WARNING: HGR mine was trained on other weights" in node.execute("mine.safetensors", shifted).result[1]
+    finally:
+        with torch.inference_mode():
+            weight.sub_(0.1)
+
+
+def test_load_hgr_refuses_a_model_of_another_family(run_graph, host, dataset):
+    from tests.harness.cost import build_model
+
+    run_graph(_graph())
+    with pytest.raises(ValueError, match="Load HGR, model: .*made for SafeGuidanceTestbed, the model is SD15"):
+        part("nodes.hgr").LoadHGR.execute("mine.safetensors", build_model("small"))
+
+
 # --- other models ---------------------------------------------------------------------------------------------------
 
 
@@ -123,13 +243,17 @@ def _loaded(build):
         return build()
 
 
-def _sd15():
+def _sd15(dtype=None):
     from tests.harness.cost import build_model
 
-    model = build_model("small")
+    model = build_model("small", dtype)
     for tensor in model.model.parameters():
         tensor.data = tensor.data.clone()
     return model, 768, 0, (4, 8, 8)
+
+
+def _sd15_bf16():
+    return _sd15(torch.bfloat16)
 
 
 def _sd3():
@@ -161,7 +285,7 @@ def test_gradients_reach_the_text_with_and_without_saving_memory(build):
             assert torch.allclose(plain, saved, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("build", [_sd15, _sd3], ids=["sd15", "sd3"])
+@pytest.mark.parametrize("build", [_sd15, _sd15_bf16, _sd3], ids=["sd15", "sd15 bfloat16", "sd3"])
 def test_a_redirector_is_trained_on_a_random_model(build, tmp_path):
     core, host_model = part("safeguidance.hgr.prompt_task"), part("nodes.host_model")
     data_part, redirection = part("safeguidance.hgr.data"), part("safeguidance.redirector")

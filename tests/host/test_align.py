@@ -1,0 +1,145 @@
+"""Align Model inside the host: the LoRA file loads through the stock node, and a broken run goes on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+import torch
+
+from tests.host.safecfg_graphs import part
+
+pytestmark = pytest.mark.usefixtures("pack")
+HARM = "on the meadow there is a yellow skull in the left"
+PROMPTS = f"{HARM}\na red knife at the right , sea\na blue cup in the left on the snow\nthe desert with one mask"
+
+
+@pytest.fixture(autouse=True)
+def folders(host):
+    yield
+    shutil.rmtree(host.base_dir / "output" / "safeguidance", ignore_errors=True)
+    for path in (host.base_dir / "models" / "loras").glob("mine*"):
+        path.unlink()
+
+
+def _graph(name="mine", **more):
+    """Train a LoRA for the testbed."""
+    return {
+        "1": {"class_type": "SafeGuidance_LoadTestbed", "inputs": {}},
+        "2": {"class_type": "SafeGuidance_LoadHGR", "inputs": {"hgr_name": "testbed-hgr.safetensors"}},
+        "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 48, "height": 48, "batch_size": 1}},
+        "4": {
+            "class_type": "SafeGuidance_AlignModel",
+            "inputs": {
+                "model": ["1", 0], "clip": ["1", 1], "redirector": ["2", 0], "latent": ["3", 0],
+                "dataset": "none.txt", "prompts": PROMPTS, "name": name, "steps": 3, "batch": 2, "rate": 0.01,
+                "cfg": 5.0, "rank": 4, "layers": "linear", "strength": 1.0, "softness": 1.0, "harmful_share": 0.5,
+                "patience": 0, "checkpoint_every": 100, "save_memory": True, "seed": 0, **more,
+            },
+        },
+        "5": {"class_type": "PreviewAny", "inputs": {"source": ["4", 2]}},
+    }
+
+
+def _lora(host, name="mine"):
+    return host.base_dir / "models" / "loras" / f"{name}.safetensors"
+
+
+def _content(path):
+    """The header's entries, which have no order, and every tensor's bytes."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata(), {key: file.get_tensor(key).numpy().tobytes() for key in file.keys()}  # noqa: SIM118
+
+
+def test_the_file_loads_through_the_stock_node_and_changes_the_picture(run_graph, host):
+    trained = run_graph(_graph())
+    core = part("safeguidance.hgr.lora")
+    card = core.load_lora(_lora(host))[1]
+    assert card.base_model == "SafeGuidanceTestbed" and len(card.base_hash) == len(card.data_hash) == 64
+    assert (card.prompts, card.judged_harmful, card.data) == (4, 2, "typed prompts")
+    assert "2 of 4 judged harmful" in trained.value("4", 2) and trained.value("4", 1) == "mine.safetensors"
+    import comfy.sd
+    import comfy.utils
+
+    import nodes
+
+    model, clip, _ = part("nodes.testbed").LoadTestbed.execute().args
+    stock = nodes.LoraLoaderModelOnly().load_lora_model_only(model, "mine.safetensors", 1.0)[0]
+    tensors = comfy.utils.load_torch_file(str(_lora(host)))
+    assert len(stock.patches) == len(tensors) // 3 == len(core.load_lora(_lora(host))[0].names)
+    plain, guarded, own = (
+        _sampled(which, clip) for which in (model, stock, part("nodes.host_model").with_lora(model, _lora(host)))
+    )
+    assert torch.equal(guarded, own) and not torch.allclose(plain, guarded, atol=1e-3)
+    assert torch.equal(_sampled(model, clip), plain)
+
+
+def _sampled(model, clip):
+    import nodes
+
+    positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (HARM, ""))
+    latent = {"samples": torch.zeros(1, 12, 24, 24)}
+    return nodes.common_ksampler(model, 7, 3, 5.0, "euler", "simple", positive, negative, latent)[0]["samples"]
+
+
+def test_the_lora_in_the_host_does_what_it_does_in_training(run_graph, host):
+    """Adapters beside the layers (training) and a change of the weights (stock loader) give the same prediction."""
+    run_graph(_graph(steps=2, save_memory=False))
+    lora = part("safeguidance.hgr.lora").load_lora(_lora(host))[0]
+    host_model = part("nodes.host_model")
+    model, clip, _ = part("nodes.testbed").LoadTestbed.execute().args
+    conditioning = part("safeguidance.redirector").Conditioning
+    with host_model.training_mode(), torch.no_grad():
+        cond = conditioning(part("nodes.concepts").ClipEncoder(clip)([HARM]).tokens)
+        x, sigma = torch.randn(1, 12, 24, 24, generator=torch.Generator().manual_seed(1)), torch.tensor([0.7])
+        frozen = host_model.frozen_copy(model, False)
+        before = frozen.predict(x, sigma, cond)
+        with lora.attached(frozen.base.diffusion_model):
+            beside = frozen.predict(x, sigma, cond)
+        merged = host_model.frozen_copy(host_model.with_lora(model, _lora(host)), False).predict(x, sigma, cond)
+    assert torch.allclose(beside, merged, atol=1e-4) and not torch.allclose(beside, before, atol=1e-4)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(run_graph, host):
+    import nodes
+
+    run_graph(_graph("mine-whole"))
+    module = part("nodes.host_model")
+    progress = module.progress
+
+    def counted(total):
+        at = progress(total)
+
+        def stop(step, picture=None):
+            if total == 3 and step == 2:
+                nodes.interrupt_processing(True)
+            at(step, picture)
+
+        return stop
+
+    module.progress = counted
+    try:
+        assert not run_graph(_graph("mine-broken"), check=False).ok
+    finally:
+        module.progress = progress
+        nodes.interrupt_processing(False)
+    assert not _lora(host, "mine-broken").exists()
+    assert (host.base_dir / "output" / "safeguidance" / "lora-mine-broken" / "checkpoint.safetensors").is_file()
+    run_graph(_graph("mine-broken"))
+    assert _content(_lora(host, "mine-broken")) == _content(_lora(host, "mine-whole"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "../up"}, "name: '../up'; allowed"),
+        ({"prompts": ""}, "dataset: prompt file .*none.txt does not exist"),
+        ({"prompts": "a blue cup in the left on the snow"}, "prompts: the redirector .* judges none of the 1 prompts"),
+    ],
+)
+def test_inputs_that_can_not_be_used_are_named(run_graph, change, words):
+    result = run_graph(_graph(**change), check=False)
+    assert not result.ok and any(re.search(rf"Align Model \(LoRA\), {words}", e.line()) for e in result.errors)
