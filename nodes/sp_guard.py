@@ -93,7 +93,7 @@ def _settings() -> list[io.Input]:
             1.0,
             0.01,
             "Fraction of the noise schedule at which guidance ends; same meaning as end_percent of a "
-            "conditioning. Low: only the layout is guarded, at less cost. 0.6 removed as much as 1 on the "
+            "conditioning. Low: only the layout is guarded, at less cost. 0.6 removed about as much as 1 on the "
             "testbed and changed less. High, 1: to the last step, as in the paper.",
             {name: config.end for name, config in SP_GUARD_PRESETS.items()},
         ),

@@ -86,10 +86,10 @@ def test_english_holds_no_command_of_the_editors_formatter():
     assert {key: text for key, text in locales.load("en").items() if locales.COMMANDS.search(text)} == {}
 
 
-def test_every_language_there_is_is_whole_and_up_to_date():
+def test_every_language_is_there_whole_and_up_to_date():
     said = []
     assert locales.report(said.append), "\n".join(said)
-    assert set(locales.present()) <= set(locales.LANGUAGES)
+    assert set(locales.present()) == set(locales.LANGUAGES)
     assert set(locales.load_sources()) == set(locales.present())
 
 
