@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..safeguidance.hgr.align import AlignConfig, align_model
-from ..safeguidance.hgr.align_data import Prompts, UnlabelledTask, judge_prompts, read_unlabelled, typed_prompts
-from ..safeguidance.hgr.lora import TARGETS, LoRA, LoRACard, linear_layers, load_lora, save_lora
+from ..safeguidance.hgr.align import AlignConfig
+from ..safeguidance.hgr.align_data import read_unlabelled, typed_prompts
+from ..safeguidance.hgr.lora import TARGETS, load_lora
 from ..safeguidance.hgr.losses import draw_losses
-from ..safeguidance.hgr.prompt_task import Texts
-from ..safeguidance.redirector import Conditioning, Redirector
+from ..safeguidance.redirector import Redirector
 from . import host, host_model
-from .concepts import ClipEncoder
+from .align_run import Alignment, AlignSettings, History
 from .hgr import RedirectorType
 from .train_hgr import _NAME
 
@@ -233,84 +229,35 @@ class AlignModel(io.ComfyNode):
             raise ValueError(f"{_NODE}, name: {name!r}; allowed are letters, digits, - _ and dots, no folders")
         if clip is None:
             raise ValueError(f"{_NODE}, clip: the input is empty; connect the model's text encoder")
-        family = host.model_family(model)
-        if redirector.base_model and redirector.base_model != family:
-            raise ValueError(
-                f"{_NODE}, redirector: {redirector.title!r} was made for {redirector.base_model}, the MODEL is "
-                f"{family}; load one for this model, train one, or use Redirector from Concepts"
-            )
+        config = AlignConfig(
+            steps=steps, batch=batch, rate=rate, scale=cfg, strength=strength, softness=softness, seed=seed,
+            patience=patience,
+        )
         try:
             typed = typed_prompts(prompts)
             data = typed if typed.texts else read_unlabelled(host.input_file(dataset))
         except ValueError as error:
             raise ValueError(f"{_NODE}, dataset: {error}") from error
-        config = AlignConfig(
-            steps=steps, batch=batch, rate=rate, scale=cfg, strength=strength, softness=softness, seed=seed,
-            patience=patience,
+        path, shown = host_model.new_lora_file(f"{name}.safetensors"), host_model.progress(steps)
+        settings = AlignSettings(
+            host.output_folder(f"lora-{name}"), path, rank, layers, harmful_share, checkpoint_every, save_memory,
+            command=_NODE,
         )
-        with host_model.training_mode():
-            shape = host.latent_for(model, latent).shape[1:]
-            run = _Alignment(model, clip, redirector, data, tuple(shape), data is typed)
-            path, history = run.train(config, name, rank, layers, harmful_share, checkpoint_every, save_memory)
+
+        def watch(step: int, history: History) -> None:
+            shown(step, draw_losses(history, steps) if step % 25 == 0 else None)
+
+        try:
+            shape = tuple(host.latent_for(model, latent).shape[1:])
+            field = "prompts" if data is typed else "dataset"
+            run = Alignment(model, clip, redirector, data, shape, field=field)
+            history = run.run(config, settings, watch)
+        except ValueError as error:
+            raise ValueError(f"{_NODE}, {error}") from error
         picture = torch.from_numpy(np.asarray(draw_losses(history, steps), dtype=np.float32) / 255)[None]
         card = "\n".join([f"file: {path.name}", *load_lora(path)[1].lines()])
         aligned = host_model.with_lora(model, path)
         return io.NodeOutput(aligned, path.name, card, picture, ui=ui.PreviewImage(picture, cls=cls))
-
-
-class _Alignment:
-    def __init__(
-        self, model: Any, clip: Any, redirector: Redirector, data: Prompts, shape: tuple[int, ...], typed: bool
-    ) -> None:
-        self.model, self.redirector, self.data, self.shape, self.typed = model, redirector, data, shape, typed
-        encoder = ClipEncoder(clip)
-
-        def encode(text: str) -> Conditioning:
-            with torch.no_grad():
-                return encoder([text])
-
-        self.texts = Texts(encode, data.texts, model.load_device, host_model.progress(len(data.texts) + 1))
-
-    def train(
-        self, config: AlignConfig, name: str, rank: int, layers: str, share: float, every: int, save_memory: bool
-    ) -> tuple[Path, list[dict[str, float]]]:
-        data, redirector = self.data, self.redirector
-        try:
-            weights = judge_prompts(redirector, self.texts, data.texts, config.softness)
-        except ValueError as error:
-            field = "prompts" if self.typed else "dataset"
-            raise ValueError(f"{_NODE}, {field}: {error}") from error
-        frozen = host_model.frozen_copy(self.model, save_memory)
-        network = frozen.base.diffusion_model
-        base_hash = frozen.digest()
-        try:
-            lora = LoRA(linear_layers(network, layers), rank, seed=config.seed).to(frozen.device)
-        except ValueError as error:
-            raise ValueError(f"{_NODE}, layers: {error}") from error
-        task = UnlabelledTask(
-            data.texts, weights, self.texts, frozen.predict, frozen.noised, frozen.schedule(20), self.shape, share,
-            config.seed,
-        )
-        about = {"data": data.digest, "model": base_hash, "harmful_share": share, "shape": list(self.shape)}
-        history: list[dict[str, float]] = []
-        shown = host_model.progress(config.steps)
-        steps = align_model(
-            lora, network, task, redirector, config, host.output_folder(f"lora-{name}"),
-            lambda _, values: history.append(values), every, show=False, about=about,
-        )
-        # closing leaves a checkpoint of the step an interrupt came at
-        with closing(steps) as running:  # type: ignore[type-var]
-            for step in running:
-                shown(step, draw_losses(history, config.steps) if step % 25 == 0 else None)
-        card = LoRACard(
-            base_model=host.model_family(self.model), redirector=redirector.title, threshold=redirector.threshold,
-            prompts=len(weights), judged_harmful=sum(weight >= 0.5 for weight in weights), data=data.source,
-            licence="not stated", base_hash=base_hash, data_hash=data.digest,
-            training={**asdict(config), "rank": rank, "layers": layers, "latent": list(self.shape), "command": _NODE},
-        )
-        path = host_model.new_lora_file(f"{name}.safetensors")
-        save_lora(path, lora, card)
-        return path, history
 
 
 NODES: list[type[io.ComfyNode]] = [AlignModel]

@@ -1,4 +1,4 @@
-"""`train-hgr` and `score` on a real ComfyUI: one process, and two under accelerate, give the same redirector.
+"""`train-hgr`, `score` and `align` on a real ComfyUI: one process, and two under accelerate, give the same.
 
 Runs here and not in tests/host, because a host's own interpreter need not have accelerate; it borrows the one installed
 here. Without a ComfyUI nothing of this can run, and the last lines of the whole test run say so.
@@ -11,16 +11,19 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from safeguidance.__main__ import main as core
+from safeguidance.hgr.lora import load_lora
 from safeguidance.hgr.weights import load_hgr, read_card
-from safeguidance.testbed.model import load_testbed
+from safeguidance.testbed.model import HGR_FILE, WEIGHTS, load_testbed
 from tests.harness import distributed
 from tests.harness.hosts import PACK_ROOT, find_hosts
 from tests.harness.loading import read_config
 from tests.harness.training import SECTIONS
 
 HOSTS = find_hosts()
+HGR = (WEIGHTS / HGR_FILE).as_posix()
 on_host = pytest.mark.skipif(not HOSTS, reason="NO COMFYUI FOUND")
 in_two = pytest.mark.skipif(bool(distributed.lacking()), reason=distributed.lacking())
 LAUNCH = [
@@ -43,6 +46,13 @@ rate = 1e-3
 [network]
 width = 64
 layers = 1
+[align]
+hgr = "{hgr}"
+out = "{out}-lora.safetensors"
+layers = "linear"
+rank = 2
+steps = 4
+batch = 3
 """
 
 
@@ -56,7 +66,7 @@ def folder(tmp_path_factory):
 def _run(folder, command, name, *options, launch=()):
     config = folder / f"{name}.toml"
     if not config.is_file():
-        config.write_text(CONFIG.format(out=name), encoding="utf-8")
+        config.write_text(CONFIG.format(out=name, hgr=HGR), encoding="utf-8")
     arguments = [sys.executable, *launch, "-m", "tests.harness", command, str(config), "--device", "cpu", *options]
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(arguments, cwd=PACK_ROOT, env=variables, capture_output=True, text=True)
@@ -113,8 +123,26 @@ def test_scores_of_a_file_are_the_same_in_one_process_and_in_two(folder, alone):
 
 
 @on_host
+@in_two
+def test_two_processes_align_as_one_does(folder):
+    written = []
+    for name, launch in (("plain", ()), ("team", LAUNCH)):
+        done = _run(folder, "align", name, launch=launch)
+        assert done.returncode == 0 and done.stdout.count("step 4 of 4") == 1, done.stdout + done.stderr
+        path = folder / f"{name}-lora.safetensors"
+        written.append((load_file(path), load_lora(path)[1].training))
+    (one, alone), (two, together) = written
+    assert alone["processes"] == 1 and together["processes"] == 2 and alone["command"].endswith("tests.harness align")
+    assert one.keys() == two.keys() and any(k.endswith("lora_up.weight") and v.abs().max() > 0 for k, v in one.items())
+    # files are in half precision, and Adam makes a step of rounding where there is no gradient
+    far = [float((one[k].float() - two[k].float()).abs().max()) for k in one]
+    assert sum(d > 1e-3 for d in far) <= len(far) // 20
+
+
+@on_host
 def test_what_is_wrong_with_a_configuration_or_a_file_is_said_and_nothing_is_written(folder):
-    (folder / "bad.toml").write_text(CONFIG.format(out="bad").replace("testbed = true", 'checkpoint = "no.ckpt"'))
+    bad = CONFIG.format(out="bad", hgr=HGR).replace("testbed = true", 'checkpoint = "no.ckpt"')
+    (folder / "bad.toml").write_text(bad)
     done = _run(folder, "train-hgr", "bad")
     assert done.returncode == 2 and "ERROR train-hgr" in done.stdout and "no.ckpt does not exist" in done.stdout
     assert not (folder / "bad.safetensors").exists()

@@ -61,7 +61,7 @@ def save_hgr(path: Path, network: HGR, card: HGRCard) -> None:
         "network": json.dumps(asdict(network.config)),
         "card": json.dumps(asdict(card)),
     }
-    tensors = {key: value.detach().half().contiguous() for key, value in network.state_dict().items()}
+    tensors = {key: value.detach().to(torch.float16).contiguous() for key, value in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     # whole or not at all: a full disk must not leave half a file, or take the old one away
     part = path.with_suffix(".part")

@@ -80,4 +80,4 @@ def load_testbed(folder: Path = WEIGHTS) -> Testbed:
 def save_half(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Write a module's weights in half precision."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().half().contiguous() for k, v in module.state_dict().items()}, path, metadata)
+    save_file({k: v.detach().to(torch.float16).contiguous() for k, v in module.state_dict().items()}, path, metadata)

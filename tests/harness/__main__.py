@@ -157,12 +157,14 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (
         ("train-hgr", "train a redirector for a model of the host; also with accelerate launch"),
         ("score", "score a prompt file with a redirector; also with accelerate launch"),
+        ("align", "train a safety LoRA from prompts without labels; also with accelerate launch"),
     ):
         door = commands.add_parser(name, help=text)
         door.add_argument("config", type=absolute, help="TOML or JSON, see web/docs/guides/train_a_redirector.md")
         door.add_argument("--out", type=absolute, help="file to write, in place of the configuration's")
-        if name == "score":
+        if name in ("score", "align"):
             door.add_argument("--hgr", type=absolute, help="HGR file, in place of the configuration's")
+        if name == "score":
             door.add_argument("--split", choices=("train", "held-out"), help="default: both")
         _add_host_options(door)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from .hosts import Host, HostError
 
-COMMANDS = ("train-hgr", "score")
+COMMANDS = ("train-hgr", "score", "align")
 """What may be started so."""
 HOW_TO_GET_IT = "install it where you start the command from: python -m pip install 'accelerate>=1.1'"
 

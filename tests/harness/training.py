@@ -1,6 +1,6 @@
-"""The commands `train-hgr` and `score` inside a host: an HGR for any MODEL that the host loads, alone or in a team.
+"""The commands `train-hgr`, `score` and `align` inside a host, for any MODEL that it loads, alone or in a team.
 
-Both read the same configuration (the guide `web/docs/guides/train_a_redirector.md` explains it).
+They read the same configuration (the guide `web/docs/guides/train_a_redirector.md` explains it).
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from .loading import MODEL_KEYS, load, read_config
 RUN_KEYS = ("out", "checkpoints", "dataset", "size", "licence", "every", "save_memory")
 NETWORK_KEYS = ("width", "layers")
 SCORE_KEYS = ("hgr", "dataset", "split", "rate", "out", "images", "draws", "seed")
-SECTIONS = {"": RUN_KEYS, "model": MODEL_KEYS, "training": (), "network": NETWORK_KEYS, "score": SCORE_KEYS}
+ALIGN_KEYS = (
+    "hgr", "dataset", "out", "checkpoints", "rank", "layers", "harmful_share", "steps", "batch", "rate", "scale",
+    "strength", "softness", "seed", "patience",
+)
+SECTIONS = {
+    "": RUN_KEYS, "model": MODEL_KEYS, "training": (), "network": NETWORK_KEYS, "score": SCORE_KEYS,
+    "align": ALIGN_KEYS,
+}
 # those of the node; the core's own are made for the testbed
 DEFAULTS = {"steps": 2000, "batch": 8, "rate": 3e-4, "scale": 3.0, "rollout_scale": 5.0, "rollout_share": 0.5}
 
@@ -149,16 +156,12 @@ def score(spec: Mapping[str, Any], start_host: Callable[[], Any]) -> int:
 
 def _score(spec: Mapping[str, Any], config: dict[str, Any], folder: Path, team: Any) -> int:
     wanted = {**config.get("score", {}), **{key: spec[key] for key in ("hgr", "split") if spec.get(key)}}
-    name = wanted.get("hgr") or config.get("out")
-    if not name:
-        raise ValueError("score.hgr: not given; name an HGR file, here or with --hgr")
-    hgr = part("nodes.hgr")
-    redirector = hgr.ManagedRedirector(part("safeguidance.hgr.weights").load_hgr(folder / Path(name).expanduser()))
+    redirector = _redirector("score", wanted, config, folder)
     data = _dataset(wanted.get("dataset") or config.get("dataset"), folder)
     out = _out(spec, wanted.get("out", "score.json"), folder)
     loaded = load(config.get("model", {}), folder)
     encoder = part("nodes.concepts").ClipEncoder(loaded.clip)
-    differs = hgr.check_model(redirector, loaded.model, "score.hgr")
+    differs = part("nodes.hgr").check_model(redirector, loaded.model, "score.hgr")
     if differs:
         _say(f"WARNING: {differs}")
     result = part("safeguidance.hgr.scores").score_file(
@@ -175,6 +178,14 @@ def _score(spec: Mapping[str, Any], config: dict[str, Any], folder: Path, team: 
             _say(f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}")
         _say(f"written: {out}")
     return 0
+
+
+def _redirector(section: str, wanted: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> Any:
+    name = wanted.get("hgr") or config.get("out")
+    if not name:
+        raise ValueError(f"{section}.hgr: not given; name an HGR file, here or with --hgr")
+    found = part("safeguidance.hgr.weights").load_hgr(folder / Path(name).expanduser())
+    return part("nodes.hgr").ManagedRedirector(found)
 
 
 def _score_pictures(
@@ -196,3 +207,47 @@ def _score_pictures(
                 int(wanted.get("draws", 6)), int(wanted.get("seed", 0)),
             )
             row["image"] = judge(host_model.encoded(loaded.vae, pixels[None]))[0]
+
+
+def align(spec: Mapping[str, Any], start_host: Callable[[], Any]) -> int:
+    """Train a LoRA from prompts without labels; return the exit code.
+
+    Raises:
+        Refused: Configuration, model, redirector or prompts can not be used, or training failed.
+    """
+    config, folder, team = prepare(spec, start_host)
+    try:
+        return _align(spec, config, folder, team)
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        raise Refused(f"align, {spec['config']}: {error}") from error
+
+
+def _align(spec: Mapping[str, Any], config: dict[str, Any], folder: Path, team: Any) -> int:
+    run, host = part("nodes.align_run"), part("nodes.host")
+    wanted = {**config.get("align", {}), **{key: spec[key] for key in ("hgr",) if spec.get(key)}}
+    out = _out(spec, wanted.pop("out", None), folder)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"align.out is {out.name!r}; its name must end with .safetensors")
+    redirector = _redirector("align", wanted, config, folder)
+    wanted.pop("hgr", None)
+    name = wanted.pop("dataset", config.get("dataset"))
+    if not name:
+        raise ValueError("dataset: not given; name a file of prompts")
+    data = part("safeguidance.hgr.align_data").read_unlabelled(folder / Path(str(name)).expanduser())
+    settings = run.AlignSettings(
+        folder / Path(wanted.pop("checkpoints", f"runs/{out.stem}")), out, int(wanted.pop("rank", 16)),
+        str(wanted.pop("layers", "attention")), float(wanted.pop("harmful_share", 0.5)),
+        every=int(config.get("every", 100)), save_memory=bool(config.get("save_memory", True)),
+        licence=str(config.get("licence", "not stated")), command="python -m tests.harness align",
+    )
+    given = part("safeguidance.hgr.align").AlignConfig(**wanted)
+    loaded = load(config.get("model", {}), folder)
+    shape = tuple(_latent(config, loaded, host).shape[1:])
+    alignment = run.Alignment(loaded.model, loaded.clip, redirector, data, shape, lambda total: _quiet)
+    _say(f"{host.model_family(loaded.model)}, {len(data.texts)} prompts of {data.source}, {team.count} processes")
+    alignment.run(given, settings, _Lines(given.steps), team)
+    if team.rank == 0:
+        for line in part("safeguidance.hgr.lora").load_lora(out)[1].lines():
+            _say(line)
+        _say(f"written: {out}")
+    return 0

@@ -287,10 +287,10 @@ def locale_texts(spec: Mapping[str, Any], base: Path) -> int:
 
 
 def training(spec: Mapping[str, Any], base: Path) -> int:
-    """Train an HGR, or score a prompt file with one, inside the host. Return the exit code."""
+    """Train an HGR, score a prompt file with one, or align a model by one, inside the host. Return the exit code."""
     from . import training as doors
 
-    door = {"train-hgr": doors.train_hgr, "score": doors.score}[spec["command"]]
+    door = {"train-hgr": doors.train_hgr, "score": doors.score, "align": doors.align}[spec["command"]]
     try:
         return door(spec, lambda: start_host(spec, base))
     except doors.Refused as error:
@@ -310,6 +310,7 @@ COMMANDS = {
     "train-cost": train_cost,
     "train-hgr": training,
     "score": training,
+    "align": training,
     "locales": locale_texts,
     "thumbnails": thumbnails,
     "workflows": write_workflows,
