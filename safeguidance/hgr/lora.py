@@ -119,8 +119,8 @@ class LoRA(nn.Module):
         """What a LoRA file holds, in half precision: ``diffusion_model.LAYER.lora_up.weight`` and so on."""
         out = {}
         for name, down, up in zip(self.names, self.down, self.up, strict=True):
-            out[f"{PREFIX}{name}.lora_down.weight"] = down.detach().half().cpu().contiguous()
-            out[f"{PREFIX}{name}.lora_up.weight"] = up.detach().half().cpu().contiguous()
+            out[f"{PREFIX}{name}.lora_down.weight"] = down.detach().to(torch.float16).cpu().contiguous()
+            out[f"{PREFIX}{name}.lora_up.weight"] = up.detach().to(torch.float16).cpu().contiguous()
             out[f"{PREFIX}{name}.alpha"] = torch.tensor(self.alpha)
         return out
 
