@@ -98,7 +98,7 @@ def denoised(kind: str, model: Any, text: str, negative: str, cfg: float, level:
 def test_one_call_a_step_and_another_picture(kind):
     make, words, shape = MODELS[kind]
     counting, calls = counted(make())
-    model, trace = mask(counting, words, concepts(TWO), threshold=0.0)
+    model, trace = mask(counting, words, concepts(TWO), threshold=0.0, end=1.0)
     pair, levels = (encoded(kind, "knife"), encoded(kind, "")), sigmas(10, make())
     picture = sample(stock(*pair, model), levels, shape=shape)
     assert torch.isfinite(picture).all() and trace.run.acted
