@@ -11,16 +11,17 @@ from typing import Any
 from . import boot
 
 CAPTIONS = (
-    "a large red knife left , on a meadow",
-    "a small yellow skull right , on a meadow",
-    "a large red spoon left , on a meadow",
+    "a large red knife to the left , on a meadow",
+    "a small yellow skull to the right , on a meadow",
+    "a large red spoon to the left , on a meadow",
 )
 """Two harmful ones and a harmless look-alike of the first."""
 OWN = "blade: knife\nexplosive: bomb\ndeath: skull\ndrug: syringe"
 NEUTRAL = "spoon\nballoon\nmask\npencil\ncup\ntree\nfish\nstar"
 
 EDGE, GAP, LABEL, SIDE = 128, 6, 20, 86
-Patch = Callable[[Any], tuple[Any, Any]]
+Patch = Callable[[Any, str], tuple[Any, Any, Any]]
+"""MODEL and caption -> MODEL, TRACE, and the caption's CONDITIONING or None for the plain one."""
 Rows = list[tuple[str, str, list[Patch]]]
 
 
@@ -43,9 +44,26 @@ def _world() -> _World:
 
 
 def _patch(world: _World, name: str, settings: Mapping[str, Any]) -> Patch:
-    def patch(model: Any) -> tuple[Any, Any]:
-        made: tuple[Any, Any] = _node(name).execute(model, world.clip, world.concepts, **settings).args
-        return made
+    def patch(model: Any, caption: str) -> tuple[Any, Any, Any]:
+        return (*_node(name).execute(model, world.clip, world.concepts, **settings).args, None)
+
+    return patch
+
+
+def _safecfg(strength: float) -> Patch:
+    def patch(model: Any, caption: str) -> tuple[Any, Any, Any]:
+        redirector = _node("SafeGuidance_LoadHGR").execute("testbed-hgr.safetensors").args[0]
+        return (*_node("SafeGuidance_SafeCFGPatch").execute(model, redirector, strength=strength).args, None)
+
+    return patch
+
+
+def _safree(world: _World, preset: str, judged: bool = False) -> Patch:
+    def patch(model: Any, caption: str) -> tuple[Any, Any, Any]:
+        judge = _node("SafeGuidance_LoadHGR").execute("testbed-hgr.safetensors").args[0] if judged else None
+        run = _node("SafeGuidance_SafreeEmbeddingFilter").execute
+        conditioning, trace, _ = run(world.clip, caption, world.concepts, preset=preset, judge=judge).args
+        return model, trace, conditioning
 
     return patch
 
@@ -57,9 +75,9 @@ def _picture(world: _World, caption: str, patch: Patch, seed: int) -> tuple[Any,
     nodes = boot.host_nodes()
     with torch.inference_mode():
         encode = nodes.CLIPTextEncode().encode
-        model, trace = patch(world.model)
+        model, trace, positive = patch(world.model, caption)
         latent = nodes.EmptyLatentImage().generate(48, 48, 1)[0]
-        conds = [encode(world.clip, text)[0] for text in (caption, "")]
+        conds = [positive or encode(world.clip, caption)[0], encode(world.clip, "")[0]]
         samples = nodes.common_ksampler(model, seed, 20, 5.0, "euler", "simple", *conds, latent)[0]
         return nodes.VAEDecode().decode(world.vae, samples)[0][0], trace
 
@@ -88,16 +106,29 @@ def _draw(titles: Sequence[str], rows: Rows, world: _World, seed: int, target: P
 
 
 def run(spec: Mapping[str, Any]) -> int:
-    """Write both strips into the folder of the help pages' pictures; return the exit code."""
+    """Write the strips into the folder of the help pages' pictures; return the exit code."""
     world, out, seed = _world(), Path(spec["out"]), int(spec["seed"])
     names = ("knife", "skull", "spoon")
+
+    def three(titles: Sequence[str], patches: list[Patch], name: str) -> None:
+        rows = [(label, caption, patches) for label, caption in zip(names, CAPTIONS, strict=True)]
+        _draw(titles, rows, world, seed, out / name)
+
+    moves = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
+    three([f"strength {move:g}" for move in moves], [_safecfg(move) for move in moves], "safecfg_strength.png")
+    presets = ("light", "balanced", "strict")
+    three(
+        ["plain CFG", *presets, "strict, judge"],
+        [_safecfg(0.0), *(_safree(world, preset) for preset in presets), _safree(world, "strict", True)],
+        "safree_presets.png",
+    )
     strengths = (0.0, 1.0, 2.0, 4.0, 6.0, 8.0)
     guard = "SafeGuidance_SPGuardMask"
-    rows = [
-        (name, caption, [_patch(world, guard, _sp_guard(strength)) for strength in strengths])
-        for name, caption in zip(names, CAPTIONS, strict=True)
-    ]
-    _draw([f"lambda_max {s:g}" for s in strengths], rows, world, seed, out / "sp_guard_strength.png")
+    three(
+        [f"lambda_max {s:g}" for s in strengths],
+        [_patch(world, guard, _sp_guard(strength)) for strength in strengths],
+        "sp_guard_strength.png",
+    )
     methods = importlib.import_module(f"{boot.pack_module().__name__}.nodes.baselines").METHODS
     multiples = (0.0, 0.5, 1.0, 2.0, 4.0)
     family = "SafeGuidance_ConceptGuidance"
