@@ -102,12 +102,22 @@ const methods = {
     await page.getByTestId("side-toolbar").getByText("Templates").click();
     const dialog = page.getByRole("dialog");
     await dialog.getByText(pack.slice(0, 12)).first().click();
-    // The newest frontend shows pictures from blob: addresses, so they are known by their size.
-    const loaded = () => [...document.querySelectorAll("[role=dialog] img")].map((image) => image.naturalWidth);
-    const enough = (wanted) =>
-      [...document.querySelectorAll("[role=dialog] img")].filter((image) => image.naturalWidth === 512).length >= wanted;
-    await page.waitForFunction(enough, count, { timeout: SLOW, polling: 250 });
-    const shown = { cards: await dialog.innerText(), widths: await page.evaluate(loaded) };
+    // Pictures are fetched when they come into view, so the list is walked through to its end. The newest frontend shows
+    // them from blob: addresses, so they are known by their size.
+    const seen = () => [...document.querySelectorAll("[role=dialog] img")].map((image) => [image.src, image.naturalWidth]);
+    const [texts, pictures] = [[], new Map()];
+    const wanted = () => [...pictures.values()].filter((width) => width === 512).length >= count;
+    const box = await dialog.boundingBox();
+    await page.mouse.move(box.x + 0.7 * box.width, box.y + 0.6 * box.height);
+    for (let turn = 0; turn < 120 && !wanted(); turn++) {
+      if (turn) await page.mouse.wheel(0, turn % 40 === 0 ? -20000 : 250);
+      await page.waitForTimeout(250);
+      texts.push(await dialog.innerText());
+      for (const [source, width] of await page.evaluate(seen)) pictures.set(source, width);
+    }
+    const shown = { cards: texts.join("\n"), widths: [...pictures.values()] };
+    await page.mouse.wheel(0, -20000);
+    await page.waitForTimeout(250);
     await dialog.getByText(name).first().click();
     await dialog.waitFor({ state: "hidden", timeout: SLOW });
     return shown;
