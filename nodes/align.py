@@ -16,7 +16,7 @@ from ..safeguidance.redirector import Redirector
 from . import host, host_model
 from .align_run import Alignment, AlignSettings, History
 from .hgr import RedirectorType
-from .train_hgr import _NAME
+from .train_run import check_inputs
 
 _NODE = "Align Model (LoRA)"
 
@@ -225,10 +225,7 @@ class AlignModel(io.ComfyNode):
             FloatingPointError: if a loss is not finite; the last checkpoint stays.
             OSError: if a file can not be written.
         """
-        if not name.strip(".") or set(name) - set(_NAME):
-            raise ValueError(f"{_NODE}, name: {name!r}; allowed are letters, digits, - _ and dots, no folders")
-        if clip is None:
-            raise ValueError(f"{_NODE}, clip: the input is empty; connect the model's text encoder")
+        check_inputs(_NODE, name, clip)
         config = AlignConfig(
             steps=steps, batch=batch, rate=rate, scale=cfg, strength=strength, softness=softness, seed=seed,
             patience=patience,

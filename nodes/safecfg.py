@@ -73,8 +73,7 @@ def _settings() -> list[io.Input]:
             1.0,
             0.01,
             "Fraction of the noise schedule at which the redirect ends. Low: only the layout is guarded, details stay "
-            "as the prompt has them; 0.6 keeps most of the effect by our derivation. High, up to 1: to the last step, "
-            "as in the paper.",
+            "as the prompt has them. High, up to 1: to the last step, as in the paper.",
             {name: config.end for name, config in SAFECFG_PRESETS.items()},
         ),
         io.Float.Input(

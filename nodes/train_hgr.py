@@ -14,10 +14,9 @@ from ..safeguidance.hgr.losses import draw_losses
 from ..safeguidance.hgr.weights import load_hgr
 from . import host, host_model
 from .hgr import ManagedRedirector, RedirectorType, describe
-from .train_run import History, RunSettings, Training, readable
+from .train_run import History, RunSettings, Training, check_inputs, readable
 
 _NODE = "Train HGR"
-_NAME = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_."
 
 
 class TrainHGR(io.ComfyNode):
@@ -222,10 +221,7 @@ class TrainHGR(io.ComfyNode):
             FloatingPointError: if a loss is not finite; the last checkpoint stays.
             OSError: if a file can not be written.
         """
-        if not name.strip(".") or set(name) - set(_NAME):
-            raise ValueError(f"{_NODE}, name: {name!r}; allowed are letters, digits, - _ and dots, no folders")
-        if clip is None:
-            raise ValueError(f"{_NODE}, clip: the input is empty; connect the model's text encoder")
+        check_inputs(_NODE, name, clip)
         try:
             data = readable(read_prompts(host.input_file(dataset)))
             trained = Training(model, clip, data, host.latent_for(model, latent), vae)

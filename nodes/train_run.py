@@ -26,6 +26,19 @@ RATE = 0.01
 """False-positive rate that the threshold is set for."""
 
 History = list[dict[str, float]]
+_NAME = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_."
+
+
+def check_inputs(node: str, name: str, clip: Any) -> None:
+    """Refuse what no training node can use.
+
+    Raises:
+        ValueError: if the name is not that of a plain file, or there is no CLIP.
+    """
+    if not name.strip(".") or set(name) - set(_NAME):
+        raise ValueError(f"{node}, name: {name!r}; allowed are letters, digits, - _ and dots, no folders")
+    if clip is None:
+        raise ValueError(f"{node}, clip: the input is empty; connect the model's text encoder")
 
 
 @dataclass(frozen=True)
