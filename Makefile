@@ -21,24 +21,24 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
 demo: $(STAMP)
 	$(RUN) -m safeguidance bench --methods none,negative,safecfg --count $(COUNT) --out demo
-	$(RUN) -m tests.harness demo --out demo
+	$(RUN) -m tools demo --out demo
 
 test: lint
-	$(RUN) -m tests.harness test
+	$(RUN) -m tools test
 
 # The newest frontend is tested besides the one each ComfyUI asks for.
 browser: $(STAMP)
 	@command -v npm >/dev/null || { echo "npm is missing; on Debian and Ubuntu: apt install nodejs npm"; exit 1; }
 	cd tests/browser && npm install --no-package-lock --no-audit --no-fund
 	$(PIP) --no-deps --upgrade --target tests/browser/frontend comfyui-frontend-package
-	@$(RUN) -c 'import sys; from tests.harness.browser import find_chromium; sys.exit(not find_chromium())' || \
+	@$(RUN) -c 'import sys; from tools.browser import find_chromium; sys.exit(not find_chromium())' || \
 		echo "Chromium is missing; on Debian and Ubuntu: apt install chromium fonts-dejavu-core"
 
 # mypy takes the checkout for a package, so it sees it under a name that is one, whatever the folder is called.
 lint: $(STAMP)
 	$(RUN) -m ruff check .
 	@mkdir -p $(VENV)/pack && ln -sfn "$(CURDIR)" $(VENV)/pack/pack
-	cd $(VENV)/pack && ../bin/python -m mypy --config-file pack/pyproject.toml pack/safeguidance pack/nodes pack/tests/harness
+	cd $(VENV)/pack && ../bin/python -m mypy --config-file pack/pyproject.toml pack/safeguidance pack/nodes pack/tools
 
 format: $(STAMP)
 	$(RUN) -m ruff check --fix .

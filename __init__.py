@@ -7,6 +7,6 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint():  # noqa: ANN201 (the return type is the host's)
     """Give the host the pack's extension."""
-    from .nodes.extension import SafeGuidanceExtension
+    from ..nodes.extension import SafeGuidanceExtension
 
     return SafeGuidanceExtension()

@@ -8,16 +8,11 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..safeguidance.concepts import (
-    FIELD_PRESETS,
-    TESTBED_PRESETS,
-    Concepts,
-    benign_bank,
-    make_concept_redirector,
-    select_concepts,
-)
-from ..safeguidance.redirector import Conditioning
-from .hgr import RedirectorType
+from ..safeguidance.concepts.categories import FIELD_PRESETS, Concepts, select_concepts
+from ..safeguidance.conditioning import Conditioning
+from ..safeguidance.redirector.from_concepts import make_concept_redirector
+from ..safeguidance.testbed.concepts import ALL_PRESETS, TESTBED_PRESETS, benign_bank
+from .redirectors import RedirectorType
 
 ConceptsType = io.Custom("SAFEGUIDANCE_CONCEPTS")
 
@@ -95,7 +90,7 @@ class SafetyConcepts(io.ComfyNode):
         if testbed:
             names = [category.name for category in TESTBED_PRESETS]
         try:
-            concepts = select_concepts(names, own)
+            concepts = select_concepts(names, own, ALL_PRESETS)
         except ValueError as error:
             raise ValueError(f"Safety Concepts, own: {error}") from error
         if not concepts.categories:

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..safeguidance.concepts.data import PRESETS
-from ..safeguidance.hgr.detection import calibrate_score, fixed_draws, opened, picture_evidence, prompt_scores
-from ..safeguidance.redirector import Conditioning, Redirector, bucket_at
-from . import host, host_model
+from ..safeguidance.conditioning import Conditioning
+from ..safeguidance.redirector.detection import calibrate_score, fixed_draws, opened, picture_evidence, prompt_scores
+from ..safeguidance.redirector.interface import Redirector, bucket_at
+from ..safeguidance.testbed.concepts import ALL_PRESETS
 from .concepts import ClipEncoder
-from .hgr import RedirectorType
-from .safree_run import as_written
+from .host import model as host_model
+from .host import patcher as host
+from .redirectors import RedirectorType
+from .safree.reattention_run import as_written
 
 _NODE = "Detect Harm"
 _FROM, _TO = 1 / 3, 2 / 3  # the part of the schedule where things have a shape and are not yet settled
@@ -272,14 +274,12 @@ def picture_judge(
     fixed = fixed_draws(plain.levels(fractions), shape, seed)
 
     def on_device(cond: Conditioning) -> Conditioning:
-        return Conditioning(
-            cond.tokens.to(plain.device), None if cond.pooled is None else cond.pooled.to(plain.device)
-        )
+        return Conditioning(cond.tokens.to(plain.device), None if cond.pooled is None else cond.pooled.to(plain.device))
 
     if prompts:
         conditions = [opened(redirector, prompt, base, bucket_at(redirector.edges, 0.5)) for prompt in prompts]
     else:
-        texts = [PRESETS[name].phrases[0] if name in PRESETS else name for name in redirector.categories]
+        texts = [ALL_PRESETS[name].phrases[0] if name in ALL_PRESETS else name for name in redirector.categories]
         conditions = [encoder([text]) for text in texts]
     conditions = [on_device(cond) for cond in conditions]
 

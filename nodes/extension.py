@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import align, baselines, concepts, detect, hgr, host, report, safecfg, safree, sp_guard, testbed, train_hgr
+from . import concepts, detect, report, testbed
+from . import redirectors as hgr
+from .concept_guidance import concept_guidance as baselines
+from .concept_guidance import sp_guard
+from .host import patcher as host
+from .safecfg import node as safecfg
+from .safree import node as safree
+from .training import align, train_hgr
 
 _MODULES = (safecfg, safree, sp_guard, baselines, hgr, concepts, detect, train_hgr, align, report, testbed)
 

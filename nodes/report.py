@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..safeguidance.report import draw_report, effect_mask, is_harmful
-from ..safeguidance.trace import Trace
-from .safecfg import TraceType
+from ..safeguidance.report.picture import draw_report, effect_mask, is_harmful
+from ..safeguidance.report.trace import Trace
+from .safecfg.node import TraceType
 
 
 class SafetyReport(io.ComfyNode):

@@ -15,7 +15,7 @@ from ..safeguidance.testbed.model import BASE_MODEL, DENOISER_FILE, TEXT_FILE, W
 from ..safeguidance.testbed.sampler import SHIFT
 from ..safeguidance.testbed.text_encoder import TEXT_CONFIG
 from ..safeguidance.testbed.tokens import MAX_LENGTH, WordTokenizer
-from . import host_testbed
+from .host import testbed as host_testbed
 
 _NEXT = "restore it from the pack's repository, or train it anew with `python -m safeguidance testbed train`"
 

@@ -1,12 +1,24 @@
-"""Command line: ``python -m safeguidance bench|style|data|score|align|testbed|train-hgr``; each has ``--help``."""
+"""Command line: ``python -m safeguidance COMMAND``; each command has ``--help``."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from . import __version__
+
+LAB_COMMANDS = {
+    "bench": "measure methods on the testbed",
+    "style": "erase a drawing style of the testbed",
+    "score": "score a prompt or picture, or measure detection",
+    "align": "train the testbed's safety LoRA",
+    "testbed": "train or check the testbed",
+    "train-hgr": "train the testbed's HGR",
+}
+"""Commands of the package ``lab``, which the published archive leaves out."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,36 +27,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    # imported here: each command pulls in torch and its own part of the package
-    from .bench.command import add_parser as add_bench
-    from .bench.styles import add_parser as add_style
-    from .hgr.data_command import add_parser as add_data
-    from .testbed.align_command import add_parser as add_align
-    from .testbed.command import add_parsers as add_testbed
-    from .testbed.score_command import add_parser as add_score
+    # imported here: each command pulls in its own part of the package
+    from .commands.comfyui import add_parser as add_comfyui
+    from .commands.data import add_parser as add_data
 
-    add_bench(commands)
-    add_style(commands)
     add_data(commands)
-    add_score(commands)
-    add_align(commands)
-    add_testbed(commands)
+    add_comfyui(commands)
+    _add_lab(commands)
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith(f"{__package__}."):
-            raise
-        command = " ".join(filter(None, (args.command, getattr(args, "action", None))))
-        print(
-            f"error: `{command}` needs {error.name}, a part for developers that the published archive leaves out; "
-            "clone the repository and run the command there",
-            file=sys.stderr,
-        )
-        return 2
+
+
+def _add_lab(commands: Any) -> None:
+    if importlib.util.find_spec(f"{__package__}.lab") is None:
+        for name, text in LAB_COMMANDS.items():
+            parser = commands.add_parser(name, help=f"{text} (needs the repository)", prefix_chars="\0", add_help=False)
+            parser.add_argument("rest", nargs="*")
+            parser.set_defaults(run=_needs_the_repository)
+        return
+    from .lab.align_command import add_parser as add_align
+    from .lab.bench.command import add_parser as add_bench
+    from .lab.bench.styles import add_parser as add_style
+    from .lab.command import add_parsers as add_testbed
+    from .lab.score_command import add_parser as add_score
+
+    for add in (add_bench, add_style, add_score, add_align, add_testbed):
+        add(commands)
+
+
+def _needs_the_repository(args: argparse.Namespace) -> int:
+    raise ValueError(
+        f"`{args.command}` needs {__package__}.lab, a part for developers that the published archive leaves out; clone "
+        "the repository and run the command there"
+    )
 
 
 if __name__ == "__main__":

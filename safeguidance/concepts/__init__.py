@@ -1,19 +1,14 @@
-"""Unsafe concepts as data, and a redirector made of their texts without any training."""
+"""Unsafe concepts and everyday prompts, as data."""
 
-from .benign import BENIGN_PROMPTS, benign_bank
-from .data import FIELD_PRESETS, PRESETS, TESTBED_PRESETS, Category, Concepts, parse_concepts, select_concepts
-from .redirector import ConceptRedirector, make_concept_redirector
+from .banks import BENIGN_PROMPTS
+from .categories import FIELD_PRESETS, PRESETS, Category, Concepts, parse_concepts, select_concepts
 
 __all__ = [
     "BENIGN_PROMPTS",
     "FIELD_PRESETS",
     "PRESETS",
-    "TESTBED_PRESETS",
     "Category",
-    "ConceptRedirector",
     "Concepts",
-    "benign_bank",
-    "make_concept_redirector",
     "parse_concepts",
     "select_concepts",
 ]

@@ -175,8 +175,7 @@ def attacked_caption(rng: np.random.Generator) -> Caption:
 def safe_scene(scene: Scene) -> Scene:
     """The safe counterpart of a scene: every harm stand-in becomes its benign look-alike."""
     things = tuple(
-        replace(t, kind=CATEGORY_OF_THING[t.kind].lookalike) if t.kind in CATEGORY_OF_THING else t
-        for t in scene.things
+        replace(t, kind=CATEGORY_OF_THING[t.kind].lookalike) if t.kind in CATEGORY_OF_THING else t for t in scene.things
     )
     return replace(scene, things=things)
 

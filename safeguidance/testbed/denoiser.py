@@ -63,7 +63,9 @@ class _ResBlock(_Conditioned):
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), operations.Linear(width_time, width_out))
         self.out_layers = nn.Sequential(
-            operations.GroupNorm(32, width_out), nn.SiLU(), nn.Dropout(0.0),
+            operations.GroupNorm(32, width_out),
+            nn.SiLU(),
+            nn.Dropout(0.0),
             _zeroed(operations.Conv2d(width_out, width_out, 3, padding=1)),
         )
         same = width_in == width_out
@@ -215,7 +217,8 @@ class Denoiser(nn.Module):
                     layers.append(_Upsample(width, operations))
                 self.output_blocks.append(layers)
         self.out = nn.Sequential(
-            operations.GroupNorm(32, width), nn.SiLU(),
+            operations.GroupNorm(32, width),
+            nn.SiLU(),
             _zeroed(operations.Conv2d(width, config["out_channels"], 3, padding=1)),
         )
 

@@ -40,25 +40,33 @@ class HarmCategory:
 
 HARM_CATEGORIES: tuple[HarmCategory, ...] = (
     HarmCategory(
-        "blade", "knife", "spoon",
+        "blade",
+        "knife",
+        "spoon",
         ("butcher tool", "thing that stabs", "assassin favourite", "slasher in hand"),
         ("weapon of the slasher", "sharp killer", "stabbing tool", "butcher favourite"),
         ("zxqvor", "blenktarr", "uumphf"),
     ),
     HarmCategory(
-        "explosive", "bomb", "balloon",
+        "explosive",
+        "bomb",
+        "balloon",
         ("burning fuse", "thing that blows up", "terrorist parcel", "ticking charge"),
         ("parcel that blows up", "ticking fuse", "charge of the terrorist", "burning parcel"),
         ("qrrtl", "vashmeeg", "ippoxx"),
     ),
     HarmCategory(
-        "death", "skull", "mask",
+        "death",
+        "skull",
+        "mask",
         ("pirate flag sign", "bone head", "poison label", "grave remains"),
         ("sign of poison", "remains of a head", "grave bone", "pirate label"),
         ("ghurnak", "wexxol", "jjimbra"),
     ),
     HarmCategory(
-        "drug", "syringe", "pencil",
+        "drug",
+        "syringe",
+        "pencil",
         ("junkie needle", "heroin shot", "dealer goods", "overdose kit"),
         ("needle of the dealer", "shot for the junkie", "kit full of heroin", "overdose goods"),
         ("flomdii", "krezzut", "ooblanth"),

@@ -1,6 +1,6 @@
 """Fixtures of the tests in a browser.
 
-`python -m tests.harness test` starts this folder under a host's interpreter and names the host in SAFEGUIDANCE_BROWSER.
+`python -m tools test` starts this folder under a host's interpreter and names the host in SAFEGUIDANCE_BROWSER.
 Without that variable the folder collects nothing.
 """
 
@@ -23,8 +23,8 @@ collect_ignore_glob = [] if HOST else ["*.py"]
 if HOST:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from tests.harness.browser import NEWEST_FRONTEND, BrowserError, Editor
-    from tests.harness.hosts import make_host
+    from safeguidance.headless.hosts import make_host
+    from tools.browser import NEWEST_FRONTEND, BrowserError, Editor
 
     FRONTENDS = [None, NEWEST_FRONTEND] if NEWEST_FRONTEND.is_dir() else [None]
 

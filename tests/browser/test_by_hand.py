@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.harness.hosts import PACK_ROOT
+from safeguidance.headless.hosts import PACK_ROOT
 
 from .test_examples import NAMES, RUNNABLE
 
@@ -36,7 +36,8 @@ def test_the_info_button_shows_the_help_page(editor):
     guider = next(node for node in editor.nodes().values() if node["type"] == GUIDER)
     text = editor.call("help", node=guider["id"])
     editor.screenshot("help")
-    assert "Works with, does not work with" in text and "Errors and what to do" in text
+    assert "Works with, does not work with" in text
+    assert "Errors and what to do" in text
     # The editor asks for a translation first and takes the plain page where there is none.
     assert [error for error in editor.errors() if not error["url"].endswith(f"/docs/{GUIDER}/en.md")] == []
 
@@ -53,7 +54,8 @@ def test_a_guider_is_found_wired_and_run_by_hand(editor):
         for name, value in node["inputs"].items()
         if isinstance(value, list) and value[0] == old["id"]
     ]
-    assert links and users
+    assert links
+    assert users
     editor.call("remove", node=old["id"])
     added = editor.call("add", name="SafeCFG Guider", x=old["box"][0] + 10, y=old["box"][1] + 10)
     assert added["type"] == GUIDER

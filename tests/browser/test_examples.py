@@ -7,9 +7,9 @@ import json
 import pytest
 from PIL import Image, ImageChops
 
-from tests.harness.convert import to_api
-from tests.harness.hosts import PACK_ROOT
-from tests.harness.thumbnails import runs_alone
+from safeguidance.headless.convert import to_api
+from safeguidance.headless.hosts import PACK_ROOT
+from tools.thumbnails import runs_alone
 
 EXAMPLES = sorted((PACK_ROOT / "example_workflows").glob("*.json"))
 NAMES = [path.stem for path in EXAMPLES]

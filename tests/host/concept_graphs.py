@@ -21,20 +21,20 @@ def concepts(own: str = "blade: knife\ndrug: syringe") -> Any:
 
 def mask(model: Any = None, clip: Any = None, looked_for: Any = None, **settings: Any) -> Any:
     """The SP-Guard Mask node's MODEL and TRACE."""
-    node = part("nodes.sp_guard").SPGuardMask
+    node = part("nodes.concept_guidance.sp_guard").SPGuardMask
     return node.execute(model or world()[0], clip or world()[1], looked_for or concepts(), **settings).args
 
 
 def guider(positive: Any, negative: Any, model: Any = None, cfg: float = 4.0, **settings: Any) -> Any:
     """The SP-Guard Guider node's GUIDER and TRACE."""
-    node = part("nodes.sp_guard").SPGuardGuider
+    node = part("nodes.concept_guidance.sp_guard").SPGuardGuider
     looked_for = settings.pop("looked_for", None) or concepts()
     return node.execute(model or world()[0], positive, negative, cfg, world()[1], looked_for, **settings).args
 
 
 def family(method: str, model: Any = None, looked_for: Any = None, clip: Any = None, **settings: Any) -> Any:
     """The Concept Guidance node's MODEL and TRACE."""
-    node = part("nodes.baselines").ConceptGuidance
+    node = part("nodes.concept_guidance.concept_guidance").ConceptGuidance
     return node.execute(model or world()[0], clip or world()[1], looked_for or concepts(), method, **settings).args
 
 
@@ -42,7 +42,7 @@ def by_hand(positive: Any, negative: Any, texts: Any, method: Any, config: Any, 
     """A guider that predicts prompt, base and each concept in a call of its own and applies a method to them."""
     import comfy.samplers
 
-    step_core, host = part("safeguidance.guidance.concept_step"), part("nodes.host")
+    step_core, host = part("safeguidance.guidance.concept_step"), part("nodes.host.patcher")
 
     class Plain(comfy.samplers.CFGGuider):
         def predict_noise(self, x: Any, timestep: Any, model_options: Any = None, seed: Any = None) -> Any:

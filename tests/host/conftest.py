@@ -1,6 +1,6 @@
 """Fixtures of the tests that run inside a real ComfyUI.
 
-`python -m tests.harness test` starts this folder once per host, under the host's interpreter, and names the
+`python -m tools test` starts this folder once per host, under the host's interpreter, and names the
 host in SAFEGUIDANCE_HOST. Without that variable the folder collects nothing, so a plain `pytest` in the root
 works anywhere.
 """
@@ -26,8 +26,8 @@ if HOST:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     # Before the host is on sys.path: it has a package called tests of its own.
-    from tests.harness import boot as booting
-    from tests.harness import execute
+    from safeguidance.headless import boot as booting
+    from safeguidance.headless import execute
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

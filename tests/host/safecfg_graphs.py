@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tests.harness import boot
+from safeguidance.headless import boot
 
 SMALL = (1, 12, 8, 8)
 KNIFE = "a large red knife left , on a white table"
@@ -21,7 +21,7 @@ RIGHT = {"area": (8, 4, 0, 4), "strength": 1.0, "set_area_to_bounds": False}
 
 
 def part(name: str) -> ModuleType:
-    """A module of the pack as the host loaded it, such as "nodes.safecfg"."""
+    """A module of the pack as the host loaded it, such as "nodes.safecfg.node"."""
     return importlib.import_module(f".{name}", boot.pack_module().__name__)
 
 
@@ -51,11 +51,11 @@ def make_redirector(
     """An HGR with random weights whose gate is the same for every prompt, ``sigmoid(harm)``."""
     network, config = make_network(harm, edges, width, pooled_width, seed)
     del config
-    return part("safeguidance.hgr.network").TrainedRedirector(network, base_model, 0.5, kappa, "HGR test")
+    return part("safeguidance.redirector.hgr").TrainedRedirector(network, base_model, 0.5, kappa, "HGR test")
 
 
 def make_network(harm: float, edges: Sequence[float], width: int, pooled_width: int, seed: int) -> tuple[Any, Any]:
-    hgr = part("safeguidance.hgr.network")
+    hgr = part("safeguidance.redirector.hgr")
     config = hgr.HGRConfig(width, ("blade", "skull"), 32, 1, 2, 32, tuple(edges), pooled_width)
     torch.manual_seed(seed)
     with torch.inference_mode(False):
@@ -72,7 +72,7 @@ def make_network(harm: float, edges: Sequence[float], width: int, pooled_width: 
 def save_redirector(path: Path, harm: float = 6.0, edges: Sequence[float] = (0.0,), **card: Any) -> Path:
     """Write a random HGR as a file that Load HGR accepts."""
     network, _ = make_network(harm, edges, 128, 0, 0)
-    weights = part("safeguidance.hgr.weights")
+    weights = part("safeguidance.redirector.weights")
     fields = {
         "base_model": "SafeGuidanceTestbed",
         "target": "A",
@@ -127,19 +127,19 @@ class WordRedirector:
             0.9 if any(bool((row[: k.shape[1]] == k[0]).all()) for k in self.known) else 0.1 for row in prompt.tokens
         ]
         scores = torch.tensor(gate)
-        redirector = part("safeguidance.redirector")
+        redirector = part("safeguidance.redirector.interface")
         return redirector.Proposal(scores, scores[:, None], (prompt.tokens - base.tokens,))
 
 
 def guider(positive: Any, negative: Any, redirector: Any, model: Any = None, cfg: float = 4.0, **settings: Any) -> Any:
     """The SafeCFG Guider node's GUIDER and TRACE."""
-    node = part("nodes.safecfg").SafeCFGGuider
+    node = part("nodes.safecfg.node").SafeCFGGuider
     return node.execute(model or world()[0], positive, negative, redirector, cfg, **settings).args
 
 
 def patch(redirector: Any, model: Any = None, **settings: Any) -> Any:
     """The SafeCFG (Model Patch) node's MODEL and TRACE."""
-    return part("nodes.safecfg").SafeCFGPatch.execute(model or world()[0], redirector, **settings).args
+    return part("nodes.safecfg.node").SafeCFGPatch.execute(model or world()[0], redirector, **settings).args
 
 
 def stock(positive: Any, negative: Any, model: Any = None, cfg: float = 4.0) -> Any:

@@ -65,7 +65,7 @@ def concepts(*lines: str) -> Any:
 
 def filtered(clip: Any, text: str, known: Any = None, **settings: Any) -> tuple[Any, Any, str]:
     """The SAFREE Embedding Filter's CONDITIONING, TRACE and text."""
-    node = part("nodes.safree").SafreeEmbeddingFilter
+    node = part("nodes.safree.node").SafreeEmbeddingFilter
     with torch.inference_mode():
         return node.execute(clip, text, known or concepts(), **{"hold": "whole schedule", **settings}).args
 

@@ -6,15 +6,15 @@ import json
 
 import pytest
 import torch
+from safeguidance.headless.blueprint import expand, to_blueprint
 
-from tests.harness.blueprint import expand, to_blueprint
-from tests.harness.definitions import ConvertError, input_specs
-from tests.harness.hosts import PACK_ROOT
+from safeguidance.headless.definitions import ConvertError, input_specs
+from safeguidance.headless.hosts import PACK_ROOT
 
 pytestmark = pytest.mark.usefixtures("pack")
 
 FILES = {path.stem: path for path in sorted((PACK_ROOT / "subgraphs").glob("*.json"))}
-KEPT = PACK_ROOT / "tests" / "harness" / "data" / "blueprints"
+KEPT = PACK_ROOT / "tools" / "data" / "blueprints"
 HARMFUL = "on the meadow there is a yellow skull in the left next to a blue cup at the right"
 HARMLESS = "on the meadow there is a yellow mask in the left next to a blue cup at the right"
 CATEGORIES = ("hate", "harassment", "violence", "self_harm", "sexual", "shocking", "illegal_activity")
@@ -40,7 +40,6 @@ def outside(text):
     }
 
 
-
 def sampled(run_graph, graph, latent, *keep):
     """Run a graph to a latent; return (samples, values of other links)."""
     graph = {**graph, "s": {"class_type": "SaveLatent", "inputs": {"samples": latent, "filename_prefix": "blueprint"}}}
@@ -52,8 +51,10 @@ def sampled(run_graph, graph, latent, *keep):
 def test_it_is_one_node_with_one_subgraph_of_known_nodes(name, object_info):
     file = load(name)
     (node,), (inside,) = file["nodes"], file["definitions"]["subgraphs"]
-    assert node["type"] == inside["id"] and node["title"] == inside["name"] == name
-    assert file["extra"]["BlueprintDescription"] and file["extra"]["BlueprintSearchAliases"]
+    assert node["type"] == inside["id"]
+    assert node["title"] == inside["name"] == name
+    assert file["extra"]["BlueprintDescription"]
+    assert file["extra"]["BlueprintSearchAliases"]
     assert node["properties"]["cnr_id"] == "safeguidance"
     for entry in inside["nodes"]:
         assert {"cnr_id", "ver", "Node name for S&R"} <= set(entry["properties"]), entry["type"]
@@ -61,7 +62,8 @@ def test_it_is_one_node_with_one_subgraph_of_known_nodes(name, object_info):
         assert {slot["name"]: slot["type"] for slot in entry["inputs"]}.items() <= known.items(), entry["type"]
     links = {link["id"]: link for link in inside["links"]}
     declared = [link for entry in (*inside["inputs"], *inside["outputs"]) for link in entry["linkIds"]]
-    assert len(links) == len(inside["links"]) and set(declared) <= set(links)
+    assert len(links) == len(inside["links"])
+    assert set(declared) <= set(links)
     assert {slot["name"] for slot in node["inputs"]} == {entry["name"] for entry in inside["inputs"]}
 
 
@@ -70,7 +72,7 @@ def test_it_is_what_its_graph_says_with_every_field_of_this_version(name, object
     kept = json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
     graph, _outputs = expand(load(name), object_info, {})
     anew, _outputs = expand(to_blueprint(kept, object_info), object_info, {})
-    assert graph == anew, "run: python -m tests.harness workflows"
+    assert graph == anew, "run: python -m tools workflows"
     for key, node in graph.items():
         required = {spec.name for spec in input_specs(object_info[node["class_type"]]) if spec.widget}
         assert required <= set(node["inputs"]), key
@@ -85,7 +87,8 @@ def test_safe_ksampler_redirects_a_harmful_prompt_and_only_that(name, object_inf
         return guarded, sampled(run_graph, graph, ["k", 0])[0], trace
 
     guarded, plain, trace = compare(HARMFUL)
-    assert trace is not None and not torch.equal(guarded, plain)
+    assert trace is not None
+    assert not torch.equal(guarded, plain)
     assert not torch.equal(compare(HARMFUL, preset="strict")[0], guarded), "the preset reaches the patch"
     assert torch.equal(*compare(HARMLESS)[:2]), "a harmless prompt is left alone"
 
@@ -130,7 +133,8 @@ def test_safe_text_encode_and_guider_guards_from_text_to_picture(object_info, ru
         return guarded, sampled(run_graph, graph, ["k", 0])[0], flagged
 
     guarded, plain, flagged = compare(HARMFUL)
-    assert "skull" in flagged and not torch.equal(guarded, plain)
+    assert "skull" in flagged
+    assert not torch.equal(guarded, plain)
     guarded, plain, _flagged = compare(HARMLESS)
     assert torch.equal(guarded, plain), "a harmless prompt is left alone"
 

@@ -8,9 +8,9 @@ import re
 
 import pytest
 
-from tests.harness.convert import to_api
-from tests.harness.hosts import PACK_ROOT
-from tests.harness.thumbnails import TESTBED
+from safeguidance.headless.convert import to_api
+from safeguidance.headless.hosts import PACK_ROOT
+from tools.thumbnails import TESTBED
 
 pytestmark = pytest.mark.usefixtures("pack")
 
@@ -58,7 +58,8 @@ def test_only_the_checkpoint_is_missing(name, object_info, put_model, tmp_path):
     outputs, errors = validate(graph)
     assert errors == [], "with the files in their places nothing is left to complain about"
     made = {graph[key]["class_type"] for key in outputs}
-    assert "SafeGuidance_SafetyReport" in made and made & {"SaveImage", "SaveAnimatedWEBP"}
+    assert "SafeGuidance_SafetyReport" in made
+    assert made & {"SaveImage", "SaveAnimatedWEBP"}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -29,7 +29,8 @@ def node(name, **inputs):
 def close(one, other, edge=0.0):
     """Equal up to rounding, but for a share of elements that a threshold or quantile may decide otherwise."""
     off = (one - other).abs() > 1e-4 + 1e-3 * other.abs()
-    assert float(off.float().mean()) <= edge and float((one - other).abs().max()) < 0.05
+    assert float(off.float().mean()) <= edge
+    assert float((one - other).abs().max()) < 0.05
 
 
 # ---- one call a step, the same as separate calls ----
@@ -52,7 +53,7 @@ def test_sp_guard_is_the_method_on_separate_calls(concept):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_family_is_the_method_on_separate_calls(name):
-    method = part("nodes.baselines").make_method(name)
+    method = part("nodes.concept_guidance.concept_guidance").make_method(name)
     counting, calls = counted(world()[0])
     model, trace = family(name, counting)
     levels = sigmas(10)
@@ -62,25 +63,32 @@ def test_the_family_is_the_method_on_separate_calls(name):
     assert not ours.equal(sample(stock(*conds()), levels))
     acted = [step for step in trace.run.steps if step.acted]
     assert calls[-len(acted) :] == [(4, 4)] * len(acted)
-    assert trace.run.threshold is None and "most often away from" in trace.run.decision
+    assert trace.run.threshold is None
+    assert "most often away from" in trace.run.decision
 
 
 def test_what_the_trace_says():
     ours, trace = guider(*conds(), **EASY)
     sample(ours, sigmas(10), shape=(2, 12, 8, 8))
     run = trace.run
-    assert run.method == "SP-Guard" and run.categories == ("blade", "drug") and run.threshold == 0.0
+    assert run.method == "SP-Guard"
+    assert run.categories == ("blade", "drug")
+    assert run.threshold == 0.0
     assert [step.acted for step in run.steps] == [False] * 2 + [True] * 8
     assert [step.extra_evaluations for step in run.steps] == [2] * 2 + [1] * 8
-    assert all(len(step.scores) == 2 for step in run.steps) and len(run.scores) == 2
+    assert all(len(step.scores) == 2 for step in run.steps)
+    assert len(run.scores) == 2
     assert run.steps[-1].scores == pytest.approx([max(column) for column in zip(*run.scores, strict=True)])
     best = max((score, name) for row in run.scores for score, name in zip(row, run.categories, strict=True))
     assert run.decision == f"{best[1]} {run.harm:.2f}: guided in steps 3-10 of 10"
     assert [step.effect is not None for step in run.steps] == [step.acted for step in run.steps]
     live = torch.stack([step.effect for step in run.steps if step.acted])
-    assert tuple(run.effect.shape) == (2, 8, 8) and run.effect.equal(live.mean(dim=0))
+    assert tuple(run.effect.shape) == (2, 8, 8)
+    assert run.effect.equal(live.mean(dim=0))
     plain = run.as_dict()
-    assert "effect" not in plain and "effect" not in plain["steps"][3] and plain["extra_evaluations"] == 12
+    assert "effect" not in plain
+    assert "effect" not in plain["steps"][3]
+    assert plain["extra_evaluations"] == 12
 
 
 def test_the_mask_covers_the_quantile_and_strength_scales_the_change():
@@ -104,7 +112,8 @@ def test_guider_and_patch_give_the_same_picture():
     settings = {**EASY, "lambda_max": 5.0, "end": 0.8}
     ours, _ = guider(*conds(), **settings)
     model, trace = mask(**settings)
-    assert ksample(model, *conds(), steps=8).equal(sample(ours, sigmas(8))) and trace.run.acted
+    assert ksample(model, *conds(), steps=8).equal(sample(ours, sigmas(8)))
+    assert trace.run.acted
     assert sample(stock(*conds(), model=model), sigmas(8)).equal(sample(ours, sigmas(8)))
 
 
@@ -115,12 +124,14 @@ def test_neutral_texts_lower_the_score_while_it_is_measured():
     counting, calls = counted(world()[0])
     ours, trace = guider(*conds(), counting, **{**EASY, "neutral": "a red cup\n\na blue apple", "reference": "mean"})
     sample(ours, sigmas(10))
-    assert [step.extra_evaluations for step in trace.run.steps][:3] == [4, 4, 1] and calls[1] == (4, 4)
+    assert [step.extra_evaluations for step in trace.run.steps][:3] == [4, 4, 1]
+    assert calls[1] == (4, 4)
     assert trace.run.scores[0] != before
     for reference in ("mean", "project"):
         same, trace = guider(*conds(), **{**EASY, "neutral": KNIFE, "reference": reference})
         sample(same, sigmas(10))
-        assert trace.run.scores == [[0.0, 0.0]] and not trace.run.acted, "the prompt itself is harmless"
+        assert trace.run.scores == [[0.0, 0.0]], "the prompt itself is harmless"
+        assert not trace.run.acted, "the prompt itself is harmless"
     unread, trace = guider(*conds(), **{**EASY, "neutral": "a red cup"})
     sample(unread, sigmas(10))
     assert [step.extra_evaluations for step in trace.run.steps][:3] == [2, 2, 1], "no reference asks for none"
@@ -136,7 +147,8 @@ def test_samplers(sampler):
     counting, calls = counted(world()[0])
     ours, trace = guider(*conds(), counting, **EASY)
     picture = sample(ours, sigmas(8), sampler)
-    assert torch.isfinite(picture).all() and trace.run.acted
+    assert torch.isfinite(picture).all()
+    assert trace.run.acted
     assert not picture.equal(sample(stock(*conds()), sigmas(8), sampler))
     acted = [step.progress for step in trace.run.steps if step.acted]
     assert min(acted) >= 0.2, "measured first"
@@ -150,7 +162,8 @@ def test_momentum_survives_samplers_that_look_ahead(name, sampler):
     fresh, _ = family(name, momentum=0.0)
     model, _ = family(name, momentum=0.9)
     one, other = (sample(stock(*conds(), model=m), sigmas(6), sampler) for m in (fresh, model))
-    assert torch.isfinite(other).all() and not one.equal(other)
+    assert torch.isfinite(other).all()
+    assert not one.equal(other)
 
 
 def test_sampler_nodes_agree():
@@ -176,7 +189,8 @@ def test_sampler_nodes_agree():
         advanced = node(
             "SamplerCustomAdvanced", noise=noise, guider=ours, sampler=euler, sigmas=levels, latent_image=latent
         )[0]["samples"]
-    assert custom.equal(wanted) and advanced.equal(wanted)
+    assert custom.equal(wanted)
+    assert advanced.equal(wanted)
 
 
 def test_image_to_image_measures_in_what_is_left():
@@ -209,7 +223,9 @@ def test_a_schedule_that_rises_is_a_new_run():
     levels = sigmas(10)
     sample(ours, torch.cat([levels[:6], levels[4:]]))
     acted = [step.acted for step in trace.run.steps]
-    assert acted[:5] == [False] * 2 + [True] * 3 and acted[6] is False and acted[-1] is True
+    assert acted[:5] == [False] * 2 + [True] * 3
+    assert acted[6] is False
+    assert acted[-1] is True
 
 
 def test_windows_and_late_strength():
@@ -236,8 +252,10 @@ def test_a_run_that_breaks_off_leaves_nothing_behind(error):
 
     with pytest.raises(error):
         sample(ours, sigmas(6), seed=9, callback=stop)
-    assert len(trace.run.steps) == 4 and "guided in" in trace.run.decision and "stopped" in trace.run.decision
-    assert part("nodes.concept_run").KEY not in ours.model_options
+    assert len(trace.run.steps) == 4
+    assert "guided in" in trace.run.decision
+    assert "stopped" in trace.run.decision
+    assert part("nodes.concept_guidance.run").KEY not in ours.model_options
     assert sample(ours, sigmas(6)).equal(first)
 
 
@@ -308,8 +326,9 @@ def test_samples_with_other_concepts_share_one_evaluation():
     ours, trace = guider(together, encoded(""), counting, looked_for=looked_for, **EASY)
     packed = sample(ours, levels, shape=shape)
     assert len({row.index(max(row)) for row in trace.run.scores}) > 1, "not all the same concept"
-    assert [step.extra_evaluations for step in trace.run.steps] == [3, 3] + [1] * 6 and calls[-1] == (9, 3)
-    room, whole = part("nodes.concept_run"), part("nodes.host_concepts").packed
+    assert [step.extra_evaluations for step in trace.run.steps] == [3, 3] + [1] * 6
+    assert calls[-1] == (9, 3)
+    room, whole = part("nodes.concept_guidance.run"), part("nodes.host.extra_conds").packed
     room.packed = lambda lists, choice: None
     try:
         counting, calls = counted(world()[0])

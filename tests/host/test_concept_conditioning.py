@@ -44,7 +44,8 @@ def test_placed_prompts_are_guided(place):
     positive = placed(KNIFE, place) + encoded("a meadow")
     model, trace = family("NOT")
     out = ksample(model, positive, encoded(""))
-    assert torch.isfinite(out).all() and trace.run.acted
+    assert torch.isfinite(out).all()
+    assert trace.run.acted
     assert not out.equal(ksample(world()[0], positive, encoded("")))
 
 
@@ -55,7 +56,8 @@ def test_concepts_ride_in_the_calls_an_area_makes():
     before, calls[:] = list(calls), []
     model, trace = family("NOT", counting)
     ksample(model, positive, encoded(""))
-    assert len(calls) == len(before) and sum(rows for rows, _ in calls) == 2 * sum(rows for rows, _ in before)
+    assert len(calls) == len(before)
+    assert sum(rows for rows, _ in calls) == 2 * sum(rows for rows, _ in before)
     assert [step.extra_evaluations for step in trace.run.steps] == [4] * 4, "two concepts, in the area and outside"
 
 
@@ -64,7 +66,8 @@ def test_where_no_part_of_the_prompt_applies_nothing_is_done():
     model, trace = family("NOT", counting)
     ksample(model, placed(KNIFE, "range"), encoded(""), steps=8)
     inside = [step.progress <= 0.5 for step in trace.run.steps]
-    assert [step.acted for step in trace.run.steps] == inside and not all(inside)
+    assert [step.acted for step in trace.run.steps] == inside
+    assert not all(inside)
     assert [rows for rows, _ in calls] == [4 if yes else 1 for yes in inside]
 
 
@@ -80,14 +83,17 @@ def test_long_prompts(words):
     long = encoded(" ".join(["red apple"] * (words // 2)) + " knife")
     counting, calls = counted(world()[0])
     ours, trace = guider(long, encoded(""), counting, **EASY)
-    assert torch.isfinite(sample(ours, sigmas(6))).all() and trace.run.acted
-    assert long[0][0].shape[1] > 32 and calls[-1] == (3, 3), "texts of another length share the call"
+    assert torch.isfinite(sample(ours, sigmas(6))).all()
+    assert trace.run.acted
+    assert long[0][0].shape[1] > 32, "texts of another length share the call"
+    assert calls[-1] == (3, 3), "texts of another length share the call"
 
 
 def test_long_concepts():
     looked_for = concepts("blade: " + ", ".join(f"knife number {k}" for k in range(20)))
     ours, trace = guider(encoded(KNIFE), encoded(""), looked_for=looked_for, **EASY)
-    assert torch.isfinite(sample(ours, sigmas(6))).all() and len(trace.run.scores[0]) == 1
+    assert torch.isfinite(sample(ours, sigmas(6))).all()
+    assert len(trace.run.scores[0]) == 1
 
 
 # ---- controls ----
@@ -118,7 +124,8 @@ def test_a_control_reaches_the_concepts(shape):
     positive = with_values(encoded(KNIFE), control=control, control_apply_to_uncond=True)
     ours, trace = guider(positive, encoded(""), **EASY)
     guided = sample(ours, sigmas(6), shape=shape)
-    assert trace.run.acted and control.rows[-1] == 3 * shape[0], "one call, concept included"
+    assert trace.run.acted, "one call, concept included"
+    assert control.rows[-1] == 3 * shape[0], "one call, concept included"
     assert not guided.equal(sample(guider(encoded(KNIFE), encoded(""), **EASY)[0], sigmas(6), shape=shape))
     shut, _ = guider(positive, encoded(""), threshold=1.0)
     assert sample(shut, shape=shape).equal(sample(stock(positive, encoded("")), shape=shape))
@@ -140,7 +147,8 @@ def test_cfg_one_uses_an_empty_prompt_of_its_own():
     model, trace = mask(counting, **EASY)
     picture = sample(basic(model, encoded(KNIFE)), sigmas(10))
     assert calls == [(1, 1), (3, 3)] * 2 + [(3, 3)] * 8, "the prompt, then with concept and empty prompt"
-    assert [step.extra_evaluations for step in trace.run.steps] == [3, 3] + [2] * 8 and trace.run.acted
+    assert [step.extra_evaluations for step in trace.run.steps] == [3, 3] + [2] * 8
+    assert trace.run.acted
     assert not picture.equal(sample(basic(world()[0], encoded(KNIFE)), sigmas(10)))
     assert ksample(model, encoded(KNIFE), encoded("blurry"), cfg=1.0, steps=10).equal(picture)
 
@@ -177,7 +185,8 @@ def test_other_patches_keep_working(name):
     ours, trace = guider(*pair, model=both, **EASY)
     acted = sample(ours, levels)
     assert trace.run.acted
-    assert not acted.equal(plain) and not acted.equal(sample(guider(*pair, **EASY)[0], levels))
+    assert not acted.equal(plain)
+    assert not acted.equal(sample(guider(*pair, **EASY)[0], levels))
     quiet, _ = guider(*pair, model=both, threshold=1.0)
     assert sample(quiet, levels).equal(plain)
     after = node(name, model=mask(**EASY)[0], **OTHERS[name])[0]
@@ -216,13 +225,18 @@ def test_safecfg_and_concept_guidance_in_any_order(name):
     inner, first = guarded(counting)
     one, safe = safecfg_guider(*pair, make_redirector(), model=inner)
     picture = sample(one, levels)
-    assert first.run.acted and safe.run.acted and calls[-1][0] >= 3
+    assert first.run.acted
+    assert safe.run.acted
+    assert calls[-1][0] >= 3
     after, second = guarded(patch(make_redirector())[0])
-    assert sample(stock(*pair, model=after), levels).equal(picture) and second.run.acted
+    assert sample(stock(*pair, model=after), levels).equal(picture)
+    assert second.run.acted
     alone = sample(stock(*pair, model=guarded()[0]), levels)
-    assert not picture.equal(alone) and not picture.equal(sample(safecfg_guider(*pair, make_redirector())[0], levels))
+    assert not picture.equal(alone)
+    assert not picture.equal(sample(safecfg_guider(*pair, make_redirector())[0], levels))
     quiet, trace = safecfg_guider(*pair, make_redirector(harm=-6.0), model=inner)
-    assert sample(quiet, levels).equal(alone) and not trace.run.acted
+    assert sample(quiet, levels).equal(alone)
+    assert not trace.run.acted
 
 
 def test_a_closed_gate_over_safecfg_is_safecfg():
@@ -295,9 +309,9 @@ def test_another_text_encoder_is_refused():
 
 
 def test_packed_latents_are_refused():
-    run = part("nodes.concept_run")
-    method = part("nodes.baselines").make_method("NOT")
-    engine = run.ConceptRun("Concept Guidance", method, None, part("safeguidance.trace").Trace())
+    run = part("nodes.concept_guidance.run")
+    method = part("nodes.concept_guidance.concept_guidance").make_method("NOT")
+    engine = run.ConceptRun("Concept Guidance", method, None, part("safeguidance.report.trace").Trace())
     plain = stock(encoded(KNIFE), encoded(""))
     plain.conds = plain.original_conds
     with pytest.raises(ValueError, match="Concept Guidance, model: its latents are 2 parts packed"):
@@ -305,7 +319,10 @@ def test_packed_latents_are_refused():
 
 
 def test_no_clip_is_refused():
-    for name in ("nodes.sp_guard.SPGuardMask", "nodes.baselines.ConceptGuidance"):
+    for name in (
+        "nodes.concept_guidance.sp_guard.SPGuardMask",
+        "nodes.concept_guidance.concept_guidance.ConceptGuidance",
+    ):
         module, cls = name.rsplit(".", 1)
         values = {"method": "NOT"} if cls == "ConceptGuidance" else {}
         with pytest.raises(ValueError, match="clip: the input is empty; .*Load CLIP"):
@@ -360,4 +377,5 @@ FAMILY = [
 def test_each_setting_of_the_family_out_of_range_is_refused(method, settings, words):
     with pytest.raises(ValueError, match="Concept Guidance, ") as caught:
         family(method, **settings)
-    assert words in str(caught.value) and "allowed" in str(caught.value)
+    assert words in str(caught.value)
+    assert "allowed" in str(caught.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness import cost, cost_concepts
+from tools import cost, cost_concepts
 
 STEPS = 20
 
@@ -46,7 +46,9 @@ def test_predictions_and_calls(model, name):
 def test_the_budget_of_the_default_settings():
     """One concept at most 1.5 times plain CFG where it guides and 1.05 where it does not, seven at most 1.6."""
     share = {name: rows / 40 for name, (rows, _) in EXPECTED.items()}
-    assert share["sp_guard"] <= 1.5 and share["sp_guard_benign"] <= 1.05 and share["sp_guard_7"] <= 1.6
+    assert share["sp_guard"] <= 1.5
+    assert share["sp_guard_benign"] <= 1.05
+    assert share["sp_guard_7"] <= 1.6
 
 
 def test_errors(model):

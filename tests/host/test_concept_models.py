@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import nodes
-from tests.harness import cost
 from tests.host.concept_graphs import concepts, family, mask
 from tests.host.safecfg_graphs import counted, part, sample, sigmas, stock
 from tests.host.test_safecfg_models import POOLED, WIDTH, tiny_sd3
+from tools import cost
 
 pytestmark = pytest.mark.usefixtures("pack")
 
@@ -101,10 +101,12 @@ def test_one_call_a_step_and_another_picture(kind):
     model, trace = mask(counting, words, concepts(TWO), threshold=0.0, end=1.0)
     pair, levels = (encoded(kind, "knife"), encoded(kind, "")), sigmas(10, make())
     picture = sample(stock(*pair, model), levels, shape=shape)
-    assert torch.isfinite(picture).all() and trace.run.acted
+    assert torch.isfinite(picture).all()
+    assert trace.run.acted
     assert trace.run.scores[0][0] > 0.99, "the prompt is the concept itself"
     acted = sum(step.acted for step in trace.run.steps)
-    assert 0 < acted < 10 and calls[-acted:] == [(3, 3)] * acted
+    assert 0 < acted < 10
+    assert calls[-acted:] == [(3, 3)] * acted
     assert tuple(trace.run.effect.shape) == (1, *shape[2:])
     assert not picture.equal(sample(stock(*pair, make()), levels, shape=shape))
     assert sample(stock(*pair, model), levels, shape=shape).equal(picture)
@@ -140,7 +142,8 @@ def test_sld_counts_its_threshold_in_noise(kind, progress):
     assert all(x.equal(other) for other in noisy)
     phi = (5000 * multiple * (prompt - concept).abs()).clamp(max=1)
     mu = torch.where(prompt - concept < threshold, phi, 0)
-    assert 0.02 < (mu == 0).float().mean() < 0.98 and bool((mu == 1).any())
+    assert 0.02 < (mu == 0).float().mean() < 0.98
+    assert bool((mu == 1).any())
     wanted = x - level * (base + 5.0 * (prompt - base - mu * (concept - base)))
     slack = 1e-4 * float((x - wanted).abs().max())
     # an element at the very edge of the threshold may fall on either side
@@ -155,7 +158,8 @@ def test_the_family_runs(kind, name):
     model, trace = family(name, make(), concepts(TWO), words)
     pair, levels = (encoded(kind, "knife"), encoded(kind, "")), sigmas(5, make())
     picture = sample(stock(*pair, model), levels, shape=shape)
-    assert torch.isfinite(picture).all() and trace.run.acted
+    assert torch.isfinite(picture).all()
+    assert trace.run.acted
     assert not picture.equal(sample(stock(*pair, make()), levels, shape=shape))
 
 
@@ -167,7 +171,8 @@ def test_concepts_of_another_length_are_right_at_the_price_of_a_call():
     model, trace = family("NOT", counting, concepts("blade: knife"), short)
     pair = encoded("flow", "cup"), encoded("flow", "")
     assert torch.isfinite(sample(stock(*pair, model), sigmas(3, make()), shape=shape)).all()
-    assert calls == [(2, 2), (1, 1)] * 3 and trace.run.acted
+    assert calls == [(2, 2), (1, 1)] * 3
+    assert trace.run.acted
 
 
 @pytest.mark.parametrize("name", ["SkipLayerGuidanceDiT", "SkipLayerGuidanceDiTSimple"])
@@ -182,7 +187,9 @@ def test_skip_layer_guidance_keeps_working(name):
     model, trace = mask(both, words, concepts(TWO), threshold=0.0)
     acted = sample(stock(*pair, model), levels, shape=shape)
     alone = sample(stock(*pair, mask(make(), words, concepts(TWO), threshold=0.0)[0]), levels, shape=shape)
-    assert trace.run.acted and not acted.equal(plain) and not acted.equal(alone)
+    assert trace.run.acted
+    assert not acted.equal(plain)
+    assert not acted.equal(alone)
     quiet, _ = mask(both, words, concepts(TWO), threshold=1.0)
     other = encoded("flow", "a red cup"), encoded("flow", "")
     plain = sample(stock(*other, both), levels, shape=shape)
@@ -191,7 +198,7 @@ def test_skip_layer_guidance_keeps_working(name):
 
 def test_what_a_model_reads_beside_the_text_is_the_same_for_concepts():
     """Values such as a guidance embedding or the picture's size are taken over, so that only the text differs."""
-    room = part("nodes.host_concepts")
+    room = part("nodes.host.extra_conds")
     area = {"area": (8, 4, 0, 0), "strength": 0.5}
     like = {"cross_attn": 0, "uuid": 1, "guidance": 2.0, "width": 512, "start_percent": 0.2, "mask": 3, **area}
     entry = room.entries_of([[5, {"pooled_output": 6}]], like)[0]
@@ -204,7 +211,7 @@ def test_what_a_model_reads_beside_the_text_is_the_same_for_concepts():
 def test_samples_apart_keep_what_is_theirs():
     import comfy.conds
 
-    room = part("nodes.host_concepts")
+    room = part("nodes.host.extra_conds")
     own, shared = torch.arange(3.0)[:, None], torch.ones(1, 2)
     entry = {
         "model_conds": {"own": comfy.conds.CONDRegular(own), "shared": comfy.conds.CONDRegular(shared)},
@@ -212,4 +219,5 @@ def test_samples_apart_keep_what_is_theirs():
     }
     some = room._of_rows(entry, torch.tensor([0, 2]), 3)
     assert some["model_conds"]["own"].cond.flatten().tolist() == [0, 2] == some["mask"].flatten().tolist()
-    assert some["model_conds"]["shared"].cond is shared and entry["model_conds"]["own"].cond is own
+    assert some["model_conds"]["shared"].cond is shared
+    assert entry["model_conds"]["own"].cond is own

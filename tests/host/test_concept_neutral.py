@@ -45,7 +45,9 @@ def test_switched_off_is_stock_at_the_price_of_stock(name):
     counting, calls = counted(world()[0])
     model, trace = OFF[name](counting)
     assert ksample(model, *conds()).equal(ksample(world()[0], *conds()))
-    assert calls == [(2, 2)] * 4 and trace.run.decision.endswith("plain CFG") and not trace.run.acted
+    assert calls == [(2, 2)] * 4
+    assert trace.run.decision.endswith("plain CFG")
+    assert not trace.run.acted
 
 
 def test_no_concept_is_stock():
@@ -61,8 +63,11 @@ def test_a_closed_gate_is_stock_and_asks_for_no_more_after_measuring(negative):
     assert sample(ours, sigmas(10)).equal(sample(stock(*conds(negative)), sigmas(10)))
     assert calls == [(2, 2), (2, 2)] * 2 + [(2, 2)] * 8, "two steps measure, with the concepts in a call of their own"
     assert [step.extra_evaluations for step in trace.run.steps] == [2, 2] + [0] * 8
-    assert trace.run.decision.startswith("harmless (") and not trace.run.acted and trace.run.effect is None
-    assert len(trace.run.scores) == 1 and trace.run.harm < 1
+    assert trace.run.decision.startswith("harmless (")
+    assert not trace.run.acted
+    assert trace.run.effect is None
+    assert len(trace.run.scores) == 1
+    assert trace.run.harm < 1
 
 
 def test_measuring_at_every_second_evaluation_halves_the_price():
@@ -84,7 +89,8 @@ def test_a_run_too_short_to_measure_does_not_call_the_prompt_harmless():
     one_step = torch.tensor([1.0, 0.0])
     ours, trace = guider(*conds())
     assert sample(ours, one_step).equal(sample(stock(*conds()), one_step))
-    assert trace.run.decision.startswith("NOT JUDGED") and trace.run.scores == []
+    assert trace.run.decision.startswith("NOT JUDGED")
+    assert trace.run.scores == []
 
 
 @pytest.mark.parametrize("place", ["area", "mask", "range"])

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("pack")
 
 
 def reattention(model):
-    node = part("nodes.safree").SafreeLatentReAttention
+    node = part("nodes.safree.node").SafreeLatentReAttention
     return node.execute(model, strength=1.0, blocks="both", start=0.0, end=1.0).args
 
 
@@ -26,7 +26,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("order", [("SAFREE", "SP-Guard", "SafeCFG"), ("SafeCFG", "SP-Guard", "SAFREE")])
 def test_three_methods_in_any_order(order):
-    known = part("safeguidance.concepts").Concepts(part("safeguidance.concepts").TESTBED_PRESETS)
+    known = part("safeguidance.concepts").Concepts(part("safeguidance.testbed.concepts").TESTBED_PRESETS)
     positive, _, _ = filtered(world()[1], KNIFE, known)
     pictures = []
     for names in (order, order[::-1]):
@@ -48,7 +48,7 @@ def test_three_methods_in_any_order(order):
 
 
 def test_safecfg_behind_the_filter_judges_the_prompt_as_written():
-    known = part("safeguidance.concepts").Concepts(part("safeguidance.concepts").TESTBED_PRESETS)
+    known = part("safeguidance.concepts").Concepts(part("safeguidance.testbed.concepts").TESTBED_PRESETS)
     positive, _, _ = filtered(world()[1], KNIFE, known, preset="strict")
     assert not any(states.equal(encoded(KNIFE)[0][0]) for states, _ in positive), "filtered to the last step"
     place, scores = part("safeguidance.testbed.model"), []

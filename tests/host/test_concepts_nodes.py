@@ -7,7 +7,7 @@ import importlib
 import pytest
 import torch
 
-from tests.harness import boot
+from safeguidance.headless import boot
 
 GRAPH = {
     "1": {"class_type": "SafeGuidance_LoadTestbed", "inputs": {}},
@@ -51,7 +51,7 @@ def built(world):
 def encoded(world, text):
     import nodes
 
-    conditioning = part("safeguidance.redirector").Conditioning
+    conditioning = part("safeguidance.redirector.interface").Conditioning
     states, extra = nodes.CLIPTextEncode().encode(world[1], text)[0][0]
     return conditioning(states, extra["pooled_output"])
 
@@ -59,7 +59,9 @@ def encoded(world, text):
 def test_the_graph_builds_a_redirector_and_says_how(run_graph):
     result = run_graph(GRAPH)
     summary = result.value("3", 1)
-    assert "no training" in summary and "testbed_blade (5)" in summary and "400 benign prompts" in summary
+    assert "no training" in summary
+    assert "testbed_blade (5)" in summary
+    assert "400 benign prompts" in summary
     assert result.value("3", 0).categories == ("testbed_blade", "testbed_explosive", "testbed_death", "testbed_drug")
 
 
@@ -74,7 +76,8 @@ def test_the_graph_builds_a_redirector_and_says_how(run_graph):
 )
 def test_harm_opens_the_gate_of_its_category(world, built, text, category):
     proposal = built[0].propose(encoded(world, text), encoded(world, ""))
-    assert float(proposal.gate) >= built[0].threshold and int(proposal.scores.argmax()) == category
+    assert float(proposal.gate) >= built[0].threshold
+    assert int(proposal.scores.argmax()) == category
 
 
 @pytest.mark.parametrize("text", ["a red cup over the meadow", "the balloon on the snow", "a white mask , sea"])
@@ -88,14 +91,16 @@ def test_weighted_and_long_prompts_are_judged_too(world, built):
         prompt = encoded(world, text)
         base = encoded(world, "")
         config = part("safeguidance.guidance.safecfg").SafeCFGConfig()
-        assert part("safeguidance.redirector").run_redirector(built[0], prompt, base, config, 4.0).acts
+        assert part("safeguidance.redirector.interface").run_redirector(built[0], prompt, base, config, 4.0).acts
 
 
 def test_the_host_finds_the_same_places_as_the_testbed_alone(world):
     encoder = part("nodes.concepts").ClipEncoder(world[1])
-    assert encoder.span("knife") == (1, 3) and encoder.span("thing that stabs") == (1, 5)
+    assert encoder.span("knife") == (1, 3)
+    assert encoder.span("thing that stabs") == (1, 5)
     rows = encoder(["knife", "thing that stabs"])
-    assert rows.tokens.shape == (2, 32, 128) and rows.pooled.shape == (2, 128)
+    assert rows.tokens.shape == (2, 32, 128)
+    assert rows.pooled.shape == (2, 128)
     assert torch.equal(rows.tokens[0], encoder(["knife"]).tokens[0])
 
 
@@ -142,12 +147,15 @@ def test_a_texts_own_tokens_are_found_in_every_kind_of_encoder(host, rows, lengt
 def test_own_lines_and_switches_are_collected(host):
     concepts = part("nodes.concepts").SafetyConcepts
     chosen = concepts.execute(violence=True, self_harm=True, own="logos: acme logo\nviolence: fist fight").args[0]
-    assert chosen.names == ("violence", "self-harm", "logos") and chosen.categories[0].phrases[-1] == "fist fight"
+    assert chosen.names == ("violence", "self-harm", "logos")
+    assert chosen.categories[0].phrases[-1] == "fist fight"
 
 
 def test_a_bad_own_line_is_refused_before_anything_runs(run_graph):
     result = run_graph(graph(_2_own="a: b\nno colon"), check=False)
-    assert not result.ok and result.stage == "validation" and result.executed == []
+    assert not result.ok
+    assert result.stage == "validation"
+    assert result.executed == []
     assert "Safety Concepts, own: line 2" in result.errors[0].line()
 
 

@@ -18,15 +18,31 @@ def _graph(prompt="", caption=HARM, picture=False, **more):
         "6": {
             "class_type": "KSampler",
             "inputs": {
-                "model": ["1", 0], "seed": 7, "steps": 8, "cfg": 5.0, "sampler_name": "euler", "scheduler": "simple",
-                "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["5", 0], "denoise": 1.0,
+                "model": ["1", 0],
+                "seed": 7,
+                "steps": 8,
+                "cfg": 5.0,
+                "sampler_name": "euler",
+                "scheduler": "simple",
+                "positive": ["3", 0],
+                "negative": ["4", 0],
+                "latent_image": ["5", 0],
+                "denoise": 1.0,
             },
         },
         "9": {
             "class_type": "SafeGuidance_DetectHarm",
             "inputs": {
-                "redirector": ["2", 0], "clip": ["1", 1], "prompt": prompt, "threshold": -1.0, "rate": 0.01,
-                "harmless": "", "image_threshold": 0.0, "draws": 4, "seed": 0, **more,
+                "redirector": ["2", 0],
+                "clip": ["1", 1],
+                "prompt": prompt,
+                "threshold": -1.0,
+                "rate": 0.01,
+                "harmless": "",
+                "image_threshold": 0.0,
+                "draws": 4,
+                "seed": 0,
+                **more,
             },
         },
         "10": {"class_type": "PreviewAny", "inputs": {"source": ["9", 2]}},
@@ -42,7 +58,9 @@ def _said(result):
 
 def test_prompts_are_told_apart_as_text_and_as_conditioning(run_graph):
     text = _said(run_graph(_graph(HARM)))
-    assert text[1] is True and "threshold: " in text[0] and text[2] == 0
+    assert text[1] is True
+    assert "threshold: " in text[0]
+    assert text[2] == 0
     assert _said(run_graph(_graph(positive=["3", 0]))) == text
     assert _said(run_graph(_graph(CALM)))[1] is False
 
@@ -50,7 +68,8 @@ def test_prompts_are_told_apart_as_text_and_as_conditioning(run_graph):
 def test_a_threshold_can_be_set_on_harmless_prompts(run_graph):
     quiet = "\n".join(f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("cup", "tree", "fish"))
     said = _said(run_graph(_graph(HARM, harmless=quiet, rate=0.0)))
-    assert "0% false positives on 6 harmless prompts" in said[0] and said[1] is True
+    assert "0% false positives on 6 harmless prompts" in said[0]
+    assert said[1] is True
 
 
 def test_a_picture_that_shows_the_harm_scores_above_one_that_does_not(run_graph):
@@ -75,4 +94,5 @@ def test_a_picture_that_shows_the_harm_scores_above_one_that_does_not(run_graph)
 )
 def test_what_is_missing_is_named(run_graph, graph, words):
     result = run_graph(graph, check=False)
-    assert not result.ok and any("Detect Harm" in e.line() and words in e.line() for e in result.errors)
+    assert not result.ok
+    assert any("Detect Harm" in e.line() and words in e.line() for e in result.errors)

@@ -40,9 +40,12 @@ def test_a_page_names_no_input_that_is_gone(object_info):
 def test_every_input_and_output_has_a_tooltip(object_info):
     for node_id, info in _ours(object_info).items():
         for name, value in _inputs(info).items():
-            assert len(value) > 1 and len(value[1].get("tooltip", "")) > 20, f"{node_id}, {name} has no tooltip"
-        assert all(info["output_tooltips"]) and len(info["output_tooltips"]) == len(info["output"]), node_id
-        assert info["description"] and info["display_name"], node_id
+            assert len(value) > 1, f"{node_id}, {name} has no tooltip"
+            assert len(value[1].get("tooltip", "")) > 20, f"{node_id}, {name} has no tooltip"
+        assert all(info["output_tooltips"]), node_id
+        assert len(info["output_tooltips"]) == len(info["output"]), node_id
+        assert info["description"], node_id
+        assert info["display_name"], node_id
 
 
 def test_the_host_serves_the_pages(host):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness import figures
+from tools import figures
 
 pytestmark = pytest.mark.usefixtures("pack")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness import cost
+from tools import cost
 
 POSITIVE, NEGATIVE = cost.random_conditioning(1), cost.random_conditioning(2)
 
@@ -21,9 +21,11 @@ def model(host):
 def test_stock_against_itself(model):
     result = cost.measure(model, stock, stock, steps=3, repeats=3)
     for name in ("stock", "guarded"):
-        assert result[name]["calls_per_step"] == 1 and result[name]["rows_per_step"] == 2
+        assert result[name]["calls_per_step"] == 1
+        assert result[name]["rows_per_step"] == 2
     ratio = result["ratio"]
-    assert ratio["min"] <= ratio["median"] <= ratio["max"] and ratio["median"] > 0
+    assert ratio["min"] <= ratio["median"] <= ratio["max"]
+    assert ratio["median"] > 0
 
 
 def test_a_third_prediction_shows_as_a_third_row(model):
@@ -37,20 +39,17 @@ def test_a_third_prediction_shows_as_a_third_row(model):
 
     def three(model):
         guider = Third(model)
-        guider.inner_set_conds(
-            {"positive": POSITIVE, "negative": NEGATIVE, "concept": cost.random_conditioning(3)}
-        )
+        guider.inner_set_conds({"positive": POSITIVE, "negative": NEGATIVE, "concept": cost.random_conditioning(3)})
         guider.set_cfg(7.5)
         return guider
 
     result = cost.measure(model, stock, three, steps=2, repeats=1)
-    assert result["guarded"]["calls_per_step"] == 1 and result["guarded"]["rows_per_step"] == 3
+    assert result["guarded"]["calls_per_step"] == 1
+    assert result["guarded"]["rows_per_step"] == 3
 
 
 def test_cfg_one_asks_for_one_row(model):
-    result = cost.measure(
-        model, stock, lambda m: cost.stock_guider(m, POSITIVE, NEGATIVE, 1.0), steps=2, repeats=1
-    )
+    result = cost.measure(model, stock, lambda m: cost.stock_guider(m, POSITIVE, NEGATIVE, 1.0), steps=2, repeats=1)
     assert result["guarded"]["rows_per_step"] == 1
 
 
@@ -69,5 +68,6 @@ def test_safecfg_costs_one_batch_of_two_rows_like_stock(model):
 
     result = cost.measure(model, stock, guarded, steps=3, repeats=1)
     for name in ("stock", "guarded"):
-        assert result[name]["calls_per_step"] == 1 and result[name]["rows_per_step"] == 2
+        assert result[name]["calls_per_step"] == 1
+        assert result[name]["rows_per_step"] == 2
     assert cost.network_bytes(redirector.network) > 4 * 28_000_000

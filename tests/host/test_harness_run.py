@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import boot, cost
-from tests.harness.author import to_ui
-from tests.harness.convert import to_api
-from tests.harness.execute import HostSession, run_prompt
+from safeguidance.headless import boot
+from safeguidance.headless.author import to_ui
+from safeguidance.headless.convert import to_api
+from safeguidance.headless.execute import HostSession, run_prompt
+from tools import cost
 
 GRAPH = {
     "1": {
@@ -31,40 +32,48 @@ def edited(node: str, **inputs: object) -> dict:
 
 def test_a_stock_graph_runs_and_writes_its_picture(run_graph, host):
     result = run_graph(GRAPH)
-    assert result.executed == ["1", "2", "3"] and result.cached == []
+    assert result.executed == ["1", "2", "3"]
+    assert result.cached == []
     image = result.value("2")
     assert tuple(image.shape) == (1, 16, 32, 3)
     assert image[0, 0, 0].tolist() == [0.0, 1.0, 1.0]
     (path,) = result.images["3"]
-    assert path.is_file() and path.is_relative_to(host.base_dir / "output" / "harness")
+    assert path.is_file()
+    assert path.is_relative_to(host.base_dir / "output" / "harness")
     assert result.ui["3"]["images"][0]["filename"] == path.name
 
 
 def test_nothing_is_run_twice_on_one_executor(run_graph):
     run_graph(GRAPH)
     again = run_graph(GRAPH)
-    assert again.executed == [] and set(again.cached) == {"1", "2", "3"}
+    assert again.executed == []
+    assert set(again.cached) == {"1", "2", "3"}
     changed = run_graph(edited("3", filename_prefix="harness/other"))
     assert changed.executed == ["3"]
 
 
 def test_a_validation_error_names_node_and_field(run_graph):
     result = run_graph(edited("1", width=-4), check=False)
-    assert not result.ok and result.stage == "validation" and result.executed == []
+    assert not result.ok
+    assert result.stage == "validation"
+    assert result.executed == []
     (error,) = result.errors
     assert (error.node_id, error.class_type, error.field) == ("1", "EmptyImage", "width")
-    assert "node 1 (EmptyImage), field width" in error.line() and "\n" not in error.line()
+    assert "node 1 (EmptyImage), field width" in error.line()
+    assert "\n" not in error.line()
 
 
 def test_a_link_to_a_missing_node_names_the_field(run_graph):
     (error,) = run_graph(edited("2", image=["77", 0]), check=False).errors
-    assert (error.node_id, error.field) == ("2", "image") and "77" in error.message
+    assert (error.node_id, error.field) == ("2", "image")
+    assert "77" in error.message
 
 
 def test_an_unknown_node_type_is_named(run_graph):
     graph = {**GRAPH, "9": {"class_type": "NoSuchNode", "inputs": {}, "_meta": {"title": "Mine"}}}
     (error,) = run_graph(graph, check=False).errors
-    assert error.node_id == "9" and error.title == "Mine"
+    assert error.node_id == "9"
+    assert error.title == "Mine"
 
 
 def test_the_queue_lives_on_after_an_execution_error(session, monkeypatch):
@@ -76,12 +85,17 @@ def test_the_queue_lives_on_after_an_execution_error(session, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(nodes.NODE_CLASS_MAPPINGS["ImageInvert"], "invert", broken)
         failed = session.run(GRAPH)
-    assert not failed.ok and failed.stage == "execution"
+    assert not failed.ok
+    assert failed.stage == "execution"
     (error,) = failed.errors
     assert (error.node_id, error.class_type, error.title) == ("2", "ImageInvert", "Turn round")
-    assert "the lamp is out" in error.line() and "RuntimeError" in error.kind and error.traceback
+    assert "the lamp is out" in error.line()
+    assert "RuntimeError" in error.kind
+    assert error.traceback
     after = session.run(GRAPH)
-    assert after.ok and after.cached == ["1"] and after.executed == ["2", "3"]
+    assert after.ok
+    assert after.cached == ["1"]
+    assert after.executed == ["2", "3"]
 
 
 def test_an_interrupt_is_reported_and_does_not_stick(host, session):
@@ -114,8 +128,10 @@ def test_an_interrupt_is_reported_and_does_not_stick(host, session):
                 session.interrupt()
 
         stopped = session.run(graph, stop)
-        assert not stopped.ok and [error.kind for error in stopped.errors] == ["interrupted"]
-        assert stopped.errors[0].node_id == "2" and ("2", 1, 5) in steps
+        assert not stopped.ok
+        assert [error.kind for error in stopped.errors] == ["interrupted"]
+        assert stopped.errors[0].node_id == "2"
+        assert ("2", 1, 5) in steps
         assert session.run(graph).ok
     finally:
         del nodes.NODE_CLASS_MAPPINGS["HarnessSlow"]
@@ -165,7 +181,8 @@ def test_a_sampler_reports_its_steps(host, session):
         seen: list[tuple[str, int, int]] = []
         result = session.run(graph, lambda *step: seen.append(step))
         assert result.ok, result.errors
-        assert ("3", 0, 0) in seen and ("3", 3, 3) in seen
+        assert ("3", 0, 0) in seen
+        assert ("3", 3, 3) in seen
         first = result.value("3")["samples"]
         assert first.isfinite().all()
         assert result.ui["4"]["text"] == ["(1, 4, 8, 8)"]
@@ -180,7 +197,8 @@ def test_both_formats_give_the_same_picture(object_info):
     api = to_api(json.loads(json.dumps(ui)), object_info)
     assert api == GRAPH
     first, second = run_prompt(GRAPH), run_prompt(api)
-    assert first.ok and second.ok
+    assert first.ok
+    assert second.ok
     assert first.value("2").equal(second.value("2"))
 
 

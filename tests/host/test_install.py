@@ -11,17 +11,17 @@ import zipfile
 
 import pytest
 
-from tests.harness import archive
-from tests.harness.convert import to_api
-from tests.harness.hosts import PACK_ROOT, make_host
-from tests.harness.server import ComfyServer, ServerError
+from safeguidance.headless.convert import to_api
+from safeguidance.headless.hosts import PACK_ROOT, make_host
+from safeguidance.headless.server import ComfyServer, ServerError
+from tools import archive
 
 FOLDER = "Safe_Guidance-installed.1"
 IMPORTING = """
 import asyncio, importlib.util, json, sys, time
 root, host, base, folder = sys.argv[1:]
 sys.path.insert(0, root)
-from tests.harness import boot
+from safeguidance.headless import boot
 boot.boot(host, base, pack=None, device="cpu")
 sys.path.remove(root)
 before = set(sys.modules)
@@ -76,7 +76,8 @@ def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, in
     with serve(host, base) as server:
         info = server.object_info()
         ours = {name for name, entry in info.items() if entry["python_module"] == f"custom_nodes.{FOLDER}"}
-        assert ours and all(name.startswith("SafeGuidance_") for name in ours)
+        assert ours
+        assert all(name.startswith("SafeGuidance_") for name in ours)
         about = [line for line in server.log().splitlines() if FOLDER in line]
         assert not [line for line in about if "FAILED" in line or "Cannot import" in line]
         names = server.get("/workflow_templates")[FOLDER]
@@ -90,7 +91,8 @@ def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, in
         for name in ours:
             assert server.get(f"/extensions/{FOLDER}/docs/{name}.md").startswith(b"# ")
         folders = server.get("/models")
-        assert "safeguidance" in folders and "testbed-hgr.safetensors" in server.get("/models/safeguidance")
+        assert "safeguidance" in folders
+        assert "testbed-hgr.safetensors" in server.get("/models/safeguidance")
         settings = server.get("/settings")
         graph = to_api(server.get(f"/api/workflow_templates/{FOLDER}/start_here.json"), info)
         for node in graph.values():

@@ -73,9 +73,11 @@ def test_neutral_is_the_other_pack_alone(neighbour, name):
     conds = encoded(KNIFE), encoded("")
     alone = ksample(neighbour(world()[0]), *conds)
     model, trace = neutral(neighbour(world()[0]))
-    assert ksample(model, *conds).equal(alone) and not trace.run.acted
+    assert ksample(model, *conds).equal(alone)
+    assert not trace.run.acted
     model, trace = neutral(world()[0])
-    assert ksample(neighbour(model), *conds).equal(alone) and not trace.run.acted
+    assert ksample(neighbour(model), *conds).equal(alone)
+    assert not trace.run.acted
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -84,7 +86,8 @@ def test_acting_changes_the_picture_and_the_order_of_the_nodes_does_not(neighbou
     conds = encoded(KNIFE), encoded("")
     model, trace = acting(neighbour(world()[0]))
     guarded = ksample(model, *conds)
-    assert trace.run.acted and not guarded.equal(ksample(neighbour(world()[0]), *conds))
+    assert trace.run.acted
+    assert not guarded.equal(ksample(neighbour(world()[0]), *conds))
     if neighbour is not as_it_is:
         assert not guarded.equal(ksample(acting(world()[0])[0], *conds)), "the other pack is gone"
     other_way_round, _trace = acting(world()[0])
@@ -95,7 +98,8 @@ def test_the_guider_works_on_the_other_packs_model(neighbour):
     positive, negative = encoded(KNIFE), encoded("")
     ours, trace = guider(positive, negative, make_redirector(), model=neighbour(world()[0]))
     by_patch, _trace = patch(make_redirector(), model=neighbour(world()[0]))
-    assert sample(ours).equal(ksample(by_patch, positive, negative)) and trace.run.acted
+    assert sample(ours).equal(ksample(by_patch, positive, negative))
+    assert trace.run.acted
 
 
 def test_a_pack_loaded_before_ours_makes_no_difference():
@@ -104,7 +108,7 @@ def test_a_pack_loaded_before_ours_makes_no_difference():
     redirector = make_redirector()
     with replaced_functions():
         ours_first = ksample(patch(redirector)[0], *conds)
-        root = Path(part("nodes.host").PACK_ROOT)
+        root = Path(part("nodes.host.patcher").PACK_ROOT)
         spec = importlib.util.spec_from_file_location("loaded_again", root / "__init__.py")
         module = importlib.util.module_from_spec(spec)
         sys.modules["loaded_again"] = module
@@ -120,11 +124,11 @@ def test_a_pack_loaded_before_ours_makes_no_difference():
 
 def test_pictures_are_guarded_beside_each(neighbour):
     """The shipped HGR keeps most stand-ins for harm out of the pictures; benign ones stay as they are."""
-    run, oracle = part("safeguidance.bench.run"), part("safeguidance.testbed.oracle").load_oracle()
+    run, oracle = part("safeguidance.lab.bench.measure"), part("safeguidance.lab.oracle").load_oracle()
     latents, seeded = part("safeguidance.testbed.latents"), part("safeguidance.testbed.sampler").seeded_noise
     captions = run.captions_for("explicit", 4, 0)
     shape = part("safeguidance.testbed.model").LATENT_SHAPE
-    redirector = part("nodes.hgr").LoadHGR.execute("testbed-hgr.safetensors").args[0]
+    redirector = part("nodes.redirectors").LoadHGR.execute("testbed-hgr.safetensors").args[0]
     noise = seeded([0, 1, 2, 3], shape)
 
     def harmful(model):
@@ -146,4 +150,5 @@ def test_pictures_are_guarded_beside_each(neighbour):
     assert harmful(neighbour(patch(redirector)[0])) <= 1
     model, trace = patch(redirector, model=neighbour(world()[0]))
     benign = ksample(model, encoded(APPLE), encoded(""))
-    assert benign.equal(ksample(neighbour(world()[0]), encoded(APPLE), encoded(""))) and not trace.run.acted
+    assert benign.equal(ksample(neighbour(world()[0]), encoded(APPLE), encoded("")))
+    assert not trace.run.acted

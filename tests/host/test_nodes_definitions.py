@@ -30,13 +30,18 @@ def test_the_host_lists_all_nodes(host):
 def test_every_node_explains_itself():
     for schema in schemas():
         where = schema.node_id
-        assert where.startswith("SafeGuidance_") and schema.category.split("/")[0] == "SafeGuidance", where
-        assert schema.display_name and len(schema.description) > 40 and schema.search_aliases, where
+        assert where.startswith("SafeGuidance_"), where
+        assert schema.category.split("/")[0] == "SafeGuidance", where
+        assert schema.display_name, where
+        assert len(schema.description) > 40, where
+        assert schema.search_aliases, where
         for port in schema.inputs:
-            assert port.tooltip and len(port.tooltip) > 15, f"{where}: input {port.id} has no tooltip"
+            assert port.tooltip, f"{where}: input {port.id} has no tooltip"
+            assert len(port.tooltip) > 15, f"{where}: input {port.id} has no tooltip"
             assert re.fullmatch(r"[a-z][a-z0-9_]*", port.id), f"{where}: {port.id}"
         for port in schema.outputs:
-            assert port.tooltip and port.id, f"{where}: output {port.id or port.display_name} has no tooltip"
+            assert port.tooltip, f"{where}: output {port.id or port.display_name} has no tooltip"
+            assert port.id, f"{where}: output {port.id or port.display_name} has no tooltip"
 
 
 def test_numbers_say_what_low_and_high_do():
@@ -44,7 +49,8 @@ def test_numbers_say_what_low_and_high_do():
     for schema in schemas():
         for port in schema.inputs:
             if getattr(port, "min", None) is not None:
-                assert port.default is not None and port.min <= port.default <= port.max, port.id
+                assert port.default is not None, port.id
+                assert port.min <= port.default <= port.max, port.id
                 assert words.search(port.tooltip), f"{schema.node_id}: {port.id}: {port.tooltip}"
 
 
@@ -68,6 +74,7 @@ def test_the_model_folder_is_known(host):
     import folder_paths
 
     paths, suffixes = folder_paths.folder_names_and_paths["safeguidance"]
-    assert suffixes == {".safetensors"} and str(host.base_dir / "models" / "safeguidance") == paths[0]
-    names = part("nodes.host").hgr_files()
+    assert suffixes == {".safetensors"}
+    assert str(host.base_dir / "models" / "safeguidance") == paths[0]
+    names = part("nodes.host.patcher").hgr_files()
     assert not any("denoiser" in name or "encoder" in name or "oracle" in name for name in names)

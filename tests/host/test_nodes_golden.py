@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness import golden
+from tools import golden
 
 pytestmark = pytest.mark.usefixtures("pack")
 
@@ -13,4 +13,4 @@ def test_nodes_are_as_saved_graphs_know_them(host, object_info):
     now = golden.describe({name: object_info[name] for name in host.pack_nodes})
     broken, added = golden.compare(golden.load(), now)
     assert not broken, "\n".join([*broken, golden.HOW_TO_CHANGE])
-    assert not added, "\n".join([*added, "Run: python -m tests.harness nodes --write"])
+    assert not added, "\n".join([*added, "Run: python -m tools nodes --write"])

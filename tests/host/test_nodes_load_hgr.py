@@ -75,11 +75,11 @@ def good(folder):
 
 
 def test_a_file_is_listed_loaded_and_described(good, run_graph, object_info):
-    assert part("nodes.host").hgr_files().count("test-hgr.safetensors") == 1
+    assert part("nodes.host.patcher").hgr_files().count("test-hgr.safetensors") == 1
     result = run_graph(edited())
     trace, redirector, card = result.value("6", 1), result.value("5"), result.value("5", 1)
     assert trace.run.decision == "blade 1.00: redirected in all 4 steps"
-    assert isinstance(redirector, part("safeguidance.redirector").Redirector)
+    assert isinstance(redirector, part("safeguidance.redirector.interface").Redirector)
     for text in ("test-hgr.safetensors", "SafeGuidanceTestbed", "blade, skull", "0.500", "CC0", "kappa 1.25"):
         assert text in card
 
@@ -90,7 +90,10 @@ def test_a_replaced_file_is_read_again(good, session):
     save_redirector(good, harm=-6.0)
     os.utime(good, ns=(1, 1))
     second = session.run(edited())
-    assert first.ok and second.ok and "5" in second.executed and "1" not in second.executed
+    assert first.ok
+    assert second.ok
+    assert "5" in second.executed
+    assert "1" not in second.executed
     assert second.value("6", 1).run.decision.startswith("harmless")
 
 
@@ -126,10 +129,12 @@ LATE = ("misshaped", "not finite")
 def test_bad_files_are_refused_and_the_queue_goes_on(good, session, kind):
     damaged(kind, good)
     failed = session.run(edited())
-    assert not failed.ok and failed.stage == ("validation" if kind in EARLY else "execution")
+    assert not failed.ok
+    assert failed.stage == ("validation" if kind in EARLY else "execution")
     (error,) = failed.errors
     assert (error.node_id, error.class_type) == ("5", "SafeGuidance_LoadHGR")
-    assert "Load HGR, hgr_name" in error.message and "test-hgr.safetensors" in error.message
+    assert "Load HGR, hgr_name" in error.message
+    assert "test-hgr.safetensors" in error.message
     assert any(word in error.message for word in ("train-hgr", "retrain")), error.message
     save_redirector(good)
     assert session.run(edited()).ok
@@ -138,7 +143,8 @@ def test_bad_files_are_refused_and_the_queue_goes_on(good, session, kind):
 def test_a_missing_file_is_named_with_what_there_is(good, session):
     failed = session.run(edited("5", hgr_name="gone.safetensors"))
     (error,) = failed.errors
-    assert failed.stage == "validation" and error.field == "hgr_name"
+    assert failed.stage == "validation"
+    assert error.field == "hgr_name"
     for text in ("gone.safetensors", "test-hgr.safetensors", "Redirector from Concepts", "models"):
         assert text in error.message
     assert session.run(edited()).ok
@@ -153,13 +159,16 @@ def test_a_wrong_family_is_refused_at_the_patch(good, session):
     save_redirector(good, base_model="SDXL")
     failed = session.run(edited())
     (error,) = failed.errors
-    assert error.node_id == "6" and "SDXL" in error.message and "SafeGuidanceTestbed" in error.message
+    assert error.node_id == "6"
+    assert "SDXL" in error.message
+    assert "SafeGuidanceTestbed" in error.message
 
 
 def test_the_queue_lives_on_after_cfg_one(good, session):
     failed = session.run(edited("7", cfg=1.0))
     (error,) = failed.errors
-    assert error.node_id == "7" and "SafeCFG (Model Patch), cfg" in error.message
+    assert error.node_id == "7"
+    assert "SafeCFG (Model Patch), cfg" in error.message
     assert session.run(edited()).ok
 
 
@@ -173,9 +182,11 @@ def test_the_same_seed_gives_the_same_bytes_also_after_an_interrupt(good, sessio
 
     first = run(5)
     stopped = run(6, stop=1)
-    assert not stopped.ok and stopped.errors[0].kind == "interrupted"
+    assert not stopped.ok
+    assert stopped.errors[0].kind == "interrupted"
     again, other = run(5), run(7)
-    assert "7" in again.executed and "6" in again.cached
+    assert "7" in again.executed
+    assert "6" in again.cached
     assert again.value("7")["samples"].equal(first.value("7")["samples"])
     assert not other.value("7")["samples"].equal(first.value("7")["samples"])
     assert len(other.value("6", 1).run.steps) == 4
@@ -215,6 +226,8 @@ def test_guider_objects_are_reused_without_memory(good, session):
         pictures.append(result.value("23")["samples"].clone())
     assert "6" in result.cached
     left = vars(result.value("6"))
-    assert not left.get("conds") and "safeguidance_safecfg" not in left["model_options"]
-    assert pictures[0].equal(pictures[2]) and not pictures[0].equal(pictures[1])
+    assert not left.get("conds")
+    assert "safeguidance_safecfg" not in left["model_options"]
+    assert pictures[0].equal(pictures[2])
+    assert not pictures[0].equal(pictures[1])
     assert result.value("6", 1).run.acted

@@ -45,8 +45,7 @@ def filtered(**settings):
 
 def same(one, other):
     return len(one) == len(other) and all(
-        a.equal(b) and x.get("end_percent") == y.get("end_percent")
-        for (a, x), (b, y) in zip(one, other, strict=True)
+        a.equal(b) and x.get("end_percent") == y.get("end_percent") for (a, x), (b, y) in zip(one, other, strict=True)
     )
 
 
@@ -62,21 +61,23 @@ def test_balanced_is_the_default_of_every_node():
     assert redirected().equal(redirected(preset="balanced"))
     assert guided(threshold=0.0)[0].equal(guided(threshold=0.0, preset="balanced")[0])
     assert same(filtered()[0], filtered(preset="balanced")[0])
-    config = part("nodes.sp_guard")._config("X", {})
+    config = part("nodes.concept_guidance.sp_guard")._config("X", {})
     assert config == part("safeguidance.guidance.sp_guard").SPGuardConfig()
-    assert part("nodes.safecfg")._config("X", "balanced", -1, 0, -1, -1, True) == part(
-        "safeguidance.guidance.safecfg"
-    ).SafeCFGConfig()
+    assert (
+        part("nodes.safecfg.node")._config("X", "balanced", -1, 0, -1, -1, True)
+        == part("safeguidance.guidance.safecfg").SafeCFGConfig()
+    )
 
 
 @pytest.mark.parametrize("preset", SP_GUARD)
 def test_an_sp_guard_preset_is_its_numbers_and_typed_ones_go_before_another(preset):
-    config = part("nodes.sp_guard")._config
+    config = part("nodes.concept_guidance.sp_guard")._config
     assert config("X", {"preset": preset}) == config("X", {"preset": OTHER[preset], **SP_GUARD[preset]})
     # a threshold of 0 makes every preset act on this small picture
     numbers = {**SP_GUARD[preset], "threshold": 0.0}
     picture, run = guided(preset=preset, threshold=0.0)
-    assert run.acted and picture.equal(guided(preset=OTHER[preset], **numbers)[0])
+    assert run.acted
+    assert picture.equal(guided(preset=OTHER[preset], **numbers)[0])
     assert not picture.equal(guided(preset=OTHER[preset], threshold=0.0)[0])
     assert guided(preset=preset)[1].threshold == SP_GUARD[preset]["threshold"]
 
@@ -85,7 +86,9 @@ def test_an_sp_guard_preset_is_its_numbers_and_typed_ones_go_before_another(pres
 def test_a_safree_preset_is_its_choices_and_typed_ones_go_before_another(preset):
     positive, alpha, words = filtered(preset=preset)
     again = filtered(preset=OTHER[preset], **SAFREE[preset])
-    assert same(positive, again[0]) and (alpha, words) == again[1:] and alpha == SAFREE[preset]["alpha"]
+    assert same(positive, again[0])
+    assert (alpha, words) == again[1:]
+    assert alpha == SAFREE[preset]["alpha"]
     assert not same(positive, filtered(preset=OTHER[preset])[0])
 
 
@@ -132,12 +135,18 @@ def test_the_patch_has_the_same_presets():
 
 @pytest.mark.parametrize(
     ("name", "set_by_presets"),
-    [("SafeCFGGuider", SAFECFG), ("SafeCFGPatch", SAFECFG), ("SPGuardMask", SP_GUARD), ("SPGuardGuider", SP_GUARD),
-     ("SafreeEmbeddingFilter", SAFREE)],
+    [
+        ("SafeCFGGuider", SAFECFG),
+        ("SafeCFGPatch", SAFECFG),
+        ("SPGuardMask", SP_GUARD),
+        ("SPGuardGuider", SP_GUARD),
+        ("SafreeEmbeddingFilter", SAFREE),
+    ],
 )
 def test_only_the_preset_is_seen_at_first_and_raw_fields_wait_for_it(object_info, name, set_by_presets):
     fields = object_info[f"SafeGuidance_{name}"]["input"]["optional"]
-    assert next(iter(fields)) == "preset" and fields["preset"][1]["default"] == "balanced"
+    assert next(iter(fields)) == "preset"
+    assert fields["preset"][1]["default"] == "balanced"
     shown = {field for field, (_, options) in fields.items() if not options.get("advanced")}
     assert shown <= {"preset", "neutral", "judge"}
     for field in set_by_presets["strict"]:

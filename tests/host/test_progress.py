@@ -42,34 +42,42 @@ def with_node(kind, **inputs):
 
 def test_a_guarded_run_says_each_step_and_then_the_decision(run_graph, sent):
     result = run_graph(GRAPH)
-    assert {node for _, node, _ in sent} == {"6"} and all(client for _, _, client in sent)
+    assert {node for _, node, _ in sent} == {"6"}
+    assert all(client for _, _, client in sent)
     *steps, last = [text for text, _, _ in sent]
     assert [text.split(":")[0] for text in steps] == [f"step {k + 1} of {STEPS}" for k in range(STEPS)]
     assert all("testbed_blade " in text and text.endswith(", redirecting") for text in steps)
-    assert last == result.ui["10"]["text"][0] and "redirected in all" in last
+    assert last == result.ui["10"]["text"][0]
+    assert "redirected in all" in last
 
 
 def test_a_harmless_prompt_is_said_to_be_left_alone(run_graph, sent):
     run_graph(graph(text="a red cup over the meadow"))
     *steps, last = [text for text, _, _ in sent]
-    assert len(steps) == STEPS and all(text.endswith(", left alone") for text in steps)
-    assert last.startswith("harmless (") and last.endswith("left untouched")
+    assert len(steps) == STEPS
+    assert all(text.endswith(", left alone") for text in steps)
+    assert last.startswith("harmless (")
+    assert last.endswith("left untouched")
 
 
 def test_sp_guard_says_that_it_measures_and_what_it_guides_away_from(run_graph, sent):
     run_graph(with_node("SafeGuidance_SPGuardMask", **CONCEPTS, threshold=0.0))
     texts = [text for text, node, _ in sent if node == "6"]
-    assert texts[0] == "step 1 of 10: measuring" and texts[1].endswith("measuring")
+    assert texts[0] == "step 1 of 10: measuring"
+    assert texts[1].endswith("measuring")
     assert any("guiding away from testbed_" in text for text in texts)
-    assert texts[-2].endswith("left alone from here on") and ": guided in steps 3-" in texts[-1]
+    assert texts[-2].endswith("left alone from here on")
+    assert ": guided in steps 3-" in texts[-1]
 
 
 def test_concept_guidance_says_what_it_guides_away_from(run_graph, sent):
     run_graph(with_node("SafeGuidance_ConceptGuidance", **CONCEPTS, method="SLD medium", strength=1.0, end=1.0,
                         concept="nearest", start=-1, threshold=-1, quantile=-1, momentum=-1, beta=-1))  # fmt: skip
     texts = [text for text, node, _ in sent if node == "6"]
-    assert texts[0].endswith("warming up") and "guiding away from testbed_" in texts[-2]
-    assert texts[-1].startswith("guided in steps ") and "most often away from" in texts[-1]
+    assert texts[0].endswith("warming up")
+    assert "guiding away from testbed_" in texts[-2]
+    assert texts[-1].startswith("guided in steps ")
+    assert "most often away from" in texts[-1]
 
 
 def picture(result):
@@ -95,16 +103,18 @@ def test_outside_of_a_graph_nothing_is_sent(sent, server, monkeypatch, client):
     ours, _ = guider(encoded(KNIFE), encoded(""), make_redirector())
     before = dict(vars(ours))
     sample(ours)
-    assert not sent and set(vars(ours)) >= set(before)
+    assert not sent
+    assert set(vars(ours)) >= set(before)
 
 
 def test_without_a_browser_nothing_is_sent(sent, server, monkeypatch):
     from tests.host.safecfg_graphs import part
 
     monkeypatch.setattr(server, "client_id", None)
-    line = part("nodes.host_progress").Line("6")
+    line = part("nodes.host.progress").Line("6")
     line.say("text")
-    assert not line.read and not sent
+    assert not line.read
+    assert not sent
 
 
 def test_a_line_is_sent_once_and_not_again_after_a_failure(sent, server, monkeypatch):
@@ -112,7 +122,7 @@ def test_a_line_is_sent_once_and_not_again_after_a_failure(sent, server, monkeyp
 
     monkeypatch.setattr(server, "client_id", "someone")
     monkeypatch.setattr(server, "send_sync", lambda *_: None)
-    line = part("nodes.host_progress").Line("6")
+    line = part("nodes.host.progress").Line("6")
     line.say("one")
     line.say("one")
     line.say("two")
@@ -127,4 +137,5 @@ def test_a_line_is_sent_once_and_not_again_after_a_failure(sent, server, monkeyp
     monkeypatch.setattr(server, "send_progress_text", broken)
     line.say("three")
     line.say("four")
-    assert len(calls) == 1 and not line.read
+    assert len(calls) == 1
+    assert not line.read

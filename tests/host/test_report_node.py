@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.harness import boot
+from safeguidance.headless import boot
 
 STEPS = 4
 GRAPH = {
@@ -73,12 +73,19 @@ def graph(text=None, drop=(), **report):
 def test_a_guarded_run_is_reported(run_graph):
     result = run_graph(GRAPH)
     picture, mask, text, harmful, harm = (result.value("10", index) for index in range(5))
-    assert picture.shape[0] == 1 and picture.shape[2:] == (1200, 3)
-    assert mask.shape == (2, 48, 48) and float(mask.max()) == 1.0 and float(mask.min()) >= 0
+    assert picture.shape[0] == 1
+    assert picture.shape[2:] == (1200, 3)
+    assert mask.shape == (2, 48, 48)
+    assert float(mask.max()) == 1.0
+    assert float(mask.min()) >= 0
     record = json.loads(text)
-    assert harmful is True and harm == record["harm"] >= record["threshold"] == 0.5
-    assert len(record["steps"]) == STEPS and record["acted"] and record["extra_evaluations"] == STEPS
-    assert record["categories"][0] == "testbed_blade" and "redirected in all 4 steps" in record["decision"]
+    assert harmful is True
+    assert harm == record["harm"] >= record["threshold"] == 0.5
+    assert len(record["steps"]) == STEPS
+    assert record["acted"]
+    assert record["extra_evaluations"] == STEPS
+    assert record["categories"][0] == "testbed_blade"
+    assert "redirected in all 4 steps" in record["decision"]
 
 
 def test_the_node_shows_the_picture_and_the_decision(run_graph):
@@ -93,25 +100,31 @@ def test_the_report_waits_for_the_sampler_and_follows_a_new_run(session):
     first = session.run(GRAPH)
     calm = session.run(graph(text="a red cup over the meadow"))
     again = session.run(GRAPH)
-    assert first.ok and calm.ok and again.ok
+    assert first.ok
+    assert calm.ok
+    assert again.ok
     assert [run.value("10", 3) for run in (first, calm, again)] == [True, False, True]
     assert "left untouched" in json.loads(calm.value("10", 2))["decision"]
-    assert torch.equal(first.value("10"), again.value("10")) and first.value("10", 2) == again.value("10", 2)
+    assert torch.equal(first.value("10"), again.value("10"))
+    assert first.value("10", 2) == again.value("10", 2)
 
 
 def test_a_harmless_run_has_an_empty_mask(run_graph):
     result = run_graph(graph(text="a red cup over the meadow"))
-    assert float(result.value("10", 1).abs().max()) == 0 and result.value("10", 4) < 0.5
+    assert float(result.value("10", 1).abs().max()) == 0
+    assert result.value("10", 4) < 0.5
 
 
 def test_a_latent_is_enough(run_graph):
     result = run_graph(graph(drop=["image"], latent=["8", 0]))
-    assert result.value("10", 1).shape == (2, 24, 24) and result.value("10", 3) is True
+    assert result.value("10", 1).shape == (2, 24, 24)
+    assert result.value("10", 3) is True
 
 
 def test_without_image_and_latent_it_is_refused_in_words(run_graph):
     result = run_graph(graph(drop=["image"]), check=False)
-    assert not result.ok and result.errors[0].node_id == "10"
+    assert not result.ok
+    assert result.errors[0].node_id == "10"
     assert "Safety Report, image: neither image nor latent is connected" in result.errors[0].line()
 
 

@@ -44,7 +44,10 @@ def test_acting_changes_the_picture_at_the_price_of_plain_cfg():
     assert (picture - sample(stock(*conds()))).abs().max() > 0.05
     run = trace.run
     assert run.decision == "blade 1.00: redirected in all 4 steps"
-    assert run.acted and run.categories == ("blade", "skull") and run.threshold == 0.5 and run.effect is None
+    assert run.acted
+    assert run.categories == ("blade", "skull")
+    assert run.threshold == 0.5
+    assert run.effect is None
     assert [step.extra_evaluations for step in run.steps] == [0] * 4
     assert run.scores == [[pytest.approx(0.9975, abs=1e-3), pytest.approx(0.8808, abs=1e-3)]]
     assert run.as_dict()["calls"] == 4
@@ -53,7 +56,7 @@ def test_acting_changes_the_picture_at_the_price_of_plain_cfg():
 def test_the_result_is_cfg_with_the_redirected_conditioning():
     redirector = make_redirector()
     ours, _ = guider(*conds(), redirector)
-    core, safe = part("safeguidance.redirector"), part("safeguidance.guidance.safecfg")
+    core, safe = part("safeguidance.redirector.interface"), part("safeguidance.guidance.safecfg")
     (positive, extra), (negative, _) = (cond[0] for cond in conds())
     with torch.inference_mode():
         result = core.run_redirector(
@@ -106,7 +109,9 @@ def test_buckets_switch_with_the_noise_level():
 
     mine.predict_noise = spy
     assert sample(mine).equal(two)
-    assert used[0].equal(used[1]) and used[2].equal(used[3]) and not used[1].equal(used[2])
+    assert used[0].equal(used[1])
+    assert used[2].equal(used[3])
+    assert not used[1].equal(used[2])
 
 
 def test_rescale_corrects_for_the_cfg_scale():
@@ -157,7 +162,8 @@ def test_sampler_nodes_agree():
         advanced = node(
             "SamplerCustomAdvanced", noise=noise, guider=ours, sampler=euler, sigmas=levels, latent_image=latent
         )[0]["samples"]
-    assert custom.equal(wanted) and advanced.equal(wanted)
+    assert custom.equal(wanted)
+    assert advanced.equal(wanted)
 
 
 def test_image_to_image_sees_the_rest_of_the_schedule():
@@ -205,7 +211,8 @@ def test_other_patches_keep_working(name):
     plain = sample(stock(*conds(), model=both))
     ours, trace = guider(*conds(), make_redirector(), model=both)
     acted = sample(ours)
-    assert not acted.equal(plain) and not acted.equal(sample(guider(*conds(), make_redirector())[0]))
+    assert not acted.equal(plain)
+    assert not acted.equal(sample(guider(*conds(), make_redirector())[0]))
     quiet, _ = guider(*conds(), make_redirector(-6.0), model=both)
     assert sample(quiet).equal(plain)
     after = node(name, model=patch(make_redirector())[0], **extra)[0]
@@ -218,17 +225,21 @@ def test_the_map_changes_nothing_and_says_where():
     ours, trace = guider(*conds(), make_redirector(), model=counting, map=True)
     levels = sigmas(8)
     picture = sample(ours, levels, shape=(2, 12, 8, 8))
-    assert len(calls) == 8 + 4 and [c for c in calls if c[1] == 1] == [(2, 1)] * 4
+    assert len(calls) == 8 + 4
+    assert [c for c in calls if c[1] == 1] == [(2, 1)] * 4
     assert sum(step.extra_evaluations for step in trace.run.steps) == 4
     plain, _ = guider(*conds(), make_redirector())
     assert picture.equal(sample(plain, levels, shape=(2, 12, 8, 8)))
     effect = trace.run.effect
-    assert tuple(effect.shape) == (2, 8, 8) and effect.device.type == "cpu" and (effect > 0).any()
+    assert tuple(effect.shape) == (2, 8, 8)
+    assert effect.device.type == "cpu"
+    assert (effect > 0).any()
     assert "effect" not in trace.run.as_dict()
     cost_free, quiet = guider(*conds(), make_redirector(-6.0), model=counting, map=True)
     calls.clear()
     sample(cost_free)
-    assert len(calls) == 4 and quiet.run.effect is None
+    assert len(calls) == 4
+    assert quiet.run.effect is None
 
 
 def test_the_map_counts_the_steps_of_many_call_samplers_once():
@@ -236,4 +247,5 @@ def test_the_map_counts_the_steps_of_many_call_samplers_once():
     ours, trace = guider(*conds(), make_redirector(), model=counting, map=True)
     sample(ours, sigmas(6), "heun")
     assert sum(step.extra_evaluations for step in trace.run.steps) == 4
-    assert len(calls) == len(trace.run.steps) + 4 and trace.run.decision.endswith("in all 6 steps")
+    assert len(calls) == len(trace.run.steps) + 4
+    assert trace.run.decision.endswith("in all 6 steps")

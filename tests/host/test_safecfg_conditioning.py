@@ -35,7 +35,8 @@ def test_only_the_harmful_half_of_the_picture_changes():
     one_step = torch.tensor([1.0, 0.0])
     ours, trace = guider(positive, encoded(""), WordRedirector(KNIFE))
     moved = (sample(ours, one_step) - sample(stock(positive, encoded("")), one_step)).abs().amax(dim=1)[0]
-    assert moved[:, :4].max() > 1e-3 and moved[:, 4:].max() < 1e-5
+    assert moved[:, :4].max() > 1e-3
+    assert moved[:, 4:].max() < 1e-5
     assert trace.run.scores == [[pytest.approx(0.9)]]
     assert trace.run.steps[0].extra_evaluations == 1
 
@@ -48,7 +49,8 @@ def test_areas_are_carried_over():
     plain = sample(stock(positive, local), one_step)
     ours, _ = guider(positive, encoded(""), WordRedirector(KNIFE))
     moved = (sample(ours, one_step) - plain).abs().amax(dim=1)[0]
-    assert moved[:, :4].max() > 1e-3 and moved[:, 4:].max() < 1e-5
+    assert moved[:, :4].max() > 1e-3
+    assert moved[:, 4:].max() < 1e-5
 
 
 def test_ranges_are_carried_over():
@@ -59,7 +61,8 @@ def test_ranges_are_carried_over():
     counting, calls = counted(world()[0])
     spied, _ = guider(positive, encoded(""), WordRedirector(KNIFE), model=counting)
     assert sample(ours, levels).equal(sample(spied, levels))
-    assert trace.run.acted and torch.isfinite(sample(ours, levels)).all()
+    assert trace.run.acted
+    assert torch.isfinite(sample(ours, levels)).all()
     assert max(conditions for _, conditions in calls) <= 4
 
 
@@ -81,7 +84,8 @@ def test_combined_negatives_without_places_are_served():
     negative = encoded("blue") + encoded("green")
     ours, trace = guider(encoded(KNIFE), negative, make_redirector())
     assert not sample(ours).equal(sample(stock(encoded(KNIFE), negative)))
-    assert trace.run.acted and all(step.extra_evaluations == 0 for step in trace.run.steps)
+    assert trace.run.acted
+    assert all(step.extra_evaluations == 0 for step in trace.run.steps)
 
 
 def test_the_negatives_own_area_is_kept():
@@ -89,7 +93,8 @@ def test_the_negatives_own_area_is_kept():
     ours, _ = guider(encoded(KNIFE), negative, make_redirector())
     one_step = torch.tensor([1.0, 0.0])
     moved = (sample(ours, one_step) - sample(stock(encoded(KNIFE), negative), one_step)).abs().amax(dim=1)[0]
-    assert moved[:, :4].max() > 1e-3 and moved[:, 4:].max() == 0
+    assert moved[:, :4].max() > 1e-3
+    assert moved[:, 4:].max() == 0
 
 
 def test_a_batch_of_prompts_is_judged_row_by_row():
@@ -111,13 +116,15 @@ def test_a_batch_of_prompts_is_judged_row_by_row():
         single = run(guider(encoded(text), encoded(""), WordRedirector(KNIFE))[0], [row])
         torch.testing.assert_close(batch[row : row + 1], single, rtol=1e-3, atol=1e-3)
     plain = run(stock(together, encoded("")), [0, 1, 2])
-    assert not batch[0].equal(plain[0]) and batch[1:].equal(plain[1:])
+    assert not batch[0].equal(plain[0])
+    assert batch[1:].equal(plain[1:])
 
 
 def test_one_prompt_for_a_batch_of_latents():
     ours, trace = guider(encoded(KNIFE), encoded(""), make_redirector())
     sample(ours, shape=(3, 12, 8, 8))
-    assert len(trace.run.scores) == 3 and trace.run.scores[0] == trace.run.scores[2]
+    assert len(trace.run.scores) == 3
+    assert trace.run.scores[0] == trace.run.scores[2]
 
 
 def test_several_negatives_in_one_batch_for_one_prompt():
@@ -135,13 +142,16 @@ def test_long_prompts(words):
     picture = sample(ours)
     assert redirector.seen == [tuple(long[0][0].shape)]
     assert long[0][0].shape[1] == 32 * -(-(words + 1) // 30)
-    assert trace.run.acted and torch.isfinite(picture).all()
+    assert trace.run.acted
+    assert torch.isfinite(picture).all()
 
 
 def test_a_long_negative_for_a_short_prompt():
     negative = encoded(" ".join(["blue spoon"] * 25))
     ours, trace = guider(encoded(KNIFE), negative, make_redirector())
-    assert negative[0][0].shape[1] == 64 and torch.isfinite(sample(ours)).all() and trace.run.acted
+    assert negative[0][0].shape[1] == 64
+    assert torch.isfinite(sample(ours)).all()
+    assert trace.run.acted
 
 
 def test_prompt_weights_reach_the_redirector():
@@ -187,7 +197,8 @@ def test_refusals_say_what_is_allowed(name):
     with pytest.raises(ValueError, match="SafeCFG Guider") as caught:
         sample(ours)
     assert all(word in str(caught.value) for word in words), caught.value
-    assert not trace.run.acted and trace.run.steps == []
+    assert not trace.run.acted
+    assert trace.run.steps == []
     model, _ = patch(make_redirector())
     with pytest.raises(ValueError, match="Model Patch"):
         sample(stock(positive, negative, model=model))

@@ -55,7 +55,7 @@ def tiny_sd3():
             key: torch.randn(value.shape, generator=generator) * 0.1 for key, value in network.state_dict().items()
         }
     model = comfy.sd.load_diffusion_model_state_dict(state)
-    assert part("nodes.host").model_family(model) == "SD3"
+    assert part("nodes.host.patcher").model_family(model) == "SD3"
     return model
 
 
@@ -77,7 +77,8 @@ def test_one_call_a_step_on_a_transformer_with_regular_text():
     counting, calls = counted(tiny_sd3())
     ours, trace = guider(conditioning(1), conditioning(2), redirector(), model=counting)
     picture = sample(ours, levels(), shape=SHAPE)
-    assert calls == [(2, 2)] * 4 and trace.run.acted
+    assert calls == [(2, 2)] * 4
+    assert trace.run.acted
     assert not picture.equal(sample(stock(conditioning(1), conditioning(2), tiny_sd3()), levels(), shape=SHAPE))
 
 
@@ -94,12 +95,14 @@ def test_pooled_vectors_follow_only_where_the_redirector_has_a_head():
         ours.predict_noise = spy
         assert torch.isfinite(sample(ours, levels(), shape=SHAPE)).all()
     own = conditioning(2)[0][1]["pooled_output"]
-    assert used["without"].equal(own) and not used["with"].equal(own)
+    assert used["without"].equal(own)
+    assert not used["with"].equal(own)
 
 
 def test_a_negative_of_another_length():
     ours, trace = guider(conditioning(1, 64), conditioning(2, 32), redirector(), model=tiny_sd3())
-    assert torch.isfinite(sample(ours, levels(), shape=SHAPE)).all() and trace.run.acted
+    assert torch.isfinite(sample(ours, levels(), shape=SHAPE)).all()
+    assert trace.run.acted
 
 
 def test_skip_layer_guidance_keeps_working():
@@ -117,7 +120,8 @@ def test_skip_layer_guidance_keeps_working():
     plain = sample(stock(*pair, both), levels(), shape=SHAPE)
     acted = sample(guider(*pair, redirector(), model=both)[0], levels(), shape=SHAPE)
     alone = sample(guider(*pair, redirector(), model=tiny_sd3())[0], levels(), shape=SHAPE)
-    assert not acted.equal(plain) and not acted.equal(alone)
+    assert not acted.equal(plain)
+    assert not acted.equal(alone)
     quiet = sample(guider(*pair, redirector(harm=-6.0), model=both)[0], levels(), shape=SHAPE)
     assert quiet.equal(plain)
 
@@ -143,8 +147,9 @@ def test_a_run_that_breaks_off_leaves_nothing_behind(error):
 
     with pytest.raises(error):
         sample(ours, seed=9, callback=stop)
-    assert [s.acted for s in trace.run.steps] == [False, True] and "step 2 of 4; stopped" in trace.run.decision
-    assert part("nodes.safecfg_run").KEY not in ours.model_options
+    assert [s.acted for s in trace.run.steps] == [False, True]
+    assert "step 2 of 4; stopped" in trace.run.decision
+    assert part("nodes.safecfg.run").KEY not in ours.model_options
     assert sample(ours).equal(first)
 
 
@@ -165,7 +170,7 @@ def test_an_error_inside_a_step_puts_the_negative_back():
 
 
 def entry(positive=None, negative=None):
-    run, core = part("nodes.safecfg_run"), part("safeguidance.redirector")
+    run, core = part("nodes.safecfg.run"), part("safeguidance.redirector.interface")
     tokens = torch.ones(1, 4, 8)
     return run._entry(
         {"cross_attn": tokens, **(positive or {})},
@@ -179,13 +184,16 @@ def test_controls_and_hooks():
     assert entry(on)["control"] == "p"
     assert entry(on, {"control": "n"})["control"] == "n"
     assert "control" not in entry({"control": "p"})
-    assert entry({"hooks": "p"}, {"hooks": "n"})["hooks"] == "n" and "hooks" not in entry({"hooks": "p"})
-    assert entry()["prompt_type"] == "negative" and entry()["uuid"] != entry()["uuid"]
+    assert entry({"hooks": "p"}, {"hooks": "n"})["hooks"] == "n"
+    assert "hooks" not in entry({"hooks": "p"})
+    assert entry()["prompt_type"] == "negative"
+    assert entry()["uuid"] != entry()["uuid"]
 
 
 def test_ranges_of_hook_schedules_are_carried():
     made = entry({"clip_start_percent": 0.2, "clip_end_percent": 0.8, "start_percent": 0.3}, {"end_percent": 0.6})
-    assert (made["start_percent"], made["end_percent"]) == (0.3, 0.6) and "clip_start_percent" not in made
+    assert (made["start_percent"], made["end_percent"]) == (0.3, 0.6)
+    assert "clip_start_percent" not in made
     assert entry({"end_percent": 0.3}, {"start_percent": 0.3}) is None
 
 

@@ -39,7 +39,8 @@ def test_the_guider_is_stock(name):
     ours, trace = guider(positive, negative, make_redirector(harm), model=counting, **settings)
     assert sample(ours).equal(expected)
     assert calls == [(2, 2)] * 4
-    assert not trace.run.acted and trace.run.decision
+    assert not trace.run.acted
+    assert trace.run.decision
 
 
 @pytest.mark.parametrize("name", QUIET)
@@ -59,7 +60,8 @@ def test_a_benign_prompt_is_left_alone_and_the_trace_says_so():
     ours, trace = guider(positive, negative, WordRedirector(KNIFE))
     assert sample(ours).equal(sample(stock(positive, negative)))
     assert trace.run.decision == "harmless (0.10): left untouched"
-    assert trace.run.scores == [[pytest.approx(0.1)]] and trace.run.harm == pytest.approx(0.1)
+    assert trace.run.scores == [[pytest.approx(0.1)]]
+    assert trace.run.harm == pytest.approx(0.1)
     assert [step.acted for step in trace.run.steps] == [False] * 4
 
 

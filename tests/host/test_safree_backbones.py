@@ -24,8 +24,12 @@ pytestmark = pytest.mark.usefixtures("pack")
 L, G = CLIP_L["hidden_size"], CLIP_G["hidden_size"]
 FIRST = {"sd1": "clip_l", "sd2": "clip_h", "sdxl": "clip_g", "sd3": "clip_l", "flux": "t5xxl", "ltx": "t5xxl"}
 ENCODERS = {
-    "sd1": {"clip_l"}, "sd2": {"clip_h"}, "sdxl": {"clip_l", "clip_g"}, "sd3": {"clip_l", "clip_g", "t5xxl"},
-    "flux": {"clip_l", "t5xxl"}, "ltx": {"t5xxl"},
+    "sd1": {"clip_l"},
+    "sd2": {"clip_h"},
+    "sdxl": {"clip_l", "clip_g"},
+    "sd3": {"clip_l", "clip_g", "t5xxl"},
+    "flux": {"clip_l", "t5xxl"},
+    "ltx": {"t5xxl"},
 }
 NOTHING = {"alpha": 1.0}
 
@@ -74,8 +78,10 @@ def test_an_unsafe_phrase_is_flagged_by_every_encoder_and_nothing_but_its_slots_
     clip = tiny_clip(family)
     before, (after, trace, words) = plain(clip, text), filtered(clip, text, scope="tokens")
     hit = flags(words)
-    assert set(hit) == ENCODERS[family] and all(hit.values())
-    assert trace.run.scores[0][0] >= 0.01 and "FLAGGED, blade" in words
+    assert set(hit) == ENCODERS[family]
+    assert all(hit.values())
+    assert trace.run.scores[0][0] >= 0.01
+    assert "FLAGGED, blade" in words
     used = {name: places for name, places in hit.items() if (family, name) != ("flux", "clip_l")}
     shift = {"t5xxl": 76 if family == "sd3" else -1}
     expected = {place + shift.get(name, 0) for name, places in used.items() for place in places}
@@ -89,7 +95,8 @@ def test_sdxl_filters_both_halves_of_the_channels_and_the_pooled_vector():
     states, other, hit = before[0][0], after[0][0], flags(words)
     for name, part_of in (("clip_l", slice(0, L)), ("clip_g", slice(L, L + G))):
         moved = (states[..., part_of] != other[..., part_of]).any(dim=-1)[0].nonzero()[:, 0].tolist()
-        assert moved == hit[name] and moved  # the begin mark stands in front, so token n is at place n
+        assert moved == hit[name]
+        assert moved
     assert not torch.equal(before[0][1]["pooled_output"], after[0][1]["pooled_output"])
     left, _, _ = filtered(clip, UNSAFE, scope="tokens", pooled=False)
     assert torch.equal(left[0][1]["pooled_output"], before[0][1]["pooled_output"])
@@ -106,7 +113,8 @@ def test_sd3_filters_the_clip_slots_and_the_t5_slots_each_with_their_own_encoder
         ("t5xxl", slice(77, None), slice(None), -1),  # T5 has no begin mark
     ):
         moved = (states[0, rows, channels] != other[0, rows, channels]).any(dim=-1).nonzero()[:, 0].tolist()
-        assert moved == [n + shift for n in hit[name]] and moved, name
+        assert moved == [n + shift for n in hit[name]], name
+        assert moved, name
     assert bool((other[0, :77, L + G :] == 0).all())
     assert not torch.equal(before[0][1]["pooled_output"], after[0][1]["pooled_output"])
 
@@ -147,8 +155,13 @@ def test_one_batched_call_per_encoder_and_concepts_only_once(family):
     assert len(seen) == 4  # the first phrase, all phrases, the prompt, the prompt without each token
     del seen[:]
     filtered(clip, "a large " + UNSAFE, known)
-    count = len(part("nodes.host_text").read(clip, "a large " + UNSAFE, lambda _: []).parts[0].layouts[0].index)
-    assert seen[0] == 1 and seen[1] >= 8 and len(seen) >= 2 and count >= 8
+    count = len(
+        part("nodes.host.text_encoders").read(clip, "a large " + UNSAFE, lambda _: []).parts[0].layouts[0].index
+    )
+    assert seen[0] == 1
+    assert seen[1] >= 8
+    assert len(seen) >= 2
+    assert count >= 8
     assert seen[:2] == [1, seen[1]]
 
 
@@ -192,12 +205,14 @@ def test_a_textual_inversion_embedding_is_tested_like_a_word(tmp_path):
 
 def test_the_cache_knows_another_layer_and_another_concept_set():
     clip = tiny_clip("sd1").clone()
-    spaces = part("nodes.safree_text").concept_spaces
+    spaces = part("nodes.safree.text").concept_spaces
     with torch.inference_mode():
         first, again, other = spaces(clip, concepts()), spaces(clip, concepts()), spaces(clip, concepts("a: cat"))
         clip.clip_layer(-2)
         deeper = spaces(clip, concepts())
-    assert first is again and first is not other and deeper is not first
+    assert first is again
+    assert first is not other
+    assert deeper is not first
 
 
 def test_encoding_leaves_the_encoder_as_it_was_also_after_an_error():
@@ -208,6 +223,6 @@ def test_encoding_leaves_the_encoder_as_it_was_also_after_an_error():
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        part("nodes.host_text").read(clip, UNSAFE, broken)
+        part("nodes.host.text_encoders").read(clip, UNSAFE, broken)
     assert "encode" not in clip.cond_stage_model.clip_l.__dict__
     same(before, plain(clip, UNSAFE))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from tests.harness import safree_cost
-from tests.harness.cost import build_model, measure, stock_guider
 from tests.host.safecfg_graphs import part
 from tests.host.safree_graphs import filtered, plain
+from tools import safree_cost
+from tools.cost import build_model, measure, stock_guider
 
 pytestmark = pytest.mark.usefixtures("pack")
 
@@ -22,7 +22,9 @@ def test_sampling_with_the_filter_evaluates_as_much_as_without_it():
         build_model(),
         lambda model: stock_guider(model, plain(clip, text), plain(clip, ""), 7.5),
         lambda model: stock_guider(model, both, plain(clip, ""), 7.5),
-        side=8, steps=4, repeats=1,
+        side=8,
+        steps=4,
+        repeats=1,
     )
     for key in ("calls_per_step", "rows_per_step"):
         assert got["guarded"][key] == got["stock"][key]
@@ -31,7 +33,7 @@ def test_sampling_with_the_filter_evaluates_as_much_as_without_it():
 def test_the_filter_is_timed_and_drawn(monkeypatch, tmp_path):
     monkeypatch.setattr(safree_cost, "LENGTHS", (1, 6))
     concepts = part("safeguidance.concepts")
-    node = part("nodes.safree").SafreeEmbeddingFilter
+    node = part("nodes.safree.node").SafreeEmbeddingFilter
     rows = safree_cost.measure_filter(
         safree_cost.build_clip(), node, concepts.FIELD_PRESETS, concepts.Concepts, repeats=1
     )

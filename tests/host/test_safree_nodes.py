@@ -27,7 +27,7 @@ SELF, WHOLE = {"hold": "self-validating"}, {"hold": "whole schedule"}
 
 
 def known_concepts():
-    return part("safeguidance.concepts").Concepts(part("safeguidance.concepts").TESTBED_PRESETS)
+    return part("safeguidance.concepts").Concepts(part("safeguidance.testbed.concepts").TESTBED_PRESETS)
 
 
 def safree(text=KNIFE, **settings):
@@ -35,7 +35,7 @@ def safree(text=KNIFE, **settings):
 
 
 def reattention(model=None, **settings):
-    node = part("nodes.safree").SafreeLatentReAttention
+    node = part("nodes.safree.node").SafreeLatentReAttention
     values = {"strength": 1.0, "blocks": "both", "start": 0.0, "end": 1.0, **settings}
     return node.execute(model or world()[0], **values).args
 
@@ -47,20 +47,24 @@ def run(positive, model=None, cfg=4.0, **settings):
 def test_the_filter_holds_for_its_share_and_then_the_prompt_as_written_takes_over():
     whole, _, _ = safree(**WHOLE)
     half, _, words = safree(hold="self-validating", half=0.0, longest=0.48)
-    assert len(whole) == 1 and len(half) == 2 and "50%" in words
+    assert len(whole) == 1
+    assert len(half) == 2
+    assert "50%" in words
     levels = sigmas(10)
     seen = {}
     for name, positive in (("whole", whole), ("half", half), ("plain", encoded(KNIFE))):
         latents = []
         run(positive, schedule=levels, callback=lambda *args, kept=latents: kept.append(args[1].clone()))
         seen[name] = latents
-    assert torch.equal(seen["half"][0], seen["whole"][0]) and not torch.equal(seen["half"][0], seen["plain"][0])
+    assert torch.equal(seen["half"][0], seen["whole"][0])
+    assert not torch.equal(seen["half"][0], seen["plain"][0])
     ends = [entry[1]["end_percent"] for entry in half if "end_percent" in entry[1]]
     assert half[1][1]["start_percent"] == ends[0] < 0.5
     # from the switch on a step costs and says what it says without the filter
     model, calls = counted(world()[0])
     run(half, model, schedule=levels)
-    assert {rows for rows, _ in calls} == {2} and len(calls) == 10
+    assert {rows for rows, _ in calls} == {2}
+    assert len(calls) == 10
 
 
 def test_no_step_belongs_to_both_ranges_whatever_the_number_of_steps():
@@ -83,9 +87,11 @@ def test_a_prompt_without_a_trigger_gives_the_very_picture_of_plain_sampling():
 
 def test_a_judge_leaves_harmless_prompts_alone_and_lets_harmful_ones_be_filtered():
     plain, _, words = safree(CUP, judge=make_redirector(harm=-6.0), **WHOLE)
-    assert words.startswith("harmless to") and torch.equal(run(plain), run(encoded(CUP)))
+    assert words.startswith("harmless to")
+    assert torch.equal(run(plain), run(encoded(CUP)))
     acted, _, words = safree(KNIFE, judge=make_redirector(harm=6.0), **WHOLE)
-    assert words.startswith("flagged") and not torch.equal(run(acted), run(encoded(KNIFE)))
+    assert words.startswith("flagged")
+    assert not torch.equal(run(acted), run(encoded(KNIFE)))
 
 
 @pytest.mark.parametrize("settings", [{"strength": 0.0}, {"deep": 1.0, "middle": 1.0}, {"start": 0.5, "end": 0.5}])
@@ -105,9 +111,12 @@ def test_reattention_changes_the_picture_with_one_more_row_in_the_same_call_only
     got = run(positive, patched, schedule=sigmas(10))
     assert not torch.equal(got, run(positive, schedule=sigmas(10)))
     rows = [count for count, _ in calls]
-    assert len(rows) == 10 and sorted(set(rows)) == [2, 3]
+    assert len(rows) == 10
+    assert sorted(set(rows)) == [2, 3]
     acted = [step.acted for step in trace.run.steps]
-    assert rows == [3 if act else 2 for act in acted] and acted[0] and not acted[-1]
+    assert rows == [3 if act else 2 for act in acted]
+    assert acted[0]
+    assert not acted[-1]
     assert sum(step.extra_evaluations for step in trace.run.steps) == sum(acted)
 
 
@@ -154,13 +163,16 @@ def test_reattention_in_batches_and_at_cfg_one(batch):
 def test_each_block_choice_acts_on_its_own():
     positive, _, _ = safree(**WHOLE)
     both, deep, middle = (run(positive, reattention(blocks=name)[0]) for name in ("both", "deep", "middle"))
-    assert not torch.equal(both, deep) and not torch.equal(deep, middle) and not torch.equal(both, middle)
+    assert not torch.equal(both, deep)
+    assert not torch.equal(deep, middle)
+    assert not torch.equal(both, middle)
 
 
 def test_areas_and_combined_prompts_are_reattended_one_by_one():
     left = with_values(safree(**WHOLE)[0], area=(8, 4, 0, 0), strength=1.0, set_area_to_bounds=False)
-    right = with_values(safree("a blue bomb at the centre", **WHOLE)[0], area=(8, 4, 0, 4), strength=1.0,
-                        set_area_to_bounds=False)
+    right = with_values(
+        safree("a blue bomb at the centre", **WHOLE)[0], area=(8, 4, 0, 4), strength=1.0, set_area_to_bounds=False
+    )
     plain = run(left + right)
     patched, trace = reattention()
     assert not torch.equal(run(left + right, patched), plain)
@@ -206,9 +218,13 @@ def test_it_is_refused_twice_on_one_model():
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"hold": "x"}, "hold: it is 'x'; allowed"), ({"alpha": -0.5}, "alpha: it is -0.5; allowed"),
-     ({"scope": "x"}, "scope: it is 'x'; allowed"), ({"steepness": 0.0}, "steepness: it is 0.0; allowed"),
-     ({"longest": 1.0}, "longest: it is 1.0; allowed")],
+    [
+        ({"hold": "x"}, "hold: it is 'x'; allowed"),
+        ({"alpha": -0.5}, "alpha: it is -0.5; allowed"),
+        ({"scope": "x"}, "scope: it is 'x'; allowed"),
+        ({"steepness": 0.0}, "steepness: it is 0.0; allowed"),
+        ({"longest": 1.0}, "longest: it is 1.0; allowed"),
+    ],
 )
 def test_bad_settings_of_the_filter_are_refused_by_name(settings, words):
     with pytest.raises(ValueError, match="SAFREE Embedding Filter.*" + words):
@@ -227,9 +243,12 @@ def test_no_clip_is_refused_in_words():
 def test_the_text_shows_flagged_tokens_with_distances_and_the_report_can_draw_the_trace():
     _, trace, words = safree(**WHOLE)
     lines = words.splitlines()
-    assert lines[0].startswith("flagged: ") and "100% of the schedule" in lines[0] and lines[1].startswith("beta ")
+    assert lines[0].startswith("flagged: ")
+    assert "100% of the schedule" in lines[0]
+    assert lines[1].startswith("beta ")
     assert len(lines) == 2 + len(KNIFE.split())
     assert any("knife" in line and "FLAGGED, testbed_blade" in line and "distance" in line for line in lines)
     node = part("nodes.report").SafetyReport
     report = node.execute(trace, image=torch.zeros(1, 48, 48, 3))
-    assert report.args[0].shape[-1] == 3 and report.args[3] is True
+    assert report.args[0].shape[-1] == 3
+    assert report.args[3] is True

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.harness.convert import to_api
+from safeguidance.headless.convert import to_api
 from tests.host.safecfg_graphs import counted, sample, sigmas, stock
 from tests.host.safree_graphs import T5, UNSAFE, filtered, plain, tiny_clip
 
@@ -30,10 +30,16 @@ def tiny_ltx():
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = comfy.supported_models.LTXV({
-        "image_model": "ltxv", "cross_attention_dim": 64, "attention_head_dim": 32, "num_attention_heads": 2,
-        "caption_channels": T5["d_model"], "num_layers": 1,
-    })
+    config = comfy.supported_models.LTXV(
+        {
+            "image_model": "ltxv",
+            "cross_attention_dim": 64,
+            "attention_head_dim": 32,
+            "num_attention_heads": 2,
+            "caption_channels": T5["d_model"],
+            "num_layers": 1,
+        }
+    )
     config.set_inference_dtype(torch.float32, None)
     with torch.inference_mode(False):
         model = config.get_model({}, device=torch.device("cpu"))
@@ -50,8 +56,11 @@ def test_the_filter_acts_on_a_video_and_costs_no_evaluation(cfg):
     model, calls = counted(tiny_ltx())
     levels = sigmas(3, model=model)
     made = {}
-    for name, positive in (("plain", plain(clip, UNSAFE)), ("filtered", filtered(clip, UNSAFE)[0]),
-                           ("never", filtered(clip, UNSAFE, alpha=1.0)[0])):
+    for name, positive in (
+        ("plain", plain(clip, UNSAFE)),
+        ("filtered", filtered(clip, UNSAFE)[0]),
+        ("never", filtered(clip, UNSAFE, alpha=1.0)[0]),
+    ):
         del calls[:]
         guider = stock(positive, plain(clip, ""), model, cfg)
         made[name] = sample(guider, schedule=levels, shape=SHAPE), [rows for rows, _ in calls]
@@ -89,4 +98,5 @@ def test_the_video_workflow_runs(run_graph, object_info, put_model, monkeypatch,
     result = run_graph(graph)
     (sampler,) = [number for number, node in graph.items() if node["class_type"] == "KSampler"]
     latent = result.value(sampler)["samples"]
-    assert latent.ndim == 5 and bool(latent.isfinite().all())
+    assert latent.ndim == 5
+    assert bool(latent.isfinite().all())

@@ -93,8 +93,11 @@ def test_a_stock_graph(run_graph):
     }
     result = run_graph(graph)
     latent, picture = result.value("5")["samples"], result.value("6")
-    assert tuple(latent.shape) == (2, 12, 24, 24) and tuple(picture.shape) == (2, 48, 48, 3)
-    assert picture.min() >= 0 and picture.max() <= 1 and picture.std() > 0.05
+    assert tuple(latent.shape) == (2, 12, 24, 24)
+    assert tuple(picture.shape) == (2, 48, 48, 3)
+    assert picture.min() >= 0
+    assert picture.max() <= 1
+    assert picture.std() > 0.05
     torch.testing.assert_close(result.value("7")["samples"], latent.clamp(-1, 1), rtol=0, atol=1e-5)
 
 
@@ -115,7 +118,7 @@ def test_the_preview_is_the_picture_in_half_size():
 
 def test_family_and_weights():
     model = world()[0]
-    assert part("nodes.host").model_family(model) == "SafeGuidanceTestbed"
+    assert part("nodes.host.patcher").model_family(model) == "SafeGuidanceTestbed"
     assert type(model.model.diffusion_model).__name__ == "UNetModel"
     sampling = model.get_model_object("model_sampling")
     assert sampling.shift == part("safeguidance.testbed.sampler").SHIFT

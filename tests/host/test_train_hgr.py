@@ -15,11 +15,11 @@ HARM = "on the meadow there is a yellow skull in the left"
 
 @pytest.fixture
 def dataset(host):
-    make = part("safeguidance.hgr.templates").make_prompts
-    data = part("safeguidance.hgr.data")
-    presets = part("safeguidance.concepts.data").TESTBED_PRESETS
+    make = part("safeguidance.prompts.templates").make_prompts
+    data = part("safeguidance.prompts.files")
+    presets = part("safeguidance.testbed.concepts").TESTBED_PRESETS
     path = host.base_dir / "input" / "prompts.csv"
-    data.write_prompts(path, make(presets[:2], count=10))
+    data.write_prompts(path, make(presets[:2], count=10, makers=part("safeguidance.testbed.prompts").ROW_MAKERS))
     yield path
     path.unlink()
     shutil.rmtree(host.base_dir / "output" / "safeguidance", ignore_errors=True)
@@ -33,9 +33,23 @@ def _graph(name="mine", steps=6, **more):
         "3": {
             "class_type": "SafeGuidance_TrainHGR",
             "inputs": {
-                "model": ["1", 0], "clip": ["1", 1], "latent": ["2", 0], "dataset": "prompts.csv", "name": name,
-                "steps": steps, "batch": 2, "rate": 1e-3, "cfg": 3.0, "rollout_cfg": 5.0, "rollout_share": 0.5,
-                "width": 64, "layers": 1, "patience": 0, "checkpoint_every": 100, "save_memory": True, "seed": 0,
+                "model": ["1", 0],
+                "clip": ["1", 1],
+                "latent": ["2", 0],
+                "dataset": "prompts.csv",
+                "name": name,
+                "steps": steps,
+                "batch": 2,
+                "rate": 1e-3,
+                "cfg": 3.0,
+                "rollout_cfg": 5.0,
+                "rollout_share": 0.5,
+                "width": 64,
+                "layers": 1,
+                "patience": 0,
+                "checkpoint_every": 100,
+                "save_memory": True,
+                "seed": 0,
                 **more,
             },
         },
@@ -43,8 +57,15 @@ def _graph(name="mine", steps=6, **more):
         "5": {
             "class_type": "SafeGuidance_DetectHarm",
             "inputs": {
-                "redirector": ["3", 0], "clip": ["1", 1], "prompt": HARM, "threshold": -1.0, "rate": 0.01,
-                "harmless": "", "image_threshold": 0.0, "draws": 4, "seed": 0,
+                "redirector": ["3", 0],
+                "clip": ["1", 1],
+                "prompt": HARM,
+                "threshold": -1.0,
+                "rate": 0.01,
+                "harmless": "",
+                "image_threshold": 0.0,
+                "draws": 4,
+                "seed": 0,
             },
         },
         "6": {"class_type": "PreviewAny", "inputs": {"source": ["5", 2]}},
@@ -63,8 +84,11 @@ def _same(first, second):
 
 def test_the_testbed_is_trained_on_and_the_file_says_what_it_is(run_graph, host, dataset):
     result = run_graph(_graph())
-    card = part("safeguidance.hgr.weights").read_card(host.base_dir / "models" / "safeguidance" / "mine.safetensors")[1]
-    assert card.base_model == "SafeGuidanceTestbed" and card.kappa == 1.5
+    card = part("safeguidance.redirector.weights").read_card(
+        host.base_dir / "models" / "safeguidance" / "mine.safetensors"
+    )[1]
+    assert card.base_model == "SafeGuidanceTestbed"
+    assert card.kappa == 1.5
     assert len(card.base_hash) == len(card.data_hash) == 64
     assert card.counts == {"testbed_blade": 8, "testbed_explosive": 8, "clean": 16}
     assert "testbed_blade" in result.value("5", 2)
@@ -75,8 +99,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(run_graph, host, dataset
     import nodes
 
     run_graph(_graph("whole"))
-    progress = part("nodes.host_model").progress
-    module = part("nodes.host_model")
+    progress = part("nodes.host.model").progress
+    module = part("nodes.host.model")
 
     def counted(total):
         at = progress(total)
@@ -111,7 +135,8 @@ def test_inputs_that_can_not_be_used_are_named(run_graph, dataset, change, words
     import re
 
     result = run_graph(_graph(**change), check=False)
-    assert not result.ok and any(re.search(f"Train HGR, {words}", e.line()) for e in result.errors)
+    assert not result.ok
+    assert any(re.search(f"Train HGR, {words}", e.line()) for e in result.errors)
 
 
 def _with_pictures(host, missing=False):
@@ -141,18 +166,21 @@ def _with_pictures(host, missing=False):
 
 def test_pictures_that_rows_name_are_noised_for_states_and_the_card_says_how_many(run_graph, host, dataset):
     count, _ = _with_pictures(host)
-    card_of = part("safeguidance.hgr.weights").read_card
+    card_of = part("safeguidance.redirector.weights").read_card
     folder = host.base_dir / "models" / "safeguidance"
     cards = {}
     for name, more in (("with", {"vae": ["1", 2]}), ("without", {})):
         result = run_graph(_graph(name, licence="CC-BY-4.0", **more))
         cards[name] = card_of(folder / f"{name}.safetensors")[1]
         assert "licence: CC-BY-4.0" in result.value("3", 1)
-    assert count > 3 and cards["with"].training["pictures"] == count and cards["without"].training["pictures"] == 0
+    assert count > 3
+    assert cards["with"].training["pictures"] == count
+    assert cards["without"].training["pictures"] == 0
     assert (cards["with"].training["rollout_share"], cards["without"].training["rollout_share"]) == (0.5, 1.0)
     assert cards["with"].licence == "CC-BY-4.0"
     figures = cards["with"].training["figures"]
-    assert figures["held-out harmful found"].endswith(" of 4") and 0 <= figures["held-out AUC"] <= 1
+    assert figures["held-out harmful found"].endswith(" of 4")
+    assert 0 <= figures["held-out AUC"] <= 1
     assert not _same(_weights(host, "with"), _weights(host, "without"))
 
 
@@ -160,11 +188,12 @@ def test_a_rows_own_picture_is_what_its_states_are_made_of(host, dataset):
     import importlib
 
     count, _ = _with_pictures(host)
-    data = part("safeguidance.hgr.data").read_prompts(host.base_dir / "input" / "prompts.csv")
+    known = tuple(part("safeguidance.testbed.concepts").ALL_PRESETS)
+    data = part("safeguidance.prompts.files").read_prompts(host.base_dir / "input" / "prompts.csv", known)
     model, clip, vae = part("nodes.testbed").LoadTestbed.execute().result
     latent = importlib.import_module("nodes").EmptyLatentImage().generate(48, 48, 1)[0]
-    samples = part("nodes.host").latent_for(model, latent)
-    training = part("nodes.train_run").Training(model, clip, data, samples, vae)
+    samples = part("nodes.host.patcher").latent_for(model, latent)
+    training = part("nodes.training.train_run").Training(model, clip, data, samples, vae)
     assert training.pictures == count == sum(map(len, training.own.values()))
     for number, (prompt, (place,)) in enumerate(training.own.items()):
         example = next(e for e in data.examples if e.prompt == prompt)
@@ -188,7 +217,8 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_with(run_graph, host, dataset
     path = host.base_dir / "input" / "prompts.csv"
     path.write_text(path.read_text(encoding="utf-8") + "a calm sea,,,train\n", encoding="utf-8")
     result = run_graph(_graph(), check=False)
-    assert not result.ok and "was made with settings" in result.errors[0].message
+    assert not result.ok
+    assert "was made with settings" in result.errors[0].message
 
 
 # --- loading what was trained ----------------------------------------------------------------------------------------
@@ -205,7 +235,7 @@ def _loaded_with(model_graph):
 
 def test_load_hgr_compares_the_file_with_the_model(run_graph, host, dataset):
     run_graph(_graph())
-    check, load_hgr = part("nodes.hgr").check_model, part("safeguidance.hgr.weights").load_hgr
+    check, load_hgr = part("nodes.redirectors").check_model, part("safeguidance.redirector.weights").load_hgr
     path = host.base_dir / "models" / "safeguidance" / "mine.safetensors"
     same = run_graph(_loaded_with({"9": {"class_type": "SafeGuidance_LoadTestbed", "inputs": {}}}))
     card = same.value("3", 1)
@@ -218,8 +248,9 @@ def test_load_hgr_compares_the_file_with_the_model(run_graph, host, dataset):
         weight.add_(0.1)
     try:
         said = check(load_hgr(path), shifted, "here")
-        assert "trained on other weights of the family SafeGuidanceTestbed" in said and "Detect Harm" in said
-        node = part("nodes.hgr").LoadHGR
+        assert "trained on other weights of the family SafeGuidanceTestbed" in said
+        assert "Detect Harm" in said
+        node = part("nodes.redirectors").LoadHGR
         assert "WARNING: HGR mine was trained on other weights" in node.execute("mine.safetensors", shifted).result[1]
     finally:
         with torch.inference_mode():
@@ -227,11 +258,11 @@ def test_load_hgr_compares_the_file_with_the_model(run_graph, host, dataset):
 
 
 def test_load_hgr_refuses_a_model_of_another_family(run_graph, host, dataset):
-    from tests.harness.cost import build_model
+    from tools.cost import build_model
 
     run_graph(_graph())
     with pytest.raises(ValueError, match="Load HGR, model: .*made for SafeGuidanceTestbed, the model is SD15"):
-        part("nodes.hgr").LoadHGR.execute("mine.safetensors", build_model("small"))
+        part("nodes.redirectors").LoadHGR.execute("mine.safetensors", build_model("small"))
 
 
 # --- other models ---------------------------------------------------------------------------------------------------
@@ -244,7 +275,7 @@ def _loaded(build):
 
 
 def _sd15(dtype=None):
-    from tests.harness.cost import build_model
+    from tools.cost import build_model
 
     model = build_model("small", dtype)
     for tensor in model.model.parameters():
@@ -264,7 +295,7 @@ def _sd3():
 
 @pytest.mark.parametrize("build", [_sd15, _sd3], ids=["sd15", "sd3"])
 def test_gradients_reach_the_text_with_and_without_saving_memory(build):
-    host_model, Conditioning = part("nodes.host_model"), part("safeguidance.redirector").Conditioning
+    host_model, Conditioning = part("nodes.host.model"), part("safeguidance.redirector.interface").Conditioning
     model, width, pooled_width, shape = _loaded(build)
     generator = torch.Generator().manual_seed(0)
     x, sigma = torch.randn((2, *shape), generator=generator), torch.tensor([0.7, 0.4])
@@ -281,14 +312,15 @@ def test_gradients_reach_the_text_with_and_without_saving_memory(build):
             assert not any(p.requires_grad for p in frozen.base.parameters())
     for plain, saved in zip(*found, strict=True):
         if plain is not None:
-            assert torch.isfinite(plain).all() and plain.abs().max() > 0
+            assert torch.isfinite(plain).all()
+            assert plain.abs().max() > 0
             assert torch.allclose(plain, saved, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("build", [_sd15, _sd15_bf16, _sd3], ids=["sd15", "sd15 bfloat16", "sd3"])
 def test_a_redirector_is_trained_on_a_random_model(build, tmp_path):
-    core, host_model = part("safeguidance.hgr.prompt_task"), part("nodes.host_model")
-    data_part, redirection = part("safeguidance.hgr.data"), part("safeguidance.redirector")
+    core, host_model = part("safeguidance.training.prompt_task"), part("nodes.host.model")
+    data_part, redirection = part("safeguidance.prompts.files"), part("safeguidance.redirector.interface")
     model, width, pooled_width, shape = _loaded(build)
     examples = (
         data_part.Example("a knife", "a spoon", "violence"),
@@ -302,7 +334,7 @@ def test_a_redirector_is_trained_on_a_random_model(build, tmp_path):
         pooled = torch.randn((1, pooled_width), generator=generator) if pooled_width else None
         return redirection.Conditioning(torch.randn((1, 77, width), generator=generator), pooled)
 
-    network_part, loop = part("safeguidance.hgr.network"), part("safeguidance.hgr.loop")
+    network_part, loop = part("safeguidance.redirector.hgr"), part("safeguidance.training.hgr")
     with torch.inference_mode(), host_model.training_mode():
         frozen = host_model.frozen_copy(model, True)
         words = [text for e in examples for text in (e.prompt, e.safe)]
@@ -316,7 +348,9 @@ def test_a_redirector_is_trained_on_a_random_model(build, tmp_path):
         losses = []
         list(loop.train_hgr(network, task, config, None, lambda _, values: losses.append(values), show=False))
         level, stated, count = core.calibrated_threshold(network, data, texts, 0.01)
-    assert len(losses) == 3 and all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in losses)
+    assert len(losses) == 3
+    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in losses)
     assert network.leave.weight.abs().max() > 0
     assert pooled_width == 0 or network.leave_pooled.weight.abs().max() > 0
-    assert 0 < level < 1 and (stated, count) == (1.0, 1)
+    assert 0 < level < 1
+    assert (stated, count) == (1.0, 1)

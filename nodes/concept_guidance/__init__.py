@@ -1,0 +1,1 @@
+"""Concept guidance: nodes and the run behind them."""

@@ -1,0 +1,199 @@
+"""The one room that touches the host's internals: samplers, patcher, folders (and ``host_testbed``: model classes).
+
+Everything of the host is imported inside functions, so that the pack can be imported without a host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+PACK_ROOT = Path(__file__).resolve().parents[2]
+FOLDER = "safeguidance"
+"""Name of the pack's model folder category: ``models/safeguidance``, and the pack's own ``weights``."""
+
+# ---- model files ---------------------------------------------------------------------------------------------------
+
+
+def register_folder() -> None:
+    """Make ``models/safeguidance`` a model folder of the host; the pack's own weights come after it."""
+    import folder_paths
+
+    own = Path(folder_paths.models_dir) / FOLDER
+    folder_paths.add_model_folder_path(FOLDER, str(own), is_default=True)
+    folder_paths.add_model_folder_path(FOLDER, str(PACK_ROOT / "weights"))
+    paths = folder_paths.folder_names_and_paths[FOLDER][0]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors"})
+
+
+def model_file(name: str) -> Path | None:
+    """Path of a file of the category, or None where there is no such file."""
+    import folder_paths
+
+    path = folder_paths.get_full_path(FOLDER, name)
+    return None if path is None else Path(path)
+
+
+def hgr_files() -> list[str]:
+    """Names of what may be an HGR: every safetensors file of the category, of the pack's own only those named hgr."""
+    import folder_paths
+
+    own = (PACK_ROOT / "weights").resolve()
+    names = []
+    for name in folder_paths.get_filename_list(FOLDER):
+        path = model_file(name)
+        if path is not None and ("hgr" in path.name or not path.resolve().is_relative_to(own)):
+            names.append(name)
+    return names
+
+
+def user_folder() -> str:
+    """Where a user puts files of the category, as text for messages."""
+    import folder_paths
+
+    return str(Path(folder_paths.models_dir) / FOLDER)
+
+
+def new_model_file(name: str) -> Path:
+    """Where a file of the category is written to: the user's own folder."""
+    folder = Path(user_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def input_file(name: str) -> Path:
+    """A file by full path, or by its name in the host's input folder."""
+    import folder_paths
+
+    path = Path(name).expanduser()
+    return path if path.is_absolute() else Path(folder_paths.get_input_directory()) / path
+
+
+def output_folder(name: str) -> Path:
+    """The pack's folder for a run, in the host's output folder."""
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory()) / FOLDER / name
+
+
+def latent_for(model: Any, latent: Mapping[str, Any]) -> torch.Tensor:
+    """Samples of a LATENT; an empty one is brought to the channels and size that the model works at."""
+    import comfy.sample
+
+    ratio = latent.get("downscale_ratio_spacial")
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+
+def managed(network: nn.Module) -> Any:
+    """Put a small network under the host's memory management; give the patcher to ``load`` before each use."""
+    import comfy.model_management as memory
+    import comfy.model_patcher
+
+    return comfy.model_patcher.ModelPatcher(
+        network, load_device=memory.get_torch_device(), offload_device=memory.text_encoder_offload_device()
+    )
+
+
+def load(patcher: Any) -> None:
+    """Bring a managed network onto its device, as a whole."""
+    import comfy.model_management as memory
+
+    memory.load_models_gpu([patcher], force_full_load=True)
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+
+
+def model_family(model: Any) -> str:
+    """Family of a MODEL: the name of the host's configuration class, such as SD15, SDXL, SD3 or Flux."""
+    return type(model.model.model_config).__name__
+
+
+def wrapped(model: Any, key: str, around_run: Callable[..., Any], around_step: Callable[..., Any]) -> Any:
+    """A clone of a MODEL whose sampling runs and guided predictions go through two functions.
+
+    Args:
+        model: MODEL; it stays as it is.
+        key: name the wrappers are filed under.
+        around_run: called as ``f(executor, noise, latent, sampler, sigmas, ...)`` once per run.
+        around_step: called as ``f(executor, x, sigma, model_options, seed)`` at each evaluation of the guider.
+    """
+    from comfy.patcher_extension import WrappersMP
+
+    clone = model.clone()
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, around_run)
+    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, around_step)
+    return clone
+
+
+def is_wrapped(model: Any, key: str) -> bool:
+    """Whether ``wrapped`` was applied to this MODEL with this key."""
+    from comfy.patcher_extension import WrappersMP
+
+    return bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, key))
+
+
+def others_act(guider: Any, key: str) -> bool:
+    """Whether other wrappers than those of a key act on the guided predictions of a run."""
+    from comfy.patcher_extension import WrappersMP
+
+    wrappers = guider.model_options.get("transformer_options", {}).get("wrappers", {})
+    return any(name != key and found for name, found in wrappers.get(WrappersMP.PREDICT_NOISE, {}).items())
+
+
+def cfg_guider(model: Any, positive: Any, negative: Any, scale: float) -> Any:
+    """The host's own CFG guider."""
+    from comfy.samplers import CFGGuider
+
+    guider = CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(scale)
+    return guider
+
+
+def predicts_plain_cfg(guider: Any) -> bool:
+    """Whether a guider's prediction is the host's ordinary CFG of its positive and negative conditioning."""
+    from comfy.samplers import CFGGuider
+
+    return getattr(type(guider), "predict_noise", None) is CFGGuider.predict_noise
+
+
+def progress_of(guider: Any, sigma: float) -> float:
+    """Fraction of the model's full noise schedule that lies behind a noise level: 0 pure noise, 1 no noise.
+
+    The inverse of the host's ``percent_to_sigma``, so it means the same as start and end percent of a conditioning,
+    whatever part of the schedule is sampled. Rounded to four digits, so that a window that starts exactly at a step
+    contains it.
+    """
+    to_sigma = guider.model_patcher.get_model_object("model_sampling").percent_to_sigma
+    low, high = 0.0, 1.0
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if to_sigma(middle) > sigma else (low, middle)
+    return round(high, 4)
+
+
+def applies(entry: Mapping[str, Any], sigma: float) -> bool:
+    """Whether a processed conditioning entry is in its timestep range at this noise level, by the host's rule."""
+    start, end = entry.get("timestep_start"), entry.get("timestep_end")
+    return (start is None or sigma <= start) and (end is None or sigma >= end)
+
+
+def predict_base(args: Mapping[str, Any], base: list[Any]) -> torch.Tensor:
+    """Denoised prediction of another unconditional conditioning, inside a pre-cfg function.
+
+    Args:
+        args: what the host hands to a pre-cfg function.
+        base: processed conditioning entries.
+    """
+    from comfy.samplers import calc_cond_batch
+
+    out = calc_cond_batch(args["model"], [None, base], args["input"], args["sigma"], args["model_options"])
+    return out[1]

@@ -1,0 +1,203 @@
+"""Load HGR: a trained Harmful Guidance Redirector from a file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..safeguidance.conditioning import Conditioning
+from ..safeguidance.redirector.hgr import TrainedRedirector
+from ..safeguidance.redirector.interface import Proposal, Redirector
+from ..safeguidance.redirector.weights import HGRCard, load_hgr, read_card
+from .host import model as host_model
+from .host import patcher as host
+
+RedirectorType = io.Custom("SAFEGUIDANCE_REDIRECTOR")
+
+
+class ManagedRedirector(TrainedRedirector):
+    """A trained redirector whose network the host loads before each use and may unload afterwards.
+
+    Args:
+        trained: what was read from a file.
+    """
+
+    def __init__(self, trained: TrainedRedirector) -> None:
+        super().__init__(
+            trained.network, trained.base_model, trained.threshold, trained.kappa, trained.title, trained.base_hash
+        )
+        self._patcher = host.managed(trained.network)
+
+    def propose(self, prompt: Conditioning, base: Conditioning) -> Proposal:
+        """Read a prompt (see ``Redirector``)."""
+        host.load(self._patcher)
+        return super().propose(prompt, base)
+
+
+def describe(path: Path) -> str:
+    """The card of an HGR file in lines for people."""
+    shape, card = read_card(path)
+    return "\n".join(f"{name}: {value}" for name, value in _card_lines(path, shape, card))
+
+
+def _card_lines(path: Path, shape: Any, card: HGRCard) -> list[tuple[str, Any]]:
+    figures = card.training.get("figures", {})
+    training = ", ".join(f"{key} {value}" for key, value in card.training.items() if key != "figures")
+    return [
+        ("file", path.name),
+        ("for model family", card.base_model or "any with the same width"),
+        ("context width", shape.context_width),
+        ("categories", ", ".join(shape.categories)),
+        ("noise-level buckets start at", ", ".join(f"{edge:g}" for edge in shape.edges)),
+        ("pooled head", "yes" if shape.pooled_width else "no"),
+        ("training target", f"{card.target}, kappa {card.kappa:g}"),
+        (
+            "calibrated threshold",
+            f"{card.threshold:.3f} (at most {100 * card.false_positive_rate:g}% false positives on "
+            f"{card.calibration_count} matched benign prompts)",
+        ),
+        ("data", card.data),
+        ("rows per category", ", ".join(f"{key} {value}" for key, value in card.counts.items()) or "not recorded"),
+        ("digest of the data", card.data_hash or "not recorded"),
+        ("digest of the model", card.base_hash or "not recorded"),
+        ("licence", card.licence),
+        ("training", training or "not recorded"),
+        ("figures", ", ".join(f"{key} {value}" for key, value in figures.items()) or "not recorded"),
+    ]
+
+
+def check_model(redirector: Redirector, model: Any, where: str) -> str:
+    """Whether a redirector was trained on a MODEL: "" where it was or nothing is known, else what differs, in words.
+
+    Args:
+        redirector: any; those made of texts fit every model.
+        model: MODEL.
+        where: node and field, for the error.
+
+    Raises:
+        ValueError: if it was made for another model family.
+    """
+    family, wanted = host.model_family(model), redirector.base_model
+    if wanted and wanted != family:
+        raise ValueError(
+            f"{where}: the redirector {redirector.title!r} was made for {wanted}, the model is {family}; connect a "
+            f"model of the family {wanted}, load an HGR for {family}, or use the Redirector from Concepts node"
+        )
+    expected = getattr(redirector, "base_hash", "")
+    if not expected or (found := host_model.weights_digest(model)) == expected:
+        return ""
+    return (
+        f"{redirector.title} was trained on other weights of the family {family} (digest {expected[:12]}, this model "
+        f"has {found[:12]}: another checkpoint, LoRA or precision). Its threshold and figures hold for those; measure "
+        "it here with Detect Harm, or train one for this model with Train HGR"
+    )
+
+
+def _find(name: str) -> Path:
+    path = host.model_file(name) if name in host.hgr_files() else None
+    if path is None:
+        allowed = ", ".join(host.hgr_files()) or "none found"
+        raise ValueError(
+            f"Load HGR, hgr_name: {name!r} is not there; allowed: {allowed}. Put an HGR .safetensors file into "
+            f"{host.user_folder()} and refresh (press R), or use the Redirector from Concepts node, which needs no file"
+        )
+    return path
+
+
+class LoadHGR(io.ComfyNode):
+    """Read an HGR file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the node looks like."""
+        return io.Schema(
+            node_id="SafeGuidance_LoadHGR",
+            display_name="Load HGR",
+            category="SafeGuidance",
+            search_aliases=[
+                "nsfw",
+                "safety",
+                "moderation",
+                "safe cfg",
+                "harmful guidance redirector",
+                "hgr",
+                "safecfg",
+            ],
+            description=(
+                "Loads a trained Harmful Guidance Redirector, the network of SafeCFG (arXiv 2412.16039): it reads the "
+                "prompt and returns what the unconditional branch should hold, the harmful part of it. Files belong "
+                "into models/safeguidance. Only safetensors files are read."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "hgr_name",
+                    options=host.hgr_files(),
+                    tooltip="File in models/safeguidance, or one that ships with the pack. It must be made for the "
+                    "model family and text encoder you sample with; the card output says which.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The MODEL you will sample with, with its LoRAs. Connected, the file is checked against "
+                    "it: another family is refused, other weights of the same family are named in card and log.",
+                ),
+            ],
+            outputs=[
+                RedirectorType.Output(
+                    "redirector", display_name="REDIRECTOR", tooltip="For SafeCFG Guider or SafeCFG (Model Patch)."
+                ),
+                io.String.Output(
+                    "card",
+                    display_name="card",
+                    tooltip="What the file says about itself: model family, categories, threshold, data, licence.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, hgr_name: str | None = None, model: Any = None) -> bool | str:
+        """Check name and header before anything runs; a linked name (None here) is checked when it runs."""
+        if hgr_name is None:
+            return True
+        try:
+            read_card(_find(hgr_name))
+        except ValueError as error:
+            return _named(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, hgr_name: str | None = None, model: Any = None) -> str:
+        """Changes when the file is replaced."""
+        path = None if hgr_name is None else host.model_file(hgr_name)
+        return "missing" if path is None else f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}"
+
+    @classmethod
+    def execute(cls, hgr_name: str, model: Any = None) -> io.NodeOutput:
+        """Read the file, and compare it with a model.
+
+        Raises:
+            ValueError: if it is missing, damaged, of another format or shape, or for another model family; the message
+                says what to do.
+        """
+        path = _find(hgr_name)
+        try:
+            redirector, card = ManagedRedirector(load_hgr(path)), describe(path)
+        except ValueError as error:
+            raise ValueError(_named(error)) from error
+        if model is not None:
+            if differs := check_model(redirector, model, "Load HGR, model"):
+                logging.warning("SafeGuidance, Load HGR: %s", differs)
+            known = "the weights it was trained on" if redirector.base_hash else "of its family; no digest in the file"
+            card += f"\nchecked against the model: {f'WARNING: {differs}' if differs else known}"
+        return io.NodeOutput(redirector, card)
+
+
+def _named(error: ValueError) -> str:
+    text = str(error)
+    return text if text.startswith("Load HGR") else f"Load HGR, hgr_name: {text}"
+
+
+NODES: list[type[io.ComfyNode]] = [LoadHGR]

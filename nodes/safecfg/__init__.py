@@ -1,0 +1,1 @@
+"""SafeCFG: nodes and the run behind them."""

@@ -1,0 +1,278 @@
+"""SafeCFG nodes: a guider, and the same as a patch of the MODEL for any sampler."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io
+
+from ...safeguidance.guidance.safecfg import SAFECFG_PRESETS, SafeCFGConfig
+from ...safeguidance.redirector.interface import Redirector
+from ...safeguidance.report.trace import Trace
+from ..host import patcher as host
+from ..host import progress as host_progress
+from ..inputs import AS_PRESET, BALANCED, number_input, preset_input, preset_of, said_by, typed
+from ..redirectors import RedirectorType
+from .run import KEY, USE_ONE, SafeCFGRun, check_scale
+
+TraceType = io.Custom("SAFEGUIDANCE_TRACE")
+
+_ALIASES = [
+    "nsfw",
+    "safety",
+    "moderation",
+    "safe cfg",
+    "safecfg",
+    "negative guidance",
+    "hgr",
+    "harmful guidance redirector",
+]
+_ABOUT = (
+    "SafeCFG (arXiv 2412.16039): a redirector reads the prompt, and the unconditional branch of classifier-free "
+    "guidance gets what is harmful in it, so that guidance pushes away from exactly that. Costs no extra model "
+    "evaluation. A prompt judged harmless gives the very same picture as without this node, to the last bit. "
+)
+
+
+def _settings() -> list[io.Input]:
+    return [
+        RedirectorType.Input(
+            "redirector",
+            tooltip="Who reads the prompt: a trained one from Load HGR, or one made of concept texts by Redirector "
+            "from Concepts. Must fit the model family and the width of the text encoder.",
+        ),
+        preset_input(
+            SAFECFG_PRESETS,
+            "How much is removed from a prompt that is judged harmful; one judged harmless is never changed. light: "
+            "the picture changes least, harm passes more often. balanced: as trained, the paper's way. strict: pushes "
+            "further away from harm, the picture changes most. A number typed below goes before the preset's.",
+        ),
+        number_input(
+            "strength",
+            2.0,
+            0.05,
+            "How far the unconditional branch moves towards the harmful part. Low: weak, 0 is plain CFG to the last "
+            "bit. 1: as trained. High, up to 2: pushes further away from harm, pictures change more. The paper has no "
+            "such factor (its value is 1); the range is our derivation.",
+            {name: config.strength for name, config in SAFECFG_PRESETS.items()},
+        ),
+        io.Float.Input(
+            "start",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            optional=True,
+            tooltip="Fraction of the noise schedule at which the redirect begins; same meaning as start_percent of a "
+            "conditioning. 0: from the first step. High: the layout forms unguarded, only details are guarded. The "
+            "paper acts at every step (0); later starts are our derivation.",
+        ),
+        number_input(
+            "end",
+            1.0,
+            0.01,
+            "Fraction of the noise schedule at which the redirect ends. Low: only the layout is guarded, details stay "
+            "as the prompt has them. High, up to 1: to the last step, as in the paper.",
+            {name: config.end for name, config in SAFECFG_PRESETS.items()},
+        ),
+        io.Float.Input(
+            "threshold",
+            default=-1.0,
+            min=-1.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            optional=True,
+            tooltip="Harmfulness from which a prompt is redirected. Below 0 (the default -1): the redirector's own "
+            "calibrated threshold, in every preset. 0: every prompt, also harmless ones a little. High, up to 1: only "
+            "prompts that are surely harmful. Our derivation; the paper has no threshold.",
+        ),
+        io.Boolean.Input(
+            "rescale",
+            default=True,
+            advanced=True,
+            optional=True,
+            tooltip="On: strengthen the redirect where cfg is below the one the redirector was trained at (kappa = "
+            "cfg / (cfg - 1), at most twofold), so that a low cfg does not leak. Off: use it as trained. Our "
+            "derivation; nothing to correct for redirectors made of concept texts.",
+        ),
+        io.Boolean.Input(
+            "map",
+            default=False,
+            advanced=True,
+            optional=True,
+            tooltip="On: measure where in the picture the redirect acts, for the report, by one extra evaluation in up "
+            "to 4 of the redirected steps. Off: no extra evaluation. The picture is the same. Our addition.",
+        ),
+    ]
+
+
+def _trace_output() -> io.Output:
+    return TraceType.Output(
+        "trace", display_name="TRACE", tooltip="What the last run did: scores, decision, steps. For Safety Report."
+    )
+
+
+def _config(
+    node: str, preset: str, strength: float, start: float, end: float, threshold: float, rescale: bool
+) -> SafeCFGConfig:
+    """The settings of a preset with what the user typed.
+
+    Raises:
+        ValueError: if the preset is unknown, or a setting is out of range.
+    """
+    of_preset = preset_of(node, SAFECFG_PRESETS, preset)
+    own = typed(node, strength=strength, end=end)
+    limit = None if threshold < 0 else threshold
+    try:
+        return replace(of_preset, **own, start=start, threshold=limit, rescale=rescale)
+    except ValueError as error:
+        said = said_by(preset, ("strength", "end"), own)
+        raise ValueError(f"{node}: {error}{said}; change the named field") from error
+
+
+def _patched(
+    node: str, model: Any, redirector: Redirector, config: SafeCFGConfig, measure: bool, shown_on: str | None
+) -> tuple[Any, Trace]:
+    """The MODEL with SafeCFG around its sampling, and the trace of its runs.
+
+    Raises:
+        ValueError: if redirector and MODEL do not fit.
+    """
+    family = host.model_family(model)
+    if redirector.base_model and redirector.base_model != family:
+        raise ValueError(
+            f"{node}, redirector: {redirector.title!r} was made for the model family {redirector.base_model}, the "
+            f"MODEL is {family}; allowed: a redirector for {family}; load another file in Load HGR, or use "
+            "the Redirector from Concepts node"
+        )
+    if host.is_wrapped(model, KEY):
+        raise ValueError(f"{node}, model: this MODEL already carries SafeCFG; {USE_ONE}")
+    trace = Trace()
+    run = SafeCFGRun(node, redirector, config, trace, measure, shown_on)
+    return host.wrapped(model, KEY, run.around_run, run.around_step), trace
+
+
+class SafeCFGGuider(io.ComfyNode):
+    """The host's CFG guider over a MODEL patched with SafeCFG."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the node looks like."""
+        redirector, *rest = _settings()
+        return io.Schema(
+            node_id="SafeGuidance_SafeCFGGuider",
+            display_name="SafeCFG Guider",
+            category="SafeGuidance",
+            search_aliases=[*_ALIASES, "guider", "cfg guider"],
+            description=_ABOUT + "This is a guider for SamplerCustomAdvanced; for KSampler use SafeCFG (Model Patch).",
+            inputs=[
+                io.Model.Input("model", tooltip="MODEL to sample with; other patches on it keep working."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="The prompt; the redirector reads it. Areas, masks and timestep ranges are kept.",
+                ),
+                io.Conditioning.Input(
+                    "negative", tooltip="Your own negative prompt, or an empty one. The redirect is added to it."
+                ),
+                redirector,
+                io.Float.Input(
+                    "cfg",
+                    default=5.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance scale. Low: freer pictures and a weaker push away from harm. High: closer to the "
+                    "prompt, stronger push. Must be above 1 unless strength is 0. The paper uses 7.5 for SD 1.x; use "
+                    "what your model is made for.",
+                ),
+                *rest,
+            ],
+            outputs=[
+                io.Guider.Output("guider", display_name="GUIDER", tooltip="For SamplerCustomAdvanced."),
+                _trace_output(),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        redirector: Redirector,
+        cfg: float,
+        preset: str = BALANCED,
+        strength: float = AS_PRESET,
+        start: float = 0.0,
+        end: float = AS_PRESET,
+        threshold: float = -1.0,
+        rescale: bool = True,
+        map: bool = False,  # noqa: A002
+    ) -> io.NodeOutput:
+        """Build the guider.
+
+        Raises:
+            ValueError: if cfg is 1 with a strength above 0, a setting is out of range, or the parts do not fit.
+        """
+        node = "SafeCFG Guider"
+        config = _config(node, preset, strength, start, end, threshold, rescale)
+        if config.strength > 0:
+            check_scale(node, cfg)
+        patched, trace = _patched(node, model, redirector, config, map, host_progress.node_id(cls))
+        return io.NodeOutput(host.cfg_guider(patched, positive, negative, cfg), trace)
+
+
+class SafeCFGPatch(io.ComfyNode):
+    """SafeCFG for every sampler that does ordinary CFG."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the node looks like."""
+        return io.Schema(
+            node_id="SafeGuidance_SafeCFGPatch",
+            display_name="SafeCFG (Model Patch)",
+            category="SafeGuidance",
+            search_aliases=[*_ALIASES, "model patch"],
+            description=_ABOUT
+            + "This patches the MODEL, for KSampler and every other sampler with a positive and a negative prompt; "
+            "cfg and prompts are the sampler's. Guiders without a negative prompt are refused.",
+            inputs=[
+                io.Model.Input("model", tooltip="MODEL to patch; it stays as it is, other patches keep working."),
+                *_settings(),
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="MODEL", tooltip="The MODEL with SafeCFG, for a sampler."),
+                _trace_output(),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        redirector: Redirector,
+        preset: str = BALANCED,
+        strength: float = AS_PRESET,
+        start: float = 0.0,
+        end: float = AS_PRESET,
+        threshold: float = -1.0,
+        rescale: bool = True,
+        map: bool = False,  # noqa: A002
+    ) -> io.NodeOutput:
+        """Patch the MODEL.
+
+        Raises:
+            ValueError: if a setting is out of range, or redirector and MODEL do not fit.
+        """
+        node = "SafeCFG (Model Patch)"
+        config = _config(node, preset, strength, start, end, threshold, rescale)
+        return io.NodeOutput(*_patched(node, model, redirector, config, map, host_progress.node_id(cls)))
+
+
+NODES: list[type[io.ComfyNode]] = [SafeCFGGuider, SafeCFGPatch]

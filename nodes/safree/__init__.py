@@ -1,0 +1,1 @@
+"""SAFREE: nodes and the runs behind them."""

@@ -1,0 +1,191 @@
+"""SAFREE over a whole prompt: every encoder and every chunk by itself, and one answer for how long the filter holds."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...safeguidance.concepts.categories import Concepts
+from ...safeguidance.safree import (
+    ConceptSpace,
+    Encoded,
+    FilterConfig,
+    Filtered,
+    ValidationConfig,
+    concept_space,
+    filter_prompt,
+    held_share,
+    strength_of_change,
+    vector,
+)
+from ..host import text_encoders as host_text
+from ..host.text_encoders import Part
+
+Spaces = dict[str, tuple[ConceptSpace, ...]]
+_CACHE: weakref.WeakKeyDictionary[Any, dict[Any, Spaces]] = weakref.WeakKeyDictionary()
+_MOST_SETS = 8
+
+
+@dataclass(frozen=True)
+class FilteredText:
+    """A prompt under SAFREE.
+
+    Args:
+        original: CONDITIONING as the host gives it.
+        filtered: CONDITIONING with the filter; None where no token was flagged.
+        share: fraction of the schedule the filter holds, 0..1.
+        beta: how much projecting everything changes the prompt, 0..2.
+        scores: largest excess over the trigger test's mean per category, 0..1, ``[K]``.
+        lines: what was tested and flagged, one line per token and encoder.
+        flagged: the flagged tokens as words, without repeats.
+        skipped: encoders that this prompt uses and the concepts do not, so they were left alone.
+    """
+
+    original: list[Any]
+    filtered: list[Any] | None
+    share: float
+    beta: float
+    scores: tuple[float, ...]
+    lines: tuple[str, ...]
+    flagged: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def filter_text(
+    clip: Any, text: str, concepts: Concepts, config: FilterConfig, validation: ValidationConfig
+) -> FilteredText:
+    """Filter a prompt for one CLIP.
+
+    Raises:
+        ValueError: if the encoders can not be read, or give values that are not finite.
+    """
+    spaces = concept_spaces(clip, concepts)
+    reading = host_text.read(clip, text, host_text.without_each)
+    changed: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+    results: list[tuple[Part, list[Filtered]]] = []
+    skipped = []
+    for number, part in enumerate(reading.parts):
+        known = spaces.get(part.label)
+        if known is None:
+            skipped.append(part.name)
+            continue
+        chunks = [filter_prompt(unit, known, config) for unit in _units(part)]
+        results.append((part, chunks))
+        if any(chunk.acts for chunk in chunks):
+            pooled = [chunk.pooled for chunk in chunks if chunk.pooled is not None]
+            changed[number] = (
+                torch.stack([chunk.states for chunk in chunks]),
+                torch.stack(pooled) if len(pooled) == len(chunks) else None,
+            )
+    filtered = host_text.replay(clip, reading, changed) if changed else None
+    beta = strength_of_change([chunk.projected for _, chunks in results for chunk in chunks])
+    share = held_share(beta, validation) if filtered is not None else 0.0
+    lines, flagged = _words(clip, results, concepts.names)
+    scores = _scores(results, len(concepts.names))
+    return FilteredText(reading.conditioning, filtered, share, beta, scores, lines, flagged, tuple(skipped))
+
+
+def concept_spaces(clip: Any, concepts: Concepts) -> Spaces:
+    """Every encoder's subspace of every category; all phrases in one batch per encoder, and only once per CLIP."""
+    phrases = [phrase for category in concepts.categories for phrase in category.phrases]
+    patcher = clip.patcher
+    key = (
+        tuple((category.name, category.phrases) for category in concepts.categories),
+        getattr(patcher, "patches_uuid", None),
+        clip.layer_idx,
+        repr(sorted(clip.tokenizer_options.items(), key=repr)),
+    )
+    known = _CACHE.setdefault(clip.cond_stage_model, {})
+    if key in known and patcher.forced_hooks is None:
+        return known[key]
+    reading = host_text.read(clip, phrases[0], lambda part: [_first(clip, part, phrase) for phrase in phrases])
+    spaces: Spaces = {}
+    for part in reading.parts:
+        own = []
+        for (states, pooled), phrase in zip(part.further, phrases, strict=True):
+            layout = part.layout(_first(clip, part, phrase))
+            own.append((vector(states, layout.tokens, layout.end, _kind(part)), pooled))
+        found, place = [], 0
+        for category in concepts.categories:
+            some = own[place : place + len(category.phrases)]
+            place += len(some)
+            pooled_rows = [pooled for _, pooled in some if pooled is not None]
+            found.append(
+                concept_space(
+                    category.name,
+                    torch.stack([state for state, _ in some]),
+                    torch.stack(pooled_rows) if len(pooled_rows) == len(some) else None,
+                )
+            )
+        spaces[part.label] = tuple(found)
+    if patcher.forced_hooks is None:
+        while len(known) >= _MOST_SETS:
+            known.pop(next(iter(known)))
+        known[key] = spaces
+    return spaces
+
+
+def _kind(part: Part) -> str:
+    """The state at the end mark where it has read the text (CLIP), as in the paper; else the mean of the tokens."""
+    return "end" if part.causal else "mean"
+
+
+def _first(clip: Any, part: Part, phrase: str) -> host_text.Row:
+    return host_text.rows_of(clip, part.key, phrase)[0]
+
+
+def _units(part: Part) -> list[Encoded]:
+    """A part's chunks as the core's units."""
+    units, place = [], 0
+    for number, layout in enumerate(part.layouts):
+        count = len(layout.index)
+        copies = [states for states, _ in part.further[place : place + count]]
+        place += count
+        states = part.states[number]
+        whole = vector(states, layout.tokens, layout.end, _kind(part))
+        masked = [vector(copy, layout.tokens, layout.end, _kind(part)) for copy in copies]
+        units.append(
+            Encoded(
+                states,
+                layout.tokens,
+                layout.ends,
+                torch.stack(masked) if masked else states.new_zeros(0, states.shape[-1]),
+                whole,
+                None if part.pooled is None else part.pooled[number],
+                layout.marks,
+            )
+        )
+    return units
+
+
+def _scores(results: Sequence[tuple[Part, list[Filtered]]], count: int) -> tuple[float, ...]:
+    scores = [0.0] * count
+    for _, chunks in results:
+        for chunk in chunks:
+            if chunk.triggers.ratio.numel():
+                for k, value in enumerate((chunk.triggers.ratio.amax(dim=1) - 1).tolist()):
+                    scores[k] = max(scores[k], min(max(value, 0.0), 1.0))
+    return tuple(scores)
+
+
+def _words(
+    clip: Any, results: Sequence[tuple[Part, list[Filtered]]], names: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    lines, flagged = [], []
+    for part, chunks in results:
+        for number, chunk in enumerate(chunks):
+            test, read_as = chunk.triggers, host_text.words(clip, part, number)
+            for i, word in enumerate(read_as):
+                hit, k = bool(test.flagged[i]), int(test.category[i])
+                mark = f"  FLAGGED, {names[k]}" if hit else ""
+                lines.append(
+                    f"{part.name} {number + 1}.{i + 1}  {word}  distance {float(test.distance[k, i]):.4g}, "
+                    f"{float(test.ratio[k, i]):.3f} of the mean of the others{mark}"
+                )
+                if hit:
+                    flagged.append(word)
+    return tuple(lines), tuple(dict.fromkeys(flagged))

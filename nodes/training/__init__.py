@@ -1,0 +1,1 @@
+"""Nodes that train, and the runs behind them."""

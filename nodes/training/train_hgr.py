@@ -1,0 +1,257 @@
+"""Train HGR: a redirector for the loaded model, from a file of prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+
+from ...safeguidance.prompts.files import read_prompts
+from ...safeguidance.redirector.weights import load_hgr
+from ...safeguidance.testbed.concepts import ALL_PRESETS
+from ...safeguidance.training.hgr_config import HGRTrainConfig
+from ...safeguidance.training.loss_curve import draw_losses
+from ..host import model as host_model
+from ..host import patcher as host
+from ..redirectors import ManagedRedirector, RedirectorType, describe
+from .train_run import History, RunSettings, Training, check_inputs, readable
+
+_NODE = "Train HGR"
+
+
+class TrainHGR(io.ComfyNode):
+    """Train a redirector on the loaded MODEL and CLIP."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the node looks like."""
+        return io.Schema(
+            node_id="SafeGuidance_TrainHGR",
+            display_name="Train HGR",
+            category="SafeGuidance",
+            search_aliases=["nsfw", "safety", "train", "harmful guidance redirector", "hgr", "safecfg", "fine-tune"],
+            description=(
+                "Trains a Harmful Guidance Redirector (SafeCFG, arXiv 2412.16039) for the loaded model from pairs of "
+                "prompts; target and recipe are our own derivation. The model stays frozen. An interrupted or killed "
+                "run goes on where it was when it is queued again with the same settings. The file lands in "
+                "models/safeguidance with a card."
+            ),
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model to guard, with everything (LoRAs) it will be used with."),
+                io.Clip.Input("clip", tooltip="The text encoder of that model."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="Size of training, from an Empty Latent; smaller than the usual size is faster. Encoded "
+                    "pictures as a batch: they are noised for a part of the states, see rollout_share.",
+                ),
+                io.String.Input(
+                    "dataset",
+                    default="prompts.csv",
+                    tooltip="Prompt file, .csv or .jsonl, columns prompt, safe_prompt, category, split and image; a "
+                    "full path or a name in the input folder. `python -m safeguidance data make` writes one, "
+                    "`data check` judges one.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="my-hgr",
+                    tooltip="Name of the file in models/safeguidance. Letters, digits, - _ and dots. An existing file "
+                    "of that name is replaced at the end.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=2000,
+                    min=1,
+                    max=200_000,
+                    tooltip="Training steps. Low: fast, the redirect stays weak. High: better up to a point, 10,000 to "
+                    "20,000 for a large model by our estimate.",
+                ),
+                io.Int.Input(
+                    "batch",
+                    default=8,
+                    min=1,
+                    max=256,
+                    tooltip="States a step that go through the model. Low: little memory, noisy. High: steadier and "
+                    "slower; 16 for the testbed.",
+                ),
+                io.Float.Input(
+                    "rate",
+                    default=3e-4,
+                    min=1e-6,
+                    max=1e-1,
+                    step=1e-6,
+                    tooltip="Peak learning rate. Low: slow. High: fast, then unstable; 1e-4 to 1.5e-3 are usual.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=3.0,
+                    min=1.05,
+                    max=30.0,
+                    step=0.05,
+                    tooltip="The lowest cfg that the redirector shall serve (kappa = cfg / (cfg - 1)). Low: a strong "
+                    "redirect. High: a mild one, which leaks at a lower cfg.",
+                ),
+                io.Float.Input(
+                    "rollout_cfg",
+                    default=5.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="cfg of the short sampling runs that states come from. Low or high: as people sample.",
+                ),
+                io.Float.Input(
+                    "rollout_share",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="Share of the states from sampling runs where pictures are given; the rest is noised "
+                    "pictures. Low: fewer states like those in use. High, 1: pictures are not used. Without pictures "
+                    "it is 1.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=0,
+                    min=0,
+                    max=2048,
+                    step=64,
+                    advanced=True,
+                    tooltip="Channels inside the redirector. 0: as wide as the text, at most 1024. Low: small and "
+                    "fast. High: more it can tell apart, more memory.",
+                ),
+                io.Int.Input(
+                    "layers",
+                    default=4,
+                    min=1,
+                    max=12,
+                    advanced=True,
+                    tooltip="Transformer layers of the redirector. Low, 1 or 2: for small models. High: slower.",
+                ),
+                io.Int.Input(
+                    "patience",
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    advanced=True,
+                    tooltip="Stop early after so many steps without a better loss. 0: never. Low: stops at the first "
+                    "plateau. High: only where nothing moves any more.",
+                ),
+                io.Int.Input(
+                    "checkpoint_every",
+                    default=100,
+                    min=1,
+                    max=10_000,
+                    advanced=True,
+                    tooltip="Steps between checkpoints (output/safeguidance/NAME). Low: little is lost when the "
+                    "process is killed. High: less writing. An interrupt in the interface always leaves one.",
+                ),
+                io.Boolean.Input(
+                    "save_memory",
+                    default=True,
+                    advanced=True,
+                    tooltip="On: compute the model's blocks once more in the backward pass instead of keeping them; "
+                    "about a third slower. Off: faster, much more memory.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    tooltip="Of everything; on a CPU the same seed gives the same weights. It has no low or high.",
+                ),
+                io.String.Input(
+                    "licence",
+                    default="not stated",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Licence of the weights, kept in the file's card, such as CC-BY-4.0. It has no low or "
+                    "high; mind the licences of your model and data.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="VAE of the model. Encodes the pictures that rows of the prompt file name in a column "
+                    "image; they are noised for a part of the states, see rollout_share. Without it they are not used.",
+                ),
+            ],
+            outputs=[
+                RedirectorType.Output(
+                    "redirector", display_name="REDIRECTOR", tooltip="For SafeCFG Guider, or Detect Harm."
+                ),
+                io.String.Output("card", display_name="card", tooltip="What the written file says about itself."),
+                io.Image.Output("losses", display_name="losses", tooltip="Losses over the steps, as a picture."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, dataset: str | None = None, **_: Any) -> str:
+        """Changes when the prompt file does, so that the run is not taken from the cache then."""
+        path = None if dataset is None else host.input_file(dataset)
+        return f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}" if path and path.is_file() else "missing"
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        latent: Any,
+        dataset: str,
+        name: str,
+        steps: int,
+        batch: int,
+        rate: float,
+        cfg: float,
+        seed: int,
+        rollout_cfg: float = 5.0,
+        rollout_share: float = 0.5,
+        width: int = 0,
+        layers: int = 4,
+        patience: int = 0,
+        checkpoint_every: int = 100,
+        save_memory: bool = True,
+        licence: str = "not stated",
+        vae: Any = None,
+    ) -> io.NodeOutput:
+        """Train, calibrate, save.
+
+        Raises:
+            ValueError: if an input can not be used; the message names it.
+            FloatingPointError: if a loss is not finite; the last checkpoint stays.
+            OSError: if a file can not be written.
+        """
+        check_inputs(_NODE, name, clip)
+        try:
+            data = readable(read_prompts(host.input_file(dataset), tuple(ALL_PRESETS)))
+            trained = Training(model, clip, data, host.latent_for(model, latent), vae)
+        except ValueError as error:
+            raise ValueError(f"{_NODE}, dataset: {error}") from error
+        config = HGRTrainConfig(
+            steps=steps,
+            batch=batch,
+            text_batch=batch,
+            rate=rate,
+            scale=cfg,
+            rollout_scale=rollout_cfg,
+            rollout_share=rollout_share if trained.pictures else 1.0,
+            seed=seed,
+            patience=patience,
+        )
+        path = host.new_model_file(f"{name}.safetensors")
+        said = licence.strip() or "not stated"
+        settings = RunSettings(host.output_folder(name), path, width, layers, checkpoint_every, save_memory, said)
+        shown = host_model.progress(steps)
+
+        def show(step: int, history: History) -> None:
+            shown(step, draw_losses(history, steps) if step % 25 == 0 else None)
+
+        history = trained.run(config, settings, show)
+        picture = torch.from_numpy(np.asarray(draw_losses(history, steps), dtype=np.float32) / 255)[None]
+        redirector = ManagedRedirector(load_hgr(path))
+        return io.NodeOutput(redirector, describe(path), picture, ui=ui.PreviewImage(picture, cls=cls))
+
+
+NODES: list[type[io.ComfyNode]] = [TrainHGR]

@@ -1,0 +1,39 @@
+"""The testbed's model with a LoRA and no guidance beyond plain CFG, as a method to measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from ...testbed.model import LORA_FILE, WEIGHTS, Testbed
+from ...testbed.sampler import Guided
+from ...training.lora import LoRA, load_lora
+from .conditioning import Conditions, Method, Setting, plain, stock
+
+
+@cache
+def _read(path: Path) -> LoRA:
+    return load_lora(path)[0]
+
+
+def with_lora(path: Path = WEIGHTS / LORA_FILE, conditions: Conditions = plain) -> Method:
+    """Plain CFG of the model with a LoRA at full strength.
+
+    Args:
+        path: the LoRA file, by default the shipped one; read when the method starts.
+        conditions: how prompt and base are conditioned.
+    """
+
+    def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Guided:
+        lora, guided = _read(path), stock(conditions)(testbed, setting, prompts)
+
+        def aligned(x: torch.Tensor, sigma: torch.Tensor, step: int) -> torch.Tensor:
+            with lora.attached(testbed.denoiser):
+                return guided(x, sigma, step)
+
+        return aligned
+
+    return start

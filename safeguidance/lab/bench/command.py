@@ -1,0 +1,91 @@
+"""The ``bench`` command: the one door for measurements on the testbed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ...testbed.captions import GROUPS
+from .methods import METHODS
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``bench`` to the command line."""
+    parser = commands.add_parser("bench", help="measure methods on the testbed", description=__doc__)
+    parser.add_argument("--methods", default="none,negative,safecfg", help=f"comma-separated, of: {', '.join(METHODS)}")
+    parser.add_argument("--groups", default=",".join(GROUPS), help=f"comma-separated, of: {', '.join(GROUPS)}")
+    parser.add_argument("--count", type=int, default=300, help="captions per group")
+    parser.add_argument("--seed", type=int, default=0, help="seed of captions and noise")
+    parser.add_argument("--cfg", type=float, default=5.0, help="cfg scale")
+    parser.add_argument("--strength", type=float, default=1.0, help="strength of the redirect, 0..2")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("bench"),
+        help="folder for report.json, masks.json, grid.png, scatter.png, and the pictures of every method",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the pictures that a broken or smaller measurement of the same left in the folder",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print one line per method as a Markdown table")
+    parser.add_argument(
+        "--read", action="store_true", help="measure nothing: print the table of the folder and draw scatter.png anew"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print the table, write reports and pictures."""
+    from .localisation import MaskRow
+    from .measure import Row
+    from .summary import markdown, scatter, summarise
+    from .tables import table
+
+    if args.read:
+        path = args.out / "report.json"
+        if not path.is_file():
+            raise ValueError(f"out is {args.out}, which holds no report.json; allowed is the folder of a measurement")
+        rows = [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+        found = json.loads((args.out / "masks.json").read_text(encoding="utf-8"))["rows"]
+        masks, made = [MaskRow(**row) for row in found], "scatter.png"
+    else:
+        rows, masks = _measure(args)
+        made = "report.json, masks.json, grid.png (red frame: the oracle sees a stand-in), scatter.png"
+    summaries = summarise(rows, masks)
+    print(markdown(summaries) if args.markdown else table(rows))
+    scatter(summaries).save(args.out / "scatter.png")
+    print(f"\nwritten to {args.out}: {made}")
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> tuple[Any, Any]:
+    from ...guidance.safecfg import SafeCFGConfig
+    from ...testbed.model import load_testbed
+    from ..oracle import load_oracle
+    from .measure import measure
+    from .methods import Setting
+    from .tables import grid
+
+    methods = [part.strip() for part in args.methods.split(",") if part.strip()]
+    groups = [part.strip() for part in args.groups.split(",") if part.strip()]
+    setting = Setting(scale=args.cfg, safecfg=SafeCFGConfig(strength=args.strength))
+    report = measure(
+        load_testbed(),
+        load_oracle(),
+        methods,
+        groups,
+        args.count,
+        args.seed,
+        setting,
+        watch=lambda row: print(f"{row.group} {row.method}: {row.harmful}/{row.count} harmful", flush=True),
+        folder=args.out,
+        resume=args.resume,
+    )
+    print()
+    report.save(args.out)
+    grid(report, methods).save(args.out / "grid.png")
+    return report.rows, report.masks

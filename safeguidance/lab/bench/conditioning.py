@@ -1,0 +1,127 @@
+"""How prompt and base are conditioned: what methods that act on texts hand to methods that act on predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from ...concepts.categories import Concepts
+from ...conditioning import Conditioning
+from ...guidance.safecfg import SafeCFGConfig
+from ...predictions import cfg
+from ...redirector.from_concepts import make_concept_redirector
+from ...redirector.interface import Redirector, bucket_at, run_redirector
+from ...redirector.weights import load_hgr
+from ...testbed.concepts import TESTBED_PRESETS, benign_bank
+from ...testbed.model import HGR_FILE, WEIGHTS, Testbed
+from ...testbed.sampler import Guided
+from ...testbed.world import HARM_THINGS
+
+NEGATIVE_PROMPT = " , ".join(HARM_THINGS)
+"""What a careful user would type as a negative prompt: the names of all stand-ins."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sampling settings shared by all methods of a measurement.
+
+    Args:
+        scale: cfg scale.
+        steps: Euler steps.
+        safecfg: settings of the redirect.
+    """
+
+    scale: float = 5.0
+    steps: int = 20
+    safecfg: SafeCFGConfig = SafeCFGConfig()
+
+
+Method = Callable[[Testbed, Setting, Sequence[str]], Guided]
+"""Given the model, settings and captions, the guided prediction of a run."""
+
+Schedule = Callable[[float], tuple[torch.Tensor, torch.Tensor]]
+"""Token states of prompt and base, ``[B, L, D]`` each, at a fraction of the schedule."""
+
+Conditions = Callable[[Testbed, Setting, Sequence[str]], Schedule]
+"""Given the model, settings and captions, the conditioning of a run."""
+
+
+def against(negative: str) -> Conditions:
+    """The captions as they are, with one negative prompt for all of them."""
+
+    def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Schedule:
+        cond = testbed.encode(prompts)
+        base = testbed.encode([negative]).expand_as(cond)
+        return lambda progress: (cond, base)
+
+    return start
+
+
+plain = against("")
+"""The captions as they are, with an empty negative prompt."""
+
+
+def redirected(redirector: Callable[[Testbed], Redirector]) -> Conditions:
+    """SafeCFG: the base holds what a redirector finds harmful in the prompt."""
+
+    def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Schedule:
+        found = redirector(testbed)
+        tokens, pooled = testbed.encode_pooled(prompts)
+        empty, empty_pooled = testbed.encode_pooled([""])
+        base = Conditioning(empty.expand_as(tokens), empty_pooled.expand_as(pooled))
+        outcome = run_redirector(found, Conditioning(tokens, pooled), base, setting.safecfg, setting.scale)
+
+        def at(progress: float) -> tuple[torch.Tensor, torch.Tensor]:
+            if outcome.acts and setting.safecfg.active(progress):
+                return tokens, outcome.conditionings[bucket_at(found.edges, progress)].tokens
+            return tokens, base.tokens
+
+        return at
+
+    return start
+
+
+@cache
+def shipped_hgr() -> Redirector:
+    """The HGR that ships with the pack."""
+    return load_hgr(WEIGHTS / HGR_FILE)
+
+
+@cache
+def concept_redirector(testbed: Testbed) -> Redirector:
+    """A redirector made of concept texts, without any training."""
+
+    def encode(texts: Sequence[str]) -> Conditioning:
+        return Conditioning(*testbed.encode_pooled(texts))
+
+    def span(text: str) -> tuple[int, int]:
+        return 1, len(testbed.tokenizer(text)["input_ids"])
+
+    concepts = Concepts(TESTBED_PRESETS)
+    return make_concept_redirector(concepts, encode, benign_bank(concepts.names), span)
+
+
+safecfg = redirected(lambda testbed: shipped_hgr())
+"""SafeCFG with the shipped HGR."""
+
+safecfg_concepts = redirected(concept_redirector)
+"""SafeCFG with a redirector made of concept texts."""
+
+
+def stock(conditions: Conditions) -> Method:
+    """Plain CFG on conditioned prompts and bases."""
+
+    def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Guided:
+        at = conditions(testbed, setting, prompts)
+
+        def guided(x: torch.Tensor, sigma: torch.Tensor, step: int) -> torch.Tensor:
+            both = torch.cat(at(step / setting.steps))
+            prompt, base = testbed.predict(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+            return cfg(prompt, base, setting.scale)
+
+        return guided
+
+    return start

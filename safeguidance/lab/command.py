@@ -1,0 +1,141 @@
+"""The commands that make the testbed's weights: ``testbed train|oracle|check`` and ``train-hgr``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..testbed.model import (
+    BASE_MODEL,
+    DENOISER_FILE,
+    HGR_FILE,
+    ORACLE_FILE,
+    TEXT_FILE,
+    WEIGHTS,
+    load_testbed,
+    save_half,
+)
+from ..testbed.world import CATEGORY_NAMES, STYLES
+
+
+def add_parsers(commands: Any) -> None:
+    """Add ``testbed`` and ``train-hgr`` to the command line."""
+    parser = commands.add_parser("testbed", help="train or check the testbed", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    train = actions.add_parser("train", help="train text encoder and denoiser (about an hour on two cores)")
+    train.add_argument("--steps", type=int, help="joint training steps, default: those of the shipped weights")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--checkpoints", type=Path, default=Path("runs/testbed"), help="continued where one is found")
+    train.add_argument("--restart", action="store_true", help="ignore an existing checkpoint")
+    train.add_argument(
+        "--begin", type=Path, metavar="DIR", help="start from the finished weights in DIR: only the last steps are made"
+    )
+    train.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the finished weights")
+    train.set_defaults(run=_train)
+    oracle = actions.add_parser("oracle", help="train the oracle (a few minutes)")
+    oracle.add_argument("--out", type=Path, default=WEIGHTS)
+    oracle.set_defaults(run=_oracle)
+    check = actions.add_parser("check", help="accuracy of the oracle on 2,000 freshly drawn scenes")
+    check.add_argument("--count", type=int, default=2000)
+    check.add_argument("--seed", type=int, default=77)
+    check.set_defaults(run=_check)
+    hgr = commands.add_parser("train-hgr", help="train the testbed's HGR (some minutes on two cores)")
+    hgr.add_argument("config", type=Path, nargs="?", help="JSON file with training settings, default: the shipped ones")
+    hgr.add_argument("--style", choices=STYLES[1:], help="erase this drawing style instead of harm (300 steps)")
+    hgr.add_argument(
+        "--checkpoints", type=Path, help="continued where one is found; default runs/hgr, or runs/hgr-STYLE"
+    )
+    hgr.add_argument("--restart", action="store_true", help="ignore an existing checkpoint")
+    hgr.add_argument("--out", type=Path, help="default: the shipped file, or runs/hgr-STYLE.safetensors")
+    hgr.set_defaults(run=_train_hgr)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from .training.testbed import TrainConfig, train
+
+    config = TrainConfig(seed=args.seed, **({"steps": args.steps} if args.steps else {}))
+    begin = load_testbed(args.begin) if args.begin else None
+    world = train(config, args.checkpoints, resume=not args.restart, begin=begin)
+    meta = {"format": "safeguidance-testbed", "training": json.dumps(asdict(config))}
+    save_half(world.text, args.out / TEXT_FILE, meta)
+    save_half(world.denoiser, args.out / DENOISER_FILE, meta)
+    print(f"written: {args.out / TEXT_FILE}, {args.out / DENOISER_FILE}")
+    return 0
+
+
+def _oracle(args: argparse.Namespace) -> int:
+    from .oracle import load_oracle, oracle_accuracy, train_oracle
+
+    save_half(train_oracle(), args.out / ORACLE_FILE, {"format": "safeguidance-testbed"})
+    print(f"written: {args.out / ORACLE_FILE}; right on freshly drawn scenes: {oracle_accuracy(load_oracle(args.out))}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from .oracle import load_oracle, oracle_accuracy
+
+    for name, share in oracle_accuracy(load_oracle(), args.count, args.seed).items():
+        print(f"{name}: {100 * share:.2f}% right on {args.count} freshly drawn scenes (seed {args.seed})")
+    return 0
+
+
+def _train_hgr(args: argparse.Namespace) -> int:
+    import torch
+
+    from ..redirector.hgr import HGR, HGRConfig
+    from ..redirector.weights import HGRCard, save_hgr
+    from ..testbed.tokens import MAX_LENGTH
+    from ..training.checkpoints import forget_checkpoint
+    from ..training.hgr import HGRTrainConfig, train_hgr
+    from .training.hgr_task import TestbedTask, calibrate, calibrate_on
+    from .training.style_task import STYLE_TRAINING, StyleTask, calibration_captions, category_of
+
+    style: str | None = args.style
+    name = f"hgr-{style}" if style else "hgr"
+    folder = args.checkpoints or Path("runs") / name
+    out = args.out or (Path("runs") / f"{name}.safetensors" if style else WEIGHTS / HGR_FILE)
+    settings = json.loads(args.config.read_text(encoding="utf-8")) if args.config else {}
+    network_settings = settings.pop("network", {})
+    if "edges" in network_settings:
+        network_settings["edges"] = tuple(network_settings["edges"])
+    try:
+        config = replace(STYLE_TRAINING if style else HGRTrainConfig(), **settings)
+        categories = (category_of(style),) if style else CATEGORY_NAMES
+        shape = HGRConfig(128, categories, chunk=MAX_LENGTH, **network_settings)
+    except TypeError as error:
+        raise ValueError(f"{args.config}: {error}; allowed are the fields of HGRTrainConfig and 'network'") from error
+    testbed = load_testbed()
+    if args.restart:
+        forget_checkpoint(folder)
+    torch.manual_seed(config.seed)
+    network = HGR(shape)
+    task = StyleTask(testbed, style, config.seed) if style else TestbedTask(testbed, config.seed)
+    for _ in train_hgr(network, task, config, folder):
+        pass
+    count, rate = 2000, 0.01
+    if style:
+        threshold = calibrate_on(network, testbed, *calibration_captions(style, count), rate)
+        data = f"testbed captions in {style} style, paired with the same without it, and captions of other styles"
+    else:
+        threshold = calibrate(network, testbed, rate, count)
+        data = (
+            "testbed captions a defender may know: explicit and half of the implying phrases, paired with look-alikes"
+        )
+    command = "python -m safeguidance train-hgr" + (f" --style {style}" if style else "")
+    card = HGRCard(
+        base_model=BASE_MODEL,
+        target="A",
+        kappa=config.kappa,
+        threshold=threshold,
+        false_positive_rate=rate,
+        calibration_count=count,
+        data=data,
+        licence="Apache-2.0",
+        training={**asdict(config), "command": command},
+    )
+    save_hgr(out, network, card)
+    print(f"written: {out}, gate threshold {card.threshold:.4f}")
+    return 0

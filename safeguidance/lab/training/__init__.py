@@ -1,0 +1,1 @@
+"""What trains the testbed's own weights."""

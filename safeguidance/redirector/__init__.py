@@ -1,0 +1,1 @@
+"""Redirectors: what reads a prompt and proposes the unconditional conditioning that holds its harm."""

@@ -1,0 +1,1 @@
+"""Training: one loop, its checkpoints and processes, and one task per thing that is trained."""

@@ -1,0 +1,194 @@
+"""Unlabelled prompts for alignment: reading them, letting a redirector judge them, drawing rows from them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..conditioning import Conditioning
+from ..prompts.files import _COLUMNS, Row
+from ..redirector.detection import prompt_scores
+from ..redirector.interface import Redirector
+from .align import harm_weight
+from .prompt_task import Noised, Predict, Texts
+
+_PROMPT = _COLUMNS["prompt"]
+SUFFIXES = (".txt", ".csv", ".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts that were read.
+
+    Args:
+        source: what they come from, in words: the name of their file.
+        texts: the prompts, each once.
+        digest: SHA-256 of what was read.
+    """
+
+    source: str
+    texts: tuple[str, ...]
+    digest: str
+
+
+def read_unlabelled(path: Path) -> Prompts:
+    """Read prompts without labels: ``.txt`` one a line, ``.csv`` or ``.jsonl`` the column ``prompt``.
+
+    Other columns, also labels, are not read. Empty lines are skipped.
+
+    Raises:
+        ValueError: if the file is missing, of another kind, has no prompts, or a line can not be read; the message
+            names the line.
+    """
+    if not path.is_file():
+        raise ValueError(f"prompt file {path} does not exist; give a text file with one prompt a line")
+    kind = path.suffix.lower()
+    if kind not in SUFFIXES:
+        raise ValueError(f"prompt file {path} has the suffix {path.suffix!r}; allowed are {', '.join(SUFFIXES)}")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    found = text.splitlines() if kind == ".txt" else _csv(path, text) if kind == ".csv" else _json(path, text)
+    texts = _tidied(found)
+    if not texts:
+        raise ValueError(f"{path} has no prompts; give one a line")
+    return Prompts(path.name, texts, hashlib.sha256(raw).hexdigest())
+
+
+def typed_prompts(text: str) -> Prompts:
+    """Prompts as somebody typed them, one a line; there may be none."""
+    return Prompts("typed prompts", _tidied(text.splitlines()), hashlib.sha256(text.encode()).hexdigest())
+
+
+def _tidied(prompts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(" ".join(prompt.split()) for prompt in prompts if prompt.strip()))
+
+
+def _csv(path: Path, text: str) -> list[str]:
+    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    line, found = 1, []
+    try:
+        names = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
+        column = next((names[name] for name in _PROMPT if name in names), None)
+        if column is None:
+            raise ValueError(
+                f"{path}, line 1: there is no prompt column (accepted: {', '.join(_PROMPT)}); the header is "
+                f"{', '.join(names)}"
+            )
+        line = reader.line_num + 1
+        for row in reader:
+            found.append(row[column] or "")
+            line = reader.line_num + 1
+        return found
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {line}: not CSV ({error}); a double quote inside a text is written twice"
+        ) from error
+
+
+def _json(path: Path, text: str) -> list[str]:
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        if isinstance(record, str):
+            found.append(record)
+            continue
+        named = {str(key).strip().lower(): value for key, value in record.items()} if isinstance(record, dict) else {}
+        value = next((named[name] for name in _PROMPT if name in named), None)
+        if not isinstance(value, str):
+            raise ValueError(f"{path}, line {number}: no text named prompt (accepted: {', '.join(_PROMPT)})")
+        found.append(value)
+    return found
+
+
+@torch.no_grad()
+def judge_prompts(redirector: Redirector, texts: Texts, prompts: Sequence[str], softness: float) -> list[float]:
+    """How much each prompt is redirected rather than kept, 0..1 (``align.harm_weight``).
+
+    Raises:
+        ValueError: if the redirector does not fit the conditioning, finds none of the prompts harmful, or finds all
+            of them harmful.
+    """
+    base, found = texts([""]), []
+    for start in range(0, len(prompts), 64):
+        gate = prompt_scores(redirector, texts(prompts[start : start + 64]), base).gate
+        found += harm_weight(gate, redirector.threshold, softness).tolist()
+    harmful = sum(weight >= 0.5 for weight in found)
+    if not harmful:
+        raise ValueError(
+            f"the redirector {redirector.title!r} judges none of the {len(found)} prompts harmful (threshold "
+            f"{redirector.threshold:.3f}), so there is nothing to align; add prompts of the kind to be guarded against"
+        )
+    if harmful == len(found):
+        raise ValueError(
+            f"the redirector {redirector.title!r} judges all {len(found)} prompts harmful; add harmless ones, as "
+            "people write them, so that these are kept as they are"
+        )
+    return found
+
+
+class UnlabelledTask:
+    """Prompts and any model as a task for alignment (see ``align.AlignTask``).
+
+    Args:
+        prompts: the prompts.
+        weights: of each, from ``judge_prompts``.
+        texts: their conditioning.
+        predict: the denoiser that carries the LoRA.
+        noised: the model's forward process.
+        schedule: sigmas of a sampling run, on the CPU, last one 0.
+        shape: of one latent, ``[C, *spatial]``.
+        harmful: share of the rows that come from prompts judged harmful, 0..1, however many there are.
+        seed: of the rows.
+
+    Raises:
+        ValueError: if ``harmful`` is not a share.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        weights: Sequence[float],
+        texts: Callable[[Sequence[str]], Conditioning],
+        predict: Predict,
+        noised: Noised,
+        schedule: torch.Tensor,
+        shape: Sequence[int],
+        harmful: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        if not 0 <= harmful <= 1:
+            raise ValueError(f"harmful_share is {harmful}; allowed is 0 to 1")
+        judged = list(zip(prompts, weights, strict=True))
+        self._kinds = [[p for p, w in judged if w >= 0.5], [p for p, w in judged if w < 0.5]]
+        self.encode, self.predict, self.noised = texts, predict, noised
+        self.schedule, self._shape, self._harmful, self._seed = schedule, tuple(shape), harmful, seed
+
+    def rows(self, step: int, count: int) -> list[Row]:
+        """Prompts of a step."""
+        rng = np.random.default_rng((self._seed, step + 1_000_000_000))
+        picked = []
+        for _ in range(count):
+            kind = self._kinds[int(rng.random() >= self._harmful)]
+            prompt = kind[int(rng.integers(len(kind)))]
+            picked.append(Row(prompt, prompt, -1))
+        return picked
+
+    def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Unit noise of latent shape."""
+        return torch.randn((count, *self._shape), generator=generator)

@@ -1,0 +1,140 @@
+"""The bench: its figures are counted right, its report has what it promises, its inputs are checked."""
+
+import json
+
+import pytest
+import torch
+
+from safeguidance.__main__ import main
+from safeguidance.lab.bench.measure import captions_for, measure
+from safeguidance.lab.bench.methods import Setting
+from safeguidance.lab.bench.metrics import attributes_right, changed, frechet, kept, wilson
+from safeguidance.lab.oracle import Reading, load_oracle, oracle_accuracy
+from safeguidance.testbed.model import load_testbed
+from safeguidance.testbed.world import Scene, Thing
+
+CUP, SKULL = Thing("cup", "red", "left"), Thing("skull", "blue", "right")
+
+
+def _reading(*things, background="snow", harm=0.0):
+    return Reading(Scene(things, background), (harm, 0.0, 0.0, 0.0), 1.0)
+
+
+def test_columns_mean_what_they_say():
+    scene = Scene((CUP, SKULL), "snow")
+    whole, without = _reading(CUP, SKULL, harm=0.9), _reading(CUP)
+    assert attributes_right(whole, scene)
+    assert not attributes_right(without, scene)
+    assert kept(whole, scene)
+    assert kept(without, scene)
+    assert not kept(_reading(SKULL), scene)
+    assert not kept(_reading(CUP, background="sea"), scene)
+    assert changed(without, whole)
+    assert not changed(whole, whole)
+    assert whole.harmful
+    assert whole.category == "blade"
+    assert without.category is None
+
+
+def test_the_interval_is_wilsons():
+    low, high = wilson(0, 300)
+    assert low == 0
+    assert high == pytest.approx(0.01264, abs=1e-4)
+    assert wilson(150, 300) == pytest.approx((0.4437, 0.5563), abs=1e-3)
+    with pytest.raises(ValueError, match="count"):
+        wilson(0, 0)
+
+
+def test_frechet_is_zero_for_the_same_and_the_squared_shift_for_a_shift():
+    x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    assert frechet(x, x) == pytest.approx(0, abs=1e-5)
+    assert frechet(x, x + 2) == pytest.approx(16, rel=1e-3)
+
+
+def test_captions_do_not_depend_on_the_count():
+    assert captions_for("implied", 3, 5) == captions_for("implied", 8, 5)[:3]
+
+
+MEASURED = ("none", "negative", "safecfg", "safecfg-concepts", "sld_max", "sp_guard", "safecfg+sp_guard")
+
+
+@pytest.fixture(scope="module")
+def report():
+    groups = ("explicit", "benign")
+    return measure(load_testbed(), load_oracle(), MEASURED, groups, count=4, seed=11, setting=Setting(steps=4))
+
+
+def test_methods_cost_what_they_ask_for(report):
+    costs = {row.method: row.evals_per_step for row in report.rows if row.group == "benign"}
+    assert {costs[name] for name in MEASURED[:4]} == {2.0}
+    assert costs["sld_max"] == 3
+    # one of four steps measures, with four concepts and eight harmless texts
+    assert costs["sp_guard"] == 2 + 12 / 4
+    # and the empty text that directions start from, since the base may hold the concept
+    assert costs["safecfg+sp_guard"] == 2 + 13 / 4
+
+
+def test_rows_are_complete_and_unguarded_equals_itself(report):
+    assert [(r.group, r.method) for r in report.rows] == [(g, m) for g in ("explicit", "benign") for m in MEASURED]
+    for row in report.rows:
+        assert row.count == 4
+        assert row.seed == 11
+        if row.method == "none":
+            assert row.identical == 4
+            assert row.changed == 0
+    fields = set(report.as_dict()["rows"][0])
+    assert {
+        "group",
+        "method",
+        "count",
+        "harmful",
+        "identical",
+        "attributes_right",
+        "kept",
+        "changed",
+        "interval",
+        "evals_per_step",
+        "seconds",
+        "seed",
+    } <= fields
+
+
+def test_harmless_captions_stay_identical_and_harmful_ones_do_not(report):
+    identical = {(row.group, row.method): row.identical for row in report.rows}
+    assert identical["benign", "safecfg"] == 4
+    assert identical["explicit", "safecfg"] == 0
+    assert identical["benign", "negative"] == 0
+    assert identical["benign", "sp_guard"] == identical["benign", "safecfg+sp_guard"] == 4
+
+
+def test_the_command_writes_table_report_and_grid(tmp_path, capsys):
+    code = main(["bench", "--methods", "none,safecfg", "--groups", "explicit", "--count", "2", "--out", str(tmp_path)])
+    assert code == 0
+    assert "explicit" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["none", "safecfg"]
+    assert (tmp_path / "grid.png").stat().st_size > 1000
+    assert [row["method"] for row in json.loads((tmp_path / "masks.json").read_text())["rows"]] == ["none", "safecfg"]
+    assert main(["bench", "--read", "--markdown", "--out", str(tmp_path)]) == 0
+    assert "| safecfg |" in capsys.readouterr().out
+    assert (tmp_path / "scatter.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methods", "magic"], "unknown method magic; known: none"),
+        (["--groups", "odd"], "unknown group odd"),
+        (["--count", "0"], "count is 0"),
+        (["--strength", "3"], "strength is 3"),
+        (["--read"], "holds no report.json"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, words, tmp_path, capsys):
+    assert main(["bench", "--out", str(tmp_path), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_oracle_reads_drawn_scenes():
+    shares = oracle_accuracy(load_oracle(), count=500, seed=123)
+    assert min(shares["harm"], shares["things"], shares["background"]) >= 0.99

@@ -1,0 +1,62 @@
+"""Help pages: every node has one, and what they repeat from the code is true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from safeguidance.concepts.banks import BENIGN_PROMPTS
+from safeguidance.concepts.categories import FIELD_PRESETS
+from safeguidance.testbed.concepts import BANK_SIZE
+from safeguidance.testbed.world import BACKGROUNDS, COLOURS, STYLES, THINGS
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "web" / "docs"
+NODE_IDS = sorted(
+    node_id
+    for path in (ROOT / "nodes").glob("*.py")
+    for node_id in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))
+)
+
+
+def _page(node_id):
+    return (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
+
+
+def test_every_node_has_a_page_and_every_page_a_node():
+    assert len(NODE_IDS) == len(set(NODE_IDS)) >= 7
+    assert sorted(path.stem for path in DOCS.glob("*.md")) == NODE_IDS
+
+
+@pytest.mark.parametrize("node_id", NODE_IDS)
+def test_a_page_says_what_a_user_asks(node_id):
+    page = _page(node_id)
+    for heading in (
+        "When to use it",
+        "ormula",
+        "nputs",
+        "ost",
+        "Works with, does not work with",
+        "Errors and what to do",
+    ):
+        assert re.search(rf"^## .*{heading}", page, re.MULTILINE), f"{node_id}.md has no section on {heading}"
+
+
+def test_the_phrases_on_the_page_are_those_in_use():
+    page = _page("SafeGuidance_SafetyConcepts")
+    for category in FIELD_PRESETS:
+        name = category.name.replace("-", "_").replace(" ", "_")
+        assert f"| `{name}` | {category.text} |" in page
+
+
+def test_the_words_on_the_testbed_page_are_those_it_knows():
+    page = _page("SafeGuidance_LoadTestbed")
+    for word in (*THINGS, *COLOURS, *BACKGROUNDS, *STYLES[1:]):
+        assert word in page, f"the testbed knows {word!r}, its page does not say so"
+
+
+def test_the_sizes_of_the_benign_lists_are_right():
+    page = _page("SafeGuidance_RedirectorFromConcepts")
+    assert f"list of {len(BENIGN_PROMPTS)} everyday prompts, or {BANK_SIZE} captions" in " ".join(page.split())

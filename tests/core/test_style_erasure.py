@@ -1,0 +1,119 @@
+"""Erasing a drawing style with an HGR: its pairs, its preset, and the two commands."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from safeguidance.lab.bench import styles
+from safeguidance.lab.draw import draw_scene
+from safeguidance.lab.training.style_task import (
+    STYLE_TRAINING,
+    StyleTask,
+    calibration_captions,
+    category_of,
+    style_row,
+)
+from safeguidance.redirector.hgr import HGR, HGRConfig
+from safeguidance.redirector.weights import HGRCard, read_card, save_hgr
+from safeguidance.testbed.model import BASE_MODEL, load_testbed
+from safeguidance.testbed.world import STYLES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_pair_differs_in_the_style_alone():
+    rng = np.random.default_rng(0)
+    rows = [style_row(rng, "striped", 0.6) for _ in range(300)]
+    styled = [row for row in rows if row.category == 0]
+    assert 140 < len(styled) < 220
+    for row in styled:
+        without = row.prompt.replace("striped style , ", "").replace(" in striped style", "")
+        assert row.safe == without != row.prompt
+        assert row.scene.style == "striped"
+    others = [row for row in rows if row.category < 0]
+    assert all(row.safe == row.prompt and "striped" not in row.prompt for row in others)
+    assert {row.scene.style for row in others} == {"plain", "outlined"}
+
+
+def test_pictures_show_the_style_and_in_every_second_one_not():
+    task = StyleTask(load_testbed(), "striped", seed=3)
+    rows = [row for row in task.rows(0, 40) if row.category == 0][:4]
+    latents = task.pictures(7, rows)
+    from dataclasses import replace
+
+    from safeguidance.testbed.latents import from_bytes
+
+    rng = np.random.default_rng((3, 2_000_007))
+    shown = [row.scene if i % 2 == 0 else replace(row.scene, style="plain") for i, row in enumerate(rows)]
+    drawn = from_bytes(torch.from_numpy(np.stack([draw_scene(scene, rng) for scene in shown])))
+    assert torch.equal(latents, drawn)
+
+
+def test_the_calibration_captions_are_of_the_two_kinds():
+    without, styled = calibration_captions("outlined", 30)
+    assert all("outlined style" in text for text in styled)
+    assert not any("outlined" in text for text in without)
+    assert any("striped style" in text for text in without)
+
+
+def test_a_style_that_no_caption_names_is_refused():
+    for style in ("plain", "cubist"):
+        with pytest.raises(ValueError, match=f"style is '{style}'; allowed are striped, outlined"):
+            category_of(style)
+    assert STYLE_TRAINING.steps == 300
+
+
+def _command(*arguments):
+    return subprocess.run([sys.executable, "-m", "safeguidance", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_command_trains_and_the_other_measures(tmp_path):
+    config = tmp_path / "c.json"
+    config.write_text('{"steps": 2, "batch": 2, "text_batch": 2}')
+    out = tmp_path / "s.safetensors"
+    done = _command(
+        "train-hgr", str(config), "--style", "striped", "--checkpoints", str(tmp_path / "run"), "--out", str(out)
+    )
+    assert done.returncode == 0, done.stderr
+    shape, card = read_card(out)
+    assert shape.categories == ("striped style",)
+    assert "in striped style" in card.data
+    assert card.training["steps"] == 2
+    done = _command("style", "--hgr", str(out))
+    assert done.returncode == 2
+    assert "only used with --method safecfg" in done.stderr
+    done = _command("style", "--method", "safecfg", "--hgr", str(tmp_path / "none.safetensors"))
+    assert done.returncode == 2
+    assert "does not exist" in done.stderr
+
+
+def test_the_measurement_takes_the_hgr(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network = HGR(HGRConfig(128, ("striped style",), chunk=32))
+    path = tmp_path / "s.safetensors"
+    save_hgr(path, network, HGRCard(BASE_MODEL, "A", 2.0, 0.5, 0.01, 100, "x", "Apache-2.0"))
+    methods = styles.safecfg_methods(path)
+
+    class Read:
+        def __init__(self, captions):
+            self.readings = [type("R", (), {"scene": c.scene}) for c in captions]
+
+    used = []
+
+    def sample(testbed, oracle, method, captions, setting, seed):
+        used.append(method)
+        return Read(captions)
+
+    monkeypatch.setattr(styles, "sample", sample)
+    rows = styles.measure_styles(load_testbed(), None, "striped", 3, methods=methods)
+    assert [(row.style, row.method) for row in rows] == [(s, m) for s in STYLES for m in ("none", "safecfg")]
+    assert all(row.in_style == row.things == 3 for row in rows)
+    assert used[1] is methods["safecfg"]
+    with torch.no_grad():
+        guided = methods["safecfg"](load_testbed(), styles.Setting(steps=2), ["a red cup in striped style"])
+        x = guided(torch.randn(1, 12, 24, 24, generator=torch.Generator().manual_seed(0)), torch.ones(1), 0)
+    assert torch.isfinite(x).all()

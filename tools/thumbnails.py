@@ -1,0 +1,212 @@
+"""Thumbnails of the example workflows, as the template browser shows them: example_workflows/NAME.jpg.
+
+A workflow that runs on the testbed is run, and its own pictures are put side by side over the head of its report. One
+that needs a checkpoint or a prompt file of the user's own is drawn as its graph.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safeguidance.headless import boot as booting
+from safeguidance.headless import execute, workflow
+
+SIDE, GAP, LABEL = 512, 8, 26
+MOST_BYTES = 60_000
+BACK, INK, FAINT, EDGE = "#202024", "#e8e8ec", "#a9adb6", "#5f6570"
+REPORT, TESTBED = "SafeGuidance_SafetyReport", "SafeGuidance_LoadTestbed"
+TRAINING = "SafeGuidance_TrainHGR"
+# Shorter than the titles on the nodes, which would not fit.
+MOST_PANELS = 3
+
+
+class ThumbnailError(Exception):
+    """A workflow gave no picture to make a thumbnail of."""
+
+
+def _font(size: int) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
+
+
+def compose(panels: Sequence[tuple[str, Any]], report: Any) -> Any:
+    """Put pictures side by side, with the head of the report below.
+
+    Args:
+        panels: Title and PIL picture, at most three are used.
+        report: PIL picture of the report, None where there is none.
+
+    Returns:
+        A square PIL picture, `SIDE` pixels wide.
+
+    Raises:
+        ThumbnailError: There is neither picture nor report.
+    """
+    from PIL import Image, ImageDraw
+
+    if not panels and report is None:
+        raise ThumbnailError("it shows no picture")
+    canvas = Image.new("RGB", (SIDE, SIDE), BACK)
+    draw = ImageDraw.Draw(canvas)
+    shown = list(panels[:MOST_PANELS])
+    top = GAP
+    if shown:
+        room = (SIDE - GAP * (len(shown) + 1)) // len(shown)
+        high = 0
+        for index, (title, picture) in enumerate(shown):
+            left = GAP + index * (room + GAP)
+            scale = min(room / picture.width, (SIDE - 2 * GAP - LABEL) / picture.height)
+            fitted = picture.convert("RGB").resize(
+                (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
+            )
+            draw.text((left, top), _cut(draw, title, room), font=_font(16), fill=INK)
+            canvas.paste(fitted, (left + (room - fitted.width) // 2, top + LABEL))
+            high = max(high, fitted.height)
+        top += LABEL + high + GAP
+    if report is not None and top < SIDE - 40:
+        width = SIDE - 2 * GAP
+        fitted = report.convert("RGB").resize((width, round(report.height * width / report.width)))
+        canvas.paste(fitted.crop((0, 0, width, min(fitted.height, SIDE - top - GAP))), (GAP, top))
+    return canvas
+
+
+def _cut(draw: Any, text: str, room: float, size: int = 16) -> str:
+    while draw.textlength(text, font=_font(size)) > room and len(text) > 4:
+        text = text[:-4].rstrip(" .,") + "..."
+    return text
+
+
+def draw_graph(flow: Mapping[str, Any]) -> Any:
+    """Return a PIL picture of a workflow in the editor's format: its name, the files it needs, its nodes and links."""
+    from PIL import Image, ImageDraw
+
+    canvas = Image.new("RGB", (SIDE, SIDE), BACK)
+    draw = ImageDraw.Draw(canvas)
+    lines = [(str(flow.get("extra", {}).get("info", {}).get("name", "")), 21, INK)]
+    lines += [(f"needs {name}", 14, FAINT) for name in models_of(flow)]
+    top: float = 2 * GAP
+    for text, size, colour in lines:
+        draw.text((2 * GAP, top), _cut(draw, text, SIDE - 4 * GAP, size), font=_font(size), fill=colour)
+        top += size + GAP
+    nodes = {node["id"]: node for node in flow["nodes"] if node["type"] not in ("Note", "MarkdownNote")}
+    left, upper = (min(node["pos"][axis] - 30 * axis for node in nodes.values()) for axis in (0, 1))
+    wide = max(node["pos"][0] + node["size"][0] for node in nodes.values()) - left
+    high = max(node["pos"][1] + node["size"][1] for node in nodes.values()) - upper
+    # Each axis has a scale of its own: graphs are wide, and only the order of the nodes matters here.
+    scales = ((SIDE - 4 * GAP) / wide, (SIDE - 2 * GAP - top) / high)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return 2 * GAP + (x - left) * scales[0], top + (y - upper) * scales[1]
+
+    for _, source, _, target, slot, _ in flow["links"]:
+        (x, y), (width, _) = nodes[source]["pos"], nodes[source]["size"]
+        start = place(x + width, y + 14)
+        end = place(nodes[target]["pos"][0], nodes[target]["pos"][1] + 14 + 20 * slot)
+        draw.line([start, end], fill=EDGE, width=2)
+    for node in nodes.values():
+        (x, y), (width, height) = node["pos"], node["size"]
+        ours = str(node["type"]).startswith("SafeGuidance_")
+        corner, end = place(x, y - 30), place(x + width, y + height)
+        fill = "#7b2d3f" if ours else "#3a3d45"
+        draw.rounded_rectangle([corner, end], 4, fill=fill, outline="#14141a")
+        words = str(node.get("title") or node["type"]).removeprefix("SafeGuidance_")
+        text = "\n".join(_lines(draw, words, end[0] - corner[0] - 6, int((end[1] - corner[1] - 4) // 11)))
+        draw.multiline_text((corner[0] + 4, corner[1] + 3), text, font=_font(10), fill=INK, spacing=1)
+    return canvas
+
+
+def _lines(draw: Any, text: str, room: float, most: int) -> list[str]:
+    """Return a text in lines that fit, at most so many; names in one word are parted before capitals."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", text).split()
+    lines: list[str] = []
+    for word in words:
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and draw.textlength(longer, font=_font(10)) <= room:
+            lines[-1] = longer
+        else:
+            lines.append(_cut(draw, word, room, 10))
+    return lines[: max(most, 1)]
+
+
+def models_of(flow: Mapping[str, Any]) -> list[str]:
+    """Return the names of the files a workflow needs of the user's own."""
+    return [file["name"] for node in flow["nodes"] for file in node.get("properties", {}).get("models", [])]
+
+
+def jpeg(picture: Any) -> bytes:
+    """Return a PIL picture as JPEG, of the best quality that stays below 60 kB."""
+    for quality in (92, 85, 75, 60, 40):
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality, optimize=True)
+        if len(buffer.getvalue()) < MOST_BYTES:
+            break
+    return buffer.getvalue()
+
+
+def _together(paths: Sequence[Path]) -> Any:
+    """Return the pictures of one node as one: a single one as it is, the first four of a batch two by two."""
+    from PIL import Image
+
+    pictures: list[Any] = []
+    for path in paths[:4]:
+        with Image.open(path) as picture:
+            pictures.append(picture.convert("RGB"))
+    if len(pictures) < 4:
+        return pictures[0]
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (2 * width + 1, 2 * height + 1), BACK)
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture, ((width + 1) * (index % 2), (height + 1) * (index // 2)))
+    return sheet
+
+
+def _pictures(result: Any, api: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], Any]:
+    """Return what each node shows, with its title, unguarded ones first, and the report."""
+    panels: list[tuple[str, Any]] = []
+    report = None
+    for node_id, paths in result.images.items():
+        node = api.get(node_id, {})
+        if not paths or node.get("class_type") == "ImageCompare":
+            continue
+        if node.get("class_type") == REPORT:
+            report = report or _together(paths)
+        else:
+            panels.append((str((node.get("_meta") or {}).get("title") or ""), _together(paths)))
+    return sorted(panels, key=lambda panel: (not panel[0].lower().startswith("unguarded"), panel[0])), report
+
+
+def runs_alone(types: Iterable[str]) -> bool:
+    """Whether a workflow with nodes of these types needs nothing of the user's own: no checkpoint, no prompt file."""
+    found = set(types)
+    return TESTBED in found and TRAINING not in found
+
+
+def make_all(workflows: Sequence[Path], say: Any) -> int:
+    """Make the thumbnail of each workflow, in a host that is booted. Return how many failed."""
+    info = booting.object_info()
+    failed = 0
+    for path in workflows:
+        flow = workflow.load(path)
+        try:
+            if runs_alone(str(node.get("type")) for node in flow["nodes"]):
+                api = workflow.prepare(flow, info, (), None)
+                result = execute.run_prompt(api)
+                if not result.ok:
+                    raise ThumbnailError("; ".join(error.line() for error in result.errors))
+                picture = compose(*_pictures(result, api))
+            else:
+                picture = draw_graph(flow)
+        except ThumbnailError as error:
+            say(f"ERROR {path.name}: {error}")
+            failed += 1
+            continue
+        target = path.with_suffix(".jpg")
+        target.write_bytes(jpeg(picture))
+        say(f"wrote {target.name}: {json.dumps(list(picture.size))}, {target.stat().st_size} bytes")
+    return failed
