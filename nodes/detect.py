@@ -12,11 +12,11 @@ from ..safeguidance.conditioning import Conditioning
 from ..safeguidance.redirector.detection import calibrate_score, fixed_draws, opened, picture_evidence, prompt_scores
 from ..safeguidance.redirector.interface import Redirector, bucket_at
 from ..safeguidance.testbed.concepts import ALL_PRESETS
-from .concepts import ClipEncoder
 from .host import model as host_model
-from .host import patcher as host
-from .redirectors import RedirectorType
+from .host import patcher
+from .host.encoding import ClipEncoder
 from .safree.reattention_run import as_written
+from .types import RedirectorType
 
 _NODE = "Detect Harm"
 _FROM, _TO = 1 / 3, 2 / 3  # the part of the schedule where things have a shape and are not yet settled
@@ -263,7 +263,7 @@ def picture_judge(
     Raises:
         ValueError: if the redirector was made for another model family.
     """
-    family = host.model_family(model)
+    family = patcher.model_family(model)
     if redirector.base_model and redirector.base_model != family:
         raise ValueError(
             f"{_NODE}, model: it is {family}, the redirector {redirector.title!r} was made for "

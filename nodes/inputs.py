@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from comfy_api.latest import io
 
+from .types import ConceptsType, TraceType
+
 AS_PRESET = -1.0
 """What a number says that takes the preset's value."""
 
@@ -98,3 +100,38 @@ def said_by(preset: str, names: Sequence[str], own: Mapping[str, Any]) -> str:
     """The end of a message on settings that do not fit together: which of them are not the user's."""
     left = [name for name in names if name not in own]
     return f"; the preset {preset!r} says: {', '.join(left)}" if left and own else ""
+
+
+def anchor_input() -> io.Input:
+    """The anchor of directions, of a concept node."""
+    return io.Combo.Input(
+        "anchor",
+        options=["negative", "empty"],
+        default="negative",
+        advanced=True,
+        optional=True,
+        tooltip="What directions start from. negative: the sampler's negative prompt, at no cost. empty: an empty "
+        "prompt, as in the paper; one more evaluation in the steps that look at concepts; needed where your negative "
+        "prompt itself names a concept, and over SafeCFG, whose base holds the harm. At cfg 1 it is always empty.",
+    )
+
+
+def trace_output() -> io.Output:
+    """The TRACE output of a concept node."""
+    return TraceType.Output(
+        "trace",
+        display_name="TRACE",
+        tooltip="What the last run did: scores, live mask, decision, steps. For Safety Report.",
+    )
+
+
+def text_inputs() -> list[io.Input]:
+    """CLIP and CONCEPTS of a concept node."""
+    return [
+        io.Clip.Input("clip", tooltip="The text encoder of the MODEL, which encodes the concepts."),
+        ConceptsType.Input(
+            "concepts",
+            tooltip="What to look for, from Safety Concepts. Each category is one text of its own; every one costs an "
+            "evaluation in the steps that look at all of them.",
+        ),
+    ]

@@ -8,14 +8,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..safeguidance.concepts.categories import Concepts
 from ..safeguidance.conditioning import Conditioning
+from ..safeguidance.redirector.from_concepts import make_concept_redirector
 from ..safeguidance.redirector.hgr import TrainedRedirector
 from ..safeguidance.redirector.interface import Proposal, Redirector
 from ..safeguidance.redirector.weights import HGRCard, load_hgr, read_card
+from ..safeguidance.testbed.concepts import benign_bank
+from .host import files, patcher
 from .host import model as host_model
-from .host import patcher as host
-
-RedirectorType = io.Custom("SAFEGUIDANCE_REDIRECTOR")
+from .host.encoding import ClipEncoder
+from .types import ConceptsType, RedirectorType
 
 
 class ManagedRedirector(TrainedRedirector):
@@ -29,11 +32,11 @@ class ManagedRedirector(TrainedRedirector):
         super().__init__(
             trained.network, trained.base_model, trained.threshold, trained.kappa, trained.title, trained.base_hash
         )
-        self._patcher = host.managed(trained.network)
+        self._patcher = host_model.managed(trained.network)
 
     def propose(self, prompt: Conditioning, base: Conditioning) -> Proposal:
         """Read a prompt (see ``Redirector``)."""
-        host.load(self._patcher)
+        host_model.load(self._patcher)
         return super().propose(prompt, base)
 
 
@@ -80,7 +83,7 @@ def check_model(redirector: Redirector, model: Any, where: str) -> str:
     Raises:
         ValueError: if it was made for another model family.
     """
-    family, wanted = host.model_family(model), redirector.base_model
+    family, wanted = patcher.model_family(model), redirector.base_model
     if wanted and wanted != family:
         raise ValueError(
             f"{where}: the redirector {redirector.title!r} was made for {wanted}, the model is {family}; connect a "
@@ -97,12 +100,12 @@ def check_model(redirector: Redirector, model: Any, where: str) -> str:
 
 
 def _find(name: str) -> Path:
-    path = host.model_file(name) if name in host.hgr_files() else None
+    path = files.model_file(name) if name in files.hgr_files() else None
     if path is None:
-        allowed = ", ".join(host.hgr_files()) or "none found"
+        allowed = ", ".join(files.hgr_files()) or "none found"
         raise ValueError(
             f"Load HGR, hgr_name: {name!r} is not there; allowed: {allowed}. Put an HGR .safetensors file into "
-            f"{host.user_folder()} and refresh (press R), or use the Redirector from Concepts node, which needs no file"
+            f"{files.user_folder()} and refresh (press R), or use Redirector from Concepts, which needs no file"
         )
     return path
 
@@ -134,7 +137,7 @@ class LoadHGR(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "hgr_name",
-                    options=host.hgr_files(),
+                    options=files.hgr_files(),
                     tooltip="File in models/safeguidance, or one that ships with the pack. It must be made for the "
                     "model family and text encoder you sample with; the card output says which.",
                 ),
@@ -171,7 +174,7 @@ class LoadHGR(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, hgr_name: str | None = None, model: Any = None) -> str:
         """Changes when the file is replaced."""
-        path = None if hgr_name is None else host.model_file(hgr_name)
+        path = None if hgr_name is None else files.model_file(hgr_name)
         return "missing" if path is None else f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}"
 
     @classmethod
@@ -200,4 +203,77 @@ def _named(error: ValueError) -> str:
     return text if text.startswith("Load HGR") else f"Load HGR, hgr_name: {text}"
 
 
-NODES: list[type[io.ComfyNode]] = [LoadHGR]
+class RedirectorFromConcepts(io.ComfyNode):
+    """A redirector made of concept texts."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the node looks like."""
+        return io.Schema(
+            node_id="SafeGuidance_RedirectorFromConcepts",
+            display_name="Redirector from Concepts (no training)",
+            category="SafeGuidance",
+            search_aliases=["nsfw", "safety", "moderation", "gated negative prompt", "training-free", "safecfg"],
+            description=(
+                "A redirector without training and without weights: a negative prompt per category that switches "
+                "itself on only where the prompt comes close to the category, judged by your text encoder and a list "
+                "of harmless prompts. A stand-in for a trained HGR of SafeCFG (arXiv 2412.16039), of our own design: "
+                "weaker, but it works with any model. Costs no extra model evaluation."
+            ),
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder of the MODEL you sample with."),
+                ConceptsType.Input("concepts", tooltip="What to look for, from Safety Concepts."),
+                io.Float.Input(
+                    "sensitivity",
+                    default=1.0,
+                    min=0.25,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="How near a prompt must come to a category. Low, 0.25: only prompts that are very close; "
+                    "more harm passes. 1: as calibrated on the harmless prompts. High, up to 4: acts early, harmless "
+                    "prompts are changed too. Our design.",
+                ),
+                io.String.Input(
+                    "benign",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    tooltip="Harmless prompts, one per line, that must be left alone; ideally what your users write. "
+                    "Few (at least 8): a rough limit. 100 or more: the limit is the measured 1% false positives. "
+                    "Empty: a built-in list of everyday prompts (for the testbed's categories, its own captions).",
+                ),
+            ],
+            outputs=[
+                RedirectorType.Output(
+                    "redirector", display_name="REDIRECTOR", tooltip="For SafeCFG Guider or SafeCFG (Model Patch)."
+                ),
+                io.String.Output(
+                    "summary", display_name="summary", tooltip="Categories, calibration and limits, in words."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, concepts: Concepts, sensitivity: float = 1.0, benign: str = "") -> io.NodeOutput:
+        """Build the redirector.
+
+        Raises:
+            ValueError: if there are too few benign prompts, no CLIP, or an encoder that gives no token states.
+        """
+        node = "Redirector from Concepts"
+        if clip is None:
+            raise ValueError(
+                f"{node}, clip: the input is empty; the loaded checkpoint has no text encoder; load one with Load CLIP"
+            )
+        lines = [line.strip() for line in benign.splitlines() if line.strip()]
+        encoder = ClipEncoder(clip)
+        try:
+            redirector = make_concept_redirector(
+                concepts, encoder, lines or benign_bank(concepts.names), encoder.span, sensitivity=sensitivity
+            )
+        except ValueError as error:
+            raise ValueError(f"{node}: {error}") from error
+        return io.NodeOutput(redirector, redirector.summary())
+
+
+NODES: list[type[io.ComfyNode]] = [LoadHGR, RedirectorFromConcepts]

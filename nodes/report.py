@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 
 from ..safeguidance.report.picture import draw_report, effect_mask, is_harmful
 from ..safeguidance.report.trace import Trace
-from .safecfg.node import TraceType
+from .types import TraceType
 
 
 class SafetyReport(io.ComfyNode):

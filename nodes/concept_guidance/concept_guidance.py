@@ -18,8 +18,8 @@ from ...safeguidance.guidance.concept_step import Coming, Memory
 from ...safeguidance.guidance.sega import SEGAConfig
 from ...safeguidance.guidance.sld import SLDConfig
 from ..host import progress as host_progress
+from ..inputs import anchor_input, text_inputs, trace_output
 from .run import Anchor, ConceptMethod, encode_texts, patched
-from .sp_guard import anchor_input, text_inputs, trace_output
 
 NODE = "Concept Guidance"
 METHODS = ("SLD weak", "SLD medium", "SLD strong", "SLD max", "SEGA", "NOT", "negative prompt")

@@ -20,8 +20,9 @@ from ...safeguidance.guidance.concept_step import SAME_LEVEL, Coming, Memory, Ou
 from ...safeguidance.predictions import as_prompt, cfg, channel_norm
 from ...safeguidance.report.narration import STOPPED, concept_decision, concept_doing, progress_line
 from ...safeguidance.report.trace import RunRecord, StepRecord, Trace
-from ..host import patcher as host
-from ..host.extra_conds import Entry, count_applying, encode, entries_of, joined, packed, predicts_negative
+from ..host import patcher
+from ..host.encoding import encode
+from ..host.extra_conds import Entry, count_applying, entries_of, joined, packed, predicts_negative
 from ..host.progress import Line
 
 KEY = "safeguidance_concepts"
@@ -141,7 +142,7 @@ class ConceptRun:
         kind = type(guider).__name__
         if KEY in guider.model_options:
             raise ValueError(f"{self.node}, model: {TWICE}")
-        if not host.predicts_plain_cfg(guider):
+        if not patcher.predicts_plain_cfg(guider):
             raise ValueError(
                 f"{self.node}, model: the guider {kind} does not compute ordinary CFG, so {self.method.title} would "
                 "not act in it; allowed: KSampler, SamplerCustom, CFGGuider, BasicGuider; use one of these"
@@ -178,7 +179,7 @@ class ConceptRun:
         """Put the texts next to positive and negative; whether an empty prompt of our own is among them."""
         saved = not guider.conds.get("negative") or math.isclose(float(guider.cfg), 1.0)
         # what else acts on a step, such as SafeCFG, may give the negative another text
-        plain = not saved and _says(guider.conds["negative"], self.texts.empty) and not host.others_act(guider, KEY)
+        plain = not saved and _says(guider.conds["negative"], self.texts.empty) and not patcher.others_act(guider, KEY)
         own = saved or (self.anchor == "empty" and not plain)
         like = (guider.conds.get("negative") or guider.conds["positive"])[0]
         for name, text in self._texts(own):
@@ -199,8 +200,8 @@ class ConceptRun:
         if run is None:
             return executor(x, sigma, *args, **kwargs)
         level = float(sigma.max())
-        progress = host.progress_of(guider, level)
-        if not any(host.applies(entry, level) for entry in guider.conds["positive"]):
+        progress = patcher.progress_of(guider, level)
+        if not any(patcher.applies(entry, level) for entry in guider.conds["positive"]):
             run.record.steps.append(StepRecord(level, progress, False))
             return executor(x, sigma, *args, **kwargs)
         options = args[0] if args else kwargs.get("model_options", {})
@@ -369,11 +370,11 @@ def patched(
     """
     if anchor not in ("negative", "empty"):
         raise ValueError(f"{node}, anchor is {anchor!r}; allowed: negative, empty; change the named field")
-    if host.is_wrapped(model, KEY):
+    if patcher.is_wrapped(model, KEY):
         raise ValueError(f"{node}, model: {TWICE}")
     trace = Trace()
     run = ConceptRun(node, method, texts, trace, anchor, shown_on)
-    return host.wrapped(model, KEY, run.around_run, run.around_step), trace
+    return patcher.wrapped(model, KEY, run.around_run, run.around_step), trace
 
 
 def check_scale(node: str, scale: float) -> None:

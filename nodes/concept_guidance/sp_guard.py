@@ -12,11 +12,20 @@ from ...safeguidance.guidance import gate, sp_guard
 from ...safeguidance.guidance.concept_step import Coming, Memory
 from ...safeguidance.guidance.sp_guard import SP_GUARD_PRESETS, SPGuardConfig
 from ...safeguidance.report.trace import Trace
-from ..concepts import ConceptsType
-from ..host import patcher as host
+from ..host import patcher
 from ..host import progress as host_progress
-from ..inputs import AS_PRESET, BALANCED, number_input, preset_input, preset_of, said_by, typed
-from ..safecfg.node import TraceType
+from ..inputs import (
+    AS_PRESET,
+    BALANCED,
+    anchor_input,
+    number_input,
+    preset_input,
+    preset_of,
+    said_by,
+    text_inputs,
+    trace_output,
+    typed,
+)
 from .run import Anchor, ConceptMethod, check_scale, encode_texts, patched
 
 MASK_NODE, GUIDER_NODE = "SP-Guard Mask", "SP-Guard Guider"
@@ -201,41 +210,6 @@ def _settings() -> list[io.Input]:
     ]
 
 
-def anchor_input() -> io.Input:
-    """The anchor of directions, of a concept node."""
-    return io.Combo.Input(
-        "anchor",
-        options=["negative", "empty"],
-        default="negative",
-        advanced=True,
-        optional=True,
-        tooltip="What directions start from. negative: the sampler's negative prompt, at no cost. empty: an empty "
-        "prompt, as in the paper; one more evaluation in the steps that look at concepts; needed where your negative "
-        "prompt itself names a concept, and over SafeCFG, whose base holds the harm. At cfg 1 it is always empty.",
-    )
-
-
-def trace_output() -> io.Output:
-    """The TRACE output of a concept node."""
-    return TraceType.Output(
-        "trace",
-        display_name="TRACE",
-        tooltip="What the last run did: scores, live mask, decision, steps. For Safety Report.",
-    )
-
-
-def text_inputs() -> list[io.Input]:
-    """CLIP and CONCEPTS of a concept node."""
-    return [
-        io.Clip.Input("clip", tooltip="The text encoder of the MODEL, which encodes the concepts."),
-        ConceptsType.Input(
-            "concepts",
-            tooltip="What to look for, from Safety Concepts. Each category is one text of its own; every one costs an "
-            "evaluation in the steps that look at all of them.",
-        ),
-    ]
-
-
 _OF_PRESET = ("lambda_max", "threshold", "end", "lambda_end", "switch")
 _MEASURED = ("probe", "settle", "every", "threshold", "offset", "reference")
 
@@ -373,7 +347,7 @@ class SPGuardGuider(io.ComfyNode):
         """
         check_scale(GUIDER_NODE, cfg)
         model, trace = _sp_guard(GUIDER_NODE, model, clip, concepts, settings, host_progress.node_id(cls))
-        return io.NodeOutput(host.cfg_guider(model, positive, negative, cfg), trace)
+        return io.NodeOutput(patcher.cfg_guider(model, positive, negative, cfg), trace)
 
 
 NODES: list[type[io.ComfyNode]] = [SPGuardMask, SPGuardGuider]

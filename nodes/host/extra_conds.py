@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import patcher as host
+from . import patcher
 
 Entry = dict[str, Any]
 Fold = Callable[[Mapping[str, Any], list[torch.Tensor]], list[torch.Tensor]]
@@ -21,12 +21,6 @@ Fold = Callable[[Mapping[str, Any], list[torch.Tensor]], list[torch.Tensor]]
 _OWN = ("cross_attn", "pooled_output", "attention_mask", "model_conds", "uuid")
 _PLACE = ("area", "mask", "mask_strength", "set_area_to_bounds", "strength", "default")
 _RANGE = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent")
-
-
-def encode(clip: Any, text: str) -> list[Any]:
-    """A text as CONDITIONING, as CLIP Text Encode gives it."""
-    found: list[Any] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    return found
 
 
 def entries_of(text: Sequence[Any], like: Mapping[str, Any]) -> list[Entry]:
@@ -49,7 +43,7 @@ def entries_of(text: Sequence[Any], like: Mapping[str, Any]) -> list[Entry]:
 
 def count_applying(entries: Sequence[Entry], sigma: float) -> int:
     """How many evaluations of the model these entries ask for at a noise level."""
-    return sum(host.applies(entry, sigma) for entry in entries)
+    return sum(patcher.applies(entry, sigma) for entry in entries)
 
 
 def predicts_negative(guider: Any, options: Mapping[str, Any]) -> bool:

@@ -1,13 +1,13 @@
 """A MODEL of the host as a plain function of latent, noise level and conditioning; for scoring and for training.
 
-Like ``host``, it may touch the host's internals. Everything of the host is imported inside functions.
+Everything of the host is imported inside functions.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -215,3 +215,28 @@ def with_lora(model: Any, path: Path, strength: float = 1.0) -> Any:
 
     tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
     return comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)[0]
+
+
+def latent_for(model: Any, latent: Mapping[str, Any]) -> torch.Tensor:
+    """Samples of a LATENT; an empty one is brought to the channels and size that the model works at."""
+    import comfy.sample
+
+    ratio = latent.get("downscale_ratio_spacial")
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)
+
+
+def managed(network: nn.Module) -> Any:
+    """Put a small network under the host's memory management; give the patcher to ``load`` before each use."""
+    import comfy.model_management as memory
+    import comfy.model_patcher
+
+    return comfy.model_patcher.ModelPatcher(
+        network, load_device=memory.get_torch_device(), offload_device=memory.text_encoder_offload_device()
+    )
+
+
+def load(patcher: Any) -> None:
+    """Bring a managed network onto its device, as a whole."""
+    import comfy.model_management as memory
+
+    memory.load_models_gpu([patcher], force_full_load=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import patcher as host
+from . import patcher
 
 Entry = dict[str, Any]
 Change = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
@@ -54,7 +54,7 @@ def with_skip_patch(model: Any, key: str, around_run: Any, around_step: Any, fac
         around_step: wrapper of a guided prediction.
         factors: channels of skip features -> factor; others are left alone.
     """
-    clone = host.wrapped(model, key, around_run, around_step)
+    clone = patcher.wrapped(model, key, around_run, around_step)
 
     def patch(h: torch.Tensor, skip: torch.Tensor, options: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         pairs = options.get(key)

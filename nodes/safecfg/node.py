@@ -10,13 +10,11 @@ from comfy_api.latest import io
 from ...safeguidance.guidance.safecfg import SAFECFG_PRESETS, SafeCFGConfig
 from ...safeguidance.redirector.interface import Redirector
 from ...safeguidance.report.trace import Trace
-from ..host import patcher as host
+from ..host import patcher
 from ..host import progress as host_progress
 from ..inputs import AS_PRESET, BALANCED, number_input, preset_input, preset_of, said_by, typed
-from ..redirectors import RedirectorType
+from ..types import RedirectorType, TraceType
 from .run import KEY, USE_ONE, SafeCFGRun, check_scale
-
-TraceType = io.Custom("SAFEGUIDANCE_TRACE")
 
 _ALIASES = [
     "nsfw",
@@ -141,18 +139,18 @@ def _patched(
     Raises:
         ValueError: if redirector and MODEL do not fit.
     """
-    family = host.model_family(model)
+    family = patcher.model_family(model)
     if redirector.base_model and redirector.base_model != family:
         raise ValueError(
             f"{node}, redirector: {redirector.title!r} was made for the model family {redirector.base_model}, the "
             f"MODEL is {family}; allowed: a redirector for {family}; load another file in Load HGR, or use "
             "the Redirector from Concepts node"
         )
-    if host.is_wrapped(model, KEY):
+    if patcher.is_wrapped(model, KEY):
         raise ValueError(f"{node}, model: this MODEL already carries SafeCFG; {USE_ONE}")
     trace = Trace()
     run = SafeCFGRun(node, redirector, config, trace, measure, shown_on)
-    return host.wrapped(model, KEY, run.around_run, run.around_step), trace
+    return patcher.wrapped(model, KEY, run.around_run, run.around_step), trace
 
 
 class SafeCFGGuider(io.ComfyNode):
@@ -224,7 +222,7 @@ class SafeCFGGuider(io.ComfyNode):
         if config.strength > 0:
             check_scale(node, cfg)
         patched, trace = _patched(node, model, redirector, config, map, host_progress.node_id(cls))
-        return io.NodeOutput(host.cfg_guider(patched, positive, negative, cfg), trace)
+        return io.NodeOutput(patcher.cfg_guider(patched, positive, negative, cfg), trace)
 
 
 class SafeCFGPatch(io.ComfyNode):

@@ -21,7 +21,7 @@ from ...safeguidance.predictions import channel_norm
 from ...safeguidance.redirector.interface import Redirected, Redirector, bucket_at, run_redirector
 from ...safeguidance.report.narration import STOPPED, in_steps, largest, progress_line
 from ...safeguidance.report.trace import RunRecord, StepRecord, Trace
-from ..host import patcher as host
+from ..host import patcher
 from ..host.progress import Line
 from ..safree.reattention_run import as_written
 
@@ -108,7 +108,7 @@ class SafeCFGRun:
         kind = type(guider).__name__
         if KEY in guider.model_options:
             raise ValueError(f"{self.node}, model: SafeCFG is on this MODEL twice; {USE_ONE}")
-        if not host.predicts_plain_cfg(guider):
+        if not patcher.predicts_plain_cfg(guider):
             raise ValueError(
                 f"{self.node}, model: the guider {kind} does not compute ordinary CFG, so SafeCFG would not act in it; "
                 "allowed: KSampler, SamplerCustom, CFGGuider; use one of these, or the SafeCFG Guider node"
@@ -175,7 +175,7 @@ class SafeCFGRun:
         return keys
 
     def _when_to_measure(self, guider: Any, sigmas: torch.Tensor) -> list[float]:
-        points = [host.progress_of(guider, float(sigma)) for sigma in sigmas[:-1]]
+        points = [patcher.progress_of(guider, float(sigma)) for sigma in sigmas[:-1]]
         inside = [point for point in points if self.config.active(point)]
         count = min(MAP_STEPS, len(inside))
         return [inside[index * len(inside) // count] for index in range(count)]
@@ -189,7 +189,7 @@ class SafeCFGRun:
         if run is None:
             return executor(x, sigma, *args, **kwargs)
         level = float(sigma.flatten()[0])
-        progress = host.progress_of(guider, level)
+        progress = patcher.progress_of(guider, level)
         chosen = self._choose(guider, run, level, progress)
         if run.line.read:
             run.line.say(progress_line(run.record, level, self._doing(run, chosen is not None, progress)))
@@ -242,7 +242,7 @@ def check_scale(node: str, scale: float) -> float:
 
 
 def _count(entries: Sequence[Entry], level: float) -> int:
-    return sum(host.applies(entry, level) for entry in entries)
+    return sum(patcher.applies(entry, level) for entry in entries)
 
 
 def _entry(positive: Entry, negative: Entry, chosen: Conditioning | None) -> Entry | None:
@@ -296,7 +296,7 @@ def _measuring(
 
     def probe(seen: dict[str, Any]) -> list[torch.Tensor]:
         out: list[torch.Tensor] = seen["conds_out"]
-        effects.append(channel_norm(out[1] - host.predict_base(seen, base)).squeeze(1).cpu())
+        effects.append(channel_norm(out[1] - patcher.predict_base(seen, base)).squeeze(1).cpu())
         return out
 
     options = args[0] if args else kwargs.get("model_options", {})

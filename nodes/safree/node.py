@@ -12,12 +12,11 @@ from ...safeguidance.guidance.safecfg import SafeCFGConfig
 from ...safeguidance.redirector.interface import Redirector, run_redirector
 from ...safeguidance.report.trace import RunRecord, Trace
 from ...safeguidance.safree import SAFREE_PRESETS, ReattentionConfig
-from ..concepts import ConceptsType
-from ..host import patcher as host
+from ..host import patcher
 from ..host import skip_features as host_skip
+from ..host.encoding import encode
 from ..inputs import AS_PRESET, AS_PRESET_CHOICE, BALANCED, preset_input
-from ..redirectors import RedirectorType
-from ..safecfg.node import TraceType
+from ..types import ConceptsType, RedirectorType, TraceType
 from .reattention_run import KEY, ORIGINAL, ReattentionRun
 from .settings import HALF, LONGEST, STEEPNESS, filter_inputs, filter_settings
 from .text import FilteredText, filter_text
@@ -141,20 +140,16 @@ class SafreeEmbeddingFilter(io.ComfyNode):
 
 
 def _harmful(clip: Any, text: str, judge: Redirector) -> bool:
-    def encode(words: str) -> list[Any]:
-        found: list[Any] = clip.encode_from_tokens_scheduled(clip.tokenize(words))
-        return found
-
-    (empty, extra), *_ = encode("")
+    (empty, extra), *_ = encode(clip, "")
     base = Conditioning(empty, extra.get("pooled_output"))
     return any(
         run_redirector(judge, Conditioning(states, more.get("pooled_output")), base, SafeCFGConfig(), 7.5).acts
-        for states, more in encode(text)
+        for states, more in encode(clip, text)
     )
 
 
 def _untouched(clip: Any, text: str, concepts: Concepts, judge: Redirector) -> io.NodeOutput:
-    plain = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    plain = encode(clip, text)
     decision = f"harmless to {judge.title}: left untouched"
     trace = Trace()
     trace.begin(RunRecord("SAFREE", concepts.names, [[0.0] * len(concepts.names)], 1.0, decision))
@@ -291,10 +286,10 @@ class SafreeLatentReAttention(io.ComfyNode):
         widths = host_skip.skip_widths(model)
         if not widths:
             raise ValueError(
-                f"{REATTENTION}, model: {host.model_family(model)} has no skip features to act on; allowed: models "
+                f"{REATTENTION}, model: {patcher.model_family(model)} has no skip features to act on; allowed: models "
                 "with a UNet (SD 1.x, SD 2, SDXL); remove this node, the SAFREE Embedding Filter works without it"
             )
-        if host.is_wrapped(model, KEY):
+        if patcher.is_wrapped(model, KEY):
             raise ValueError(f"{REATTENTION}, model: this MODEL carries it already; allowed: once; remove one of them")
         trace = Trace()
         run = ReattentionRun(REATTENTION, config, trace)

@@ -10,7 +10,7 @@ import torch
 
 from ...safeguidance.report.trace import RunRecord, StepRecord, Trace
 from ...safeguidance.safree import ReattentionConfig, reattend
-from ..host import patcher as host
+from ..host import patcher
 from ..host import skip_features as host_skip
 
 KEY = "safeguidance_reattention"
@@ -84,9 +84,9 @@ class ReattentionRun:
         if run is None:
             return executor(x, sigma, *args, **kwargs)
         level = float(sigma.flatten()[0])
-        progress = host.progress_of(guider, level)
+        progress = patcher.progress_of(guider, level)
         entries: Sequence[Entry] = guider.conds.get(KEY) or []
-        acting = [entry for entry in entries if host.applies(entry, level)] if self.config.active(progress) else []
+        acting = [entry for entry in entries if patcher.applies(entry, level)] if self.config.active(progress) else []
         run.record.steps.append(StepRecord(level, progress, bool(acting), len(acting)))
         if not acting:
             return executor(x, sigma, *args, **kwargs)

@@ -13,9 +13,9 @@ from ...safeguidance.training.align import AlignConfig
 from ...safeguidance.training.align_data import read_unlabelled, typed_prompts
 from ...safeguidance.training.lora import TARGETS, load_lora
 from ...safeguidance.training.loss_curve import draw_losses
+from ..host import files
 from ..host import model as host_model
-from ..host import patcher as host
-from ..redirectors import RedirectorType
+from ..types import RedirectorType
 from .align_run import Alignment, AlignSettings, History
 from .train_run import check_inputs
 
@@ -239,12 +239,12 @@ class AlignModel(io.ComfyNode):
         )
         try:
             typed = typed_prompts(prompts)
-            data = typed if typed.texts else read_unlabelled(host.input_file(dataset))
+            data = typed if typed.texts else read_unlabelled(files.input_file(dataset))
         except ValueError as error:
             raise ValueError(f"{_NODE}, dataset: {error}") from error
         path, shown = host_model.new_lora_file(f"{name}.safetensors"), host_model.progress(steps)
         settings = AlignSettings(
-            host.output_folder(f"lora-{name}"),
+            files.output_folder(f"lora-{name}"),
             path,
             rank,
             layers,
@@ -258,7 +258,7 @@ class AlignModel(io.ComfyNode):
             shown(step, draw_losses(history, steps) if step % 25 == 0 else None)
 
         try:
-            shape = tuple(host.latent_for(model, latent).shape[1:])
+            shape = tuple(host_model.latent_for(model, latent).shape[1:])
             field = "prompts" if data is typed else "dataset"
             run = Alignment(model, clip, redirector, data, shape, field=field)
             history = run.run(config, settings, watch)

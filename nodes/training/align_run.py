@@ -17,9 +17,9 @@ from ...safeguidance.training.align_data import Prompts, UnlabelledTask, judge_p
 from ...safeguidance.training.distributed import ALONE, Team
 from ...safeguidance.training.lora import LoRA, LoRACard, linear_layers, save_lora
 from ...safeguidance.training.prompt_task import Texts
-from ..concepts import ClipEncoder
 from ..host import model as host_model
-from ..host import patcher as host
+from ..host import patcher
+from ..host.encoding import ClipEncoder
 
 History = list[dict[str, float]]
 
@@ -77,7 +77,7 @@ class Alignment:
         watch: Callable[[int], Callable[..., None]] = host_model.progress,
         field: str = "dataset",
     ) -> None:
-        family = host.model_family(model)
+        family = patcher.model_family(model)
         if redirector.base_model and redirector.base_model != family:
             raise ValueError(
                 f"redirector: {redirector.title!r} was made for {redirector.base_model}, the MODEL is {family}; load "
@@ -168,7 +168,7 @@ class Alignment:
         if team.rank:
             return history
         card = LoRACard(
-            base_model=host.model_family(self.model),
+            base_model=patcher.model_family(self.model),
             redirector=redirector.title,
             threshold=redirector.threshold,
             prompts=len(weights),

@@ -13,9 +13,10 @@ from ...safeguidance.redirector.weights import load_hgr
 from ...safeguidance.testbed.concepts import ALL_PRESETS
 from ...safeguidance.training.hgr_config import HGRTrainConfig
 from ...safeguidance.training.loss_curve import draw_losses
+from ..host import files
 from ..host import model as host_model
-from ..host import patcher as host
-from ..redirectors import ManagedRedirector, RedirectorType, describe
+from ..redirectors import ManagedRedirector, describe
+from ..types import RedirectorType
 from .train_run import History, RunSettings, Training, check_inputs, readable
 
 _NODE = "Train HGR"
@@ -190,7 +191,7 @@ class TrainHGR(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, dataset: str | None = None, **_: Any) -> str:
         """Changes when the prompt file does, so that the run is not taken from the cache then."""
-        path = None if dataset is None else host.input_file(dataset)
+        path = None if dataset is None else files.input_file(dataset)
         return f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}" if path and path.is_file() else "missing"
 
     @classmethod
@@ -225,8 +226,8 @@ class TrainHGR(io.ComfyNode):
         """
         check_inputs(_NODE, name, clip)
         try:
-            data = readable(read_prompts(host.input_file(dataset), tuple(ALL_PRESETS)))
-            trained = Training(model, clip, data, host.latent_for(model, latent), vae)
+            data = readable(read_prompts(files.input_file(dataset), tuple(ALL_PRESETS)))
+            trained = Training(model, clip, data, host_model.latent_for(model, latent), vae)
         except ValueError as error:
             raise ValueError(f"{_NODE}, dataset: {error}") from error
         config = HGRTrainConfig(
@@ -240,9 +241,9 @@ class TrainHGR(io.ComfyNode):
             seed=seed,
             patience=patience,
         )
-        path = host.new_model_file(f"{name}.safetensors")
+        path = files.new_model_file(f"{name}.safetensors")
         said = licence.strip() or "not stated"
-        settings = RunSettings(host.output_folder(name), path, width, layers, checkpoint_every, save_memory, said)
+        settings = RunSettings(files.output_folder(name), path, width, layers, checkpoint_every, save_memory, said)
         shown = host_model.progress(steps)
 
         def show(step: int, history: History) -> None:

@@ -19,9 +19,9 @@ from ...safeguidance.training.distributed import ALONE, Team
 from ...safeguidance.training.hgr import train_hgr
 from ...safeguidance.training.hgr_config import HGRTrainConfig
 from ...safeguidance.training.prompt_task import PromptTask, Texts, calibrated_threshold, held_out_figures
-from ..concepts import ClipEncoder
 from ..host import model as host_model
-from ..host import patcher as host
+from ..host import patcher
+from ..host.encoding import ClipEncoder
 
 RATE = 0.01
 """False-positive rate that the threshold is set for."""
@@ -208,7 +208,7 @@ class Training:
             return history
         level, stated, count = calibrated_threshold(network, data, texts, RATE)
         card = HGRCard(
-            base_model=host.model_family(self.model),
+            base_model=patcher.model_family(self.model),
             target="A",
             kappa=config.kappa,
             threshold=level,

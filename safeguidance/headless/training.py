@@ -114,7 +114,7 @@ def _train(spec: Mapping[str, Any], config: dict[str, Any], folder: Path, team: 
     given = train_config(**settings)
     loaded = load(config.get("model", {}), folder)
     training = run.Training(
-        loaded.model, loaded.clip, data, _latent(config, loaded, host), loaded.vae, lambda total: _quiet
+        loaded.model, loaded.clip, data, _latent(config, loaded), loaded.vae, lambda total: _quiet
     )
     if training.unused:
         _say(f"{training.unused} pictures of {data.path.name} are not used: there is no VAE to encode them")
@@ -156,12 +156,12 @@ def _quiet(*_: Any) -> None:
     pass
 
 
-def _latent(config: Mapping[str, Any], loaded: Any, host: Any) -> Any:
+def _latent(config: Mapping[str, Any], loaded: Any) -> Any:
     size = config.get("size", [512, 512])
     if not (isinstance(size, list) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)):
         raise ValueError(f"size is {size!r}; allowed are width and height in pixels, such as [512, 512]")
     latent = boot.host_nodes().EmptyLatentImage().generate(*size, 1)[0]
-    return host.latent_for(loaded.model, latent)
+    return part("nodes.host.model").latent_for(loaded.model, latent)
 
 
 def score(spec: Mapping[str, Any], start_host: Callable[[], Any]) -> int:
@@ -183,7 +183,7 @@ def _score(spec: Mapping[str, Any], config: dict[str, Any], folder: Path, team: 
     data = _dataset(wanted.get("dataset") or config.get("dataset"), folder)
     out = _out(spec, wanted.get("out", "score.json"), folder)
     loaded = load(config.get("model", {}), folder)
-    encoder = part("nodes.concepts").ClipEncoder(loaded.clip)
+    encoder = part("nodes.host.encoding").ClipEncoder(loaded.clip)
     differs = part("nodes.redirectors").check_model(redirector, loaded.model, "score.hgr")
     if differs:
         _say(f"WARNING: {differs}")
@@ -222,7 +222,7 @@ def _score_pictures(
     if loaded.vae is None:
         raise ValueError("model.vae: there is none in the file; pictures need the VAE of the model, name it")
     host_model, detect = part("nodes.host.model"), part("nodes.detect")
-    shape = _latent(config, loaded, part("nodes.host.patcher")).shape
+    shape = _latent(config, loaded).shape
     factor = host_model.compression(loaded.vae)
     rows = {row["line"]: row for row in result["texts"] if row["line"] and row["category"]}
     rows.update({row["line"]: row for row in result["texts"] if row["line"] not in rows})
@@ -280,7 +280,7 @@ def _align(spec: Mapping[str, Any], config: dict[str, Any], folder: Path, team: 
     )
     given = part("safeguidance.training.align").AlignConfig(**wanted)
     loaded = load(config.get("model", {}), folder)
-    shape = tuple(_latent(config, loaded, host).shape[1:])
+    shape = tuple(_latent(config, loaded).shape[1:])
     alignment = run.Alignment(loaded.model, loaded.clip, redirector, data, shape, lambda total: _quiet)
     _say(f"{host.model_family(loaded.model)}, {len(data.texts)} prompts of {data.source}, {team.count} processes")
     alignment.run(given, settings, _Lines(given.steps), team)

@@ -111,9 +111,9 @@ def test_the_lora_in_the_host_does_what_it_does_in_training(run_graph, host):
     lora = part("safeguidance.training.lora").load_lora(_lora(host))[0]
     host_model = part("nodes.host.model")
     model, clip, _ = part("nodes.testbed").LoadTestbed.execute().args
-    conditioning = part("safeguidance.redirector.interface").Conditioning
+    conditioning = part("safeguidance.conditioning").Conditioning
     with host_model.training_mode(), torch.no_grad():
-        cond = conditioning(part("nodes.concepts").ClipEncoder(clip)([HARM]).tokens)
+        cond = conditioning(part("nodes.host.encoding").ClipEncoder(clip)([HARM]).tokens)
         x, sigma = torch.randn(1, 12, 24, 24, generator=torch.Generator().manual_seed(1)), torch.tensor([0.7])
         frozen = host_model.frozen_copy(model, False)
         before = frozen.predict(x, sigma, cond)

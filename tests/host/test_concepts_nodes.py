@@ -45,13 +45,13 @@ def world(host):
 def built(world):
     """A redirector for the testbed and its summary."""
     concepts = part("nodes.concepts").SafetyConcepts.execute(testbed=True).args[0]
-    return part("nodes.concepts").RedirectorFromConcepts.execute(world[1], concepts).args
+    return part("nodes.redirectors").RedirectorFromConcepts.execute(world[1], concepts).args
 
 
 def encoded(world, text):
     import nodes
 
-    conditioning = part("safeguidance.redirector.interface").Conditioning
+    conditioning = part("safeguidance.conditioning").Conditioning
     states, extra = nodes.CLIPTextEncode().encode(world[1], text)[0][0]
     return conditioning(states, extra["pooled_output"])
 
@@ -95,7 +95,7 @@ def test_weighted_and_long_prompts_are_judged_too(world, built):
 
 
 def test_the_host_finds_the_same_places_as_the_testbed_alone(world):
-    encoder = part("nodes.concepts").ClipEncoder(world[1])
+    encoder = part("nodes.host.encoding").ClipEncoder(world[1])
     assert encoder.span("knife") == (1, 3)
     assert encoder.span("thing that stabs") == (1, 5)
     rows = encoder(["knife", "thing that stabs"])
@@ -141,7 +141,7 @@ def test_a_texts_own_tokens_are_found_in_every_kind_of_encoder(host, rows, lengt
         def encode_from_tokens_scheduled(self, tokens):
             return [[torch.zeros(1, length, 4), {"pooled_output": None}]]
 
-    assert part("nodes.concepts").ClipEncoder(Clip()).span("two words") == span
+    assert part("nodes.host.encoding").ClipEncoder(Clip()).span("two words") == span
 
 
 def test_own_lines_and_switches_are_collected(host):
@@ -179,4 +179,4 @@ def test_what_can_not_work_is_refused_in_words(run_graph, changes, about):
 def test_an_empty_clip_is_named(host):
     concepts = part("nodes.concepts").SafetyConcepts.execute(violence=True).args[0]
     with pytest.raises(ValueError, match="Redirector from Concepts, clip: the input is empty.*Load CLIP"):
-        part("nodes.concepts").RedirectorFromConcepts.execute(None, concepts)
+        part("nodes.redirectors").RedirectorFromConcepts.execute(None, concepts)

@@ -108,7 +108,7 @@ def test_a_pack_loaded_before_ours_makes_no_difference():
     redirector = make_redirector()
     with replaced_functions():
         ours_first = ksample(patch(redirector)[0], *conds)
-        root = Path(part("nodes.host.patcher").PACK_ROOT)
+        root = Path(part("nodes.host.files").PACK_ROOT)
         spec = importlib.util.spec_from_file_location("loaded_again", root / "__init__.py")
         module = importlib.util.module_from_spec(spec)
         sys.modules["loaded_again"] = module

@@ -75,7 +75,7 @@ def good(folder):
 
 
 def test_a_file_is_listed_loaded_and_described(good, run_graph, object_info):
-    assert part("nodes.host.patcher").hgr_files().count("test-hgr.safetensors") == 1
+    assert part("nodes.host.files").hgr_files().count("test-hgr.safetensors") == 1
     result = run_graph(edited())
     trace, redirector, card = result.value("6", 1), result.value("5"), result.value("5", 1)
     assert trace.run.decision == "blade 1.00: redirected in all 4 steps"

@@ -192,7 +192,7 @@ def test_a_rows_own_picture_is_what_its_states_are_made_of(host, dataset):
     data = part("safeguidance.prompts.files").read_prompts(host.base_dir / "input" / "prompts.csv", known)
     model, clip, vae = part("nodes.testbed").LoadTestbed.execute().result
     latent = importlib.import_module("nodes").EmptyLatentImage().generate(48, 48, 1)[0]
-    samples = part("nodes.host.patcher").latent_for(model, latent)
+    samples = part("nodes.host.model").latent_for(model, latent)
     training = part("nodes.training.train_run").Training(model, clip, data, samples, vae)
     assert training.pictures == count == sum(map(len, training.own.values()))
     for number, (prompt, (place,)) in enumerate(training.own.items()):
@@ -295,7 +295,7 @@ def _sd3():
 
 @pytest.mark.parametrize("build", [_sd15, _sd3], ids=["sd15", "sd3"])
 def test_gradients_reach_the_text_with_and_without_saving_memory(build):
-    host_model, Conditioning = part("nodes.host.model"), part("safeguidance.redirector.interface").Conditioning
+    host_model, Conditioning = part("nodes.host.model"), part("safeguidance.conditioning").Conditioning
     model, width, pooled_width, shape = _loaded(build)
     generator = torch.Generator().manual_seed(0)
     x, sigma = torch.randn((2, *shape), generator=generator), torch.tensor([0.7, 0.4])

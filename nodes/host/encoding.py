@@ -1,0 +1,67 @@
+"""Texts through a CLIP of the host: as CONDITIONING, and as what redirectors read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ...safeguidance.conditioning import Conditioning
+
+
+def encode(clip: Any, text: str) -> list[Any]:
+    """A text as CONDITIONING, as CLIP Text Encode gives it."""
+    found: list[Any] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return found
+
+
+class ClipEncoder:
+    """A CLIP as the encoder that concepts are built with; every text is encoded once.
+
+    Args:
+        clip: the host's CLIP.
+    """
+
+    def __init__(self, clip: Any) -> None:
+        self._clip = clip
+        self._known: dict[str, tuple[Conditioning, tuple[int, int]]] = {}
+        self._marks = {number for row in _rows(clip.tokenize("")).values() for number in row if isinstance(number, int)}
+
+    def __call__(self, texts: Sequence[str]) -> Conditioning:
+        """Conditioning of texts, one row each, brought to one length by repeating last states."""
+        parts = [self._look_up(text)[0] for text in texts]
+        length = max(part.tokens.shape[1] for part in parts)
+        tokens = torch.cat(
+            [
+                torch.cat([part.tokens, part.tokens[:, -1:].expand(-1, length - part.tokens.shape[1], -1)], dim=1)
+                for part in parts
+            ]
+        )
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return Conditioning(tokens, torch.cat(pooled) if len(pooled) == len(parts) else None)
+
+    def span(self, text: str) -> tuple[int, int]:
+        """Where a text's own tokens and the end mark lie in its states."""
+        return self._look_up(text)[1]
+
+    def _look_up(self, text: str) -> tuple[Conditioning, tuple[int, int]]:
+        if text not in self._known:
+            tokens = self._clip.tokenize(text)
+            states, extra = self._clip.encode_from_tokens_scheduled(tokens)[0][:2]
+            pooled = extra.get("pooled_output")
+            found = Conditioning(states.float().cpu(), None if pooled is None else pooled.float().cpu())
+            self._known[text] = found, self._span(_rows(tokens), states.shape[1])
+        return self._known[text]
+
+    def _span(self, rows: dict[str, list[Any]], length: int) -> tuple[int, int]:
+        # Where several encoders work side by side (SDXL, SD3) the first one's tokens come first; where one of them
+        # gives the states alone (Flux), it is the one of their length.
+        row = next((row for row in rows.values() if len(row) == length), next(iter(rows.values())))
+        own = [place for place, number in enumerate(row) if not (isinstance(number, int) and number in self._marks)]
+        return (own[0], min(own[-1] + 2, length)) if own else (0, length)
+
+
+def _rows(tokens: dict[str, Any]) -> dict[str, list[Any]]:
+    """Token numbers per encoder, chunks in a row."""
+    return {name: [entry[0] for chunk in chunks for entry in chunk] for name, chunks in tokens.items()}

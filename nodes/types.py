@@ -1,0 +1,14 @@
+"""Types of sockets that only this pack's nodes have."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+ConceptsType = io.Custom("SAFEGUIDANCE_CONCEPTS")
+"""What a method looks for: ``safeguidance.concepts.Concepts``."""
+
+RedirectorType = io.Custom("SAFEGUIDANCE_REDIRECTOR")
+"""What reads a prompt: ``safeguidance.redirector.interface.Redirector``."""
+
+TraceType = io.Custom("SAFEGUIDANCE_TRACE")
+"""What the runs of a node did: ``safeguidance.report.trace.Trace``."""
