@@ -5,15 +5,18 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import concepts, detect, redirectors, report, testbed
-from .concept_guidance import concept_guidance, sp_guard
+from .concept_guidance import concept_guidance, factory, sp_guard
 from .host import files
 from .safecfg import node as safecfg
-from .safree import node as safree
+from .safree import filter as safree_filter
+from .safree import reattention as safree_reattention
 from .training import align, train_hgr
 
 _MODULES = (
     safecfg,
-    safree,
+    safree_filter,
+    safree_reattention,
+    factory,
     sp_guard,
     concept_guidance,
     redirectors,

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from comfy_api.latest import io
 
+from ..safeguidance.errors import InputError
+from ..safeguidance.guidance.settings import Setting, with_values
 from .types import ConceptsType, TraceType
 
 AS_PRESET = -1.0
@@ -78,11 +80,11 @@ def preset_of(node: str, presets: Mapping[str, Config], preset: str) -> Config:
         ValueError: if there is none of this name.
     """
     if preset not in presets:
-        raise ValueError(f"{node}, preset: it is {preset!r}; allowed: {', '.join(presets)}; choose one of these")
+        raise InputError("preset", f"it is {preset!r}", ", ".join(presets), "choose one of these", node)
     return presets[preset]
 
 
-def typed(node: str, **numbers: float) -> dict[str, float]:
+def overrides(node: str, **numbers: float) -> dict[str, float]:
     """The numbers that a user typed, without those left to the preset.
 
     Raises:
@@ -90,16 +92,78 @@ def typed(node: str, **numbers: float) -> dict[str, float]:
     """
     for name, value in numbers.items():
         if not value >= 0 and value != AS_PRESET:
-            raise ValueError(
-                f"{node}, {name}: it is {value:g}; allowed: 0 and above, or -1 for what the preset says; change it"
-            )
+            raise InputError(name, f"it is {value:g}", "0 and above, or -1 for what the preset says", "change it", node)
     return {name: value for name, value in numbers.items() if value != AS_PRESET}
 
 
-def said_by(preset: str, names: Sequence[str], own: Mapping[str, Any]) -> str:
+def preset_note(preset: str, names: Sequence[str], own: Mapping[str, Any]) -> str:
     """The end of a message on settings that do not fit together: which of them are not the user's."""
     left = [name for name in names if name not in own]
     return f"; the preset {preset!r} says: {', '.join(left)}" if left and own else ""
+
+
+def setting_input(setting: Setting, presets: Mapping[str, Any]) -> io.Input:
+    """The input of a method's setting.
+
+    Args:
+        setting: its declaration.
+        presets: settings by name; ``balanced`` has the default.
+    """
+    default = setting.read(presets[BALANCED])
+    if setting.by_preset:
+        values = {name: setting.read(config) for name, config in presets.items()}
+        if setting.kind == "choice":
+            return choice_input(setting.name, setting.choices, setting.tooltip, values)
+        return number_input(setting.name, setting.high, setting.step, setting.tooltip, values)
+    common: dict[str, Any] = {"optional": True, "tooltip": setting.tooltip}
+    if setting.kind == "lines":
+        return io.String.Input(setting.name, default="\n".join(default), multiline=True, **common)
+    common["advanced"] = True
+    if setting.kind == "choice":
+        return io.Combo.Input(setting.name, options=list(setting.choices), default=default, **common)
+    if setting.kind == "int":
+        return io.Int.Input(setting.name, default=default, min=int(setting.low), max=int(setting.high), **common)
+    return io.Float.Input(setting.name, default=default, min=setting.low, max=setting.high, step=setting.step, **common)
+
+
+def config_from(
+    node: str, settings: Sequence[Setting], presets: Mapping[str, Config], preset: str, values: Mapping[str, Any]
+) -> tuple[Config, dict[str, Any]]:
+    """A preset's settings with what the user typed.
+
+    Args:
+        node: name of the node, for messages.
+        settings: declarations of the node's inputs.
+        presets: settings by name.
+        preset: the chosen one.
+        values: values of the inputs by name; those that are missing are left to the preset.
+
+    Returns:
+        The settings, and what the user typed in place of the preset's values.
+
+    Raises:
+        InputError: if the preset is unknown, or a value is out of range.
+    """
+    of_preset = preset_of(node, presets, preset)
+    numbers = {s.name: values[s.name] for s in settings if s.by_preset and not s.choices and s.name in values}
+    own: dict[str, Any] = overrides(node, **numbers)
+    own |= {
+        s.name: values[s.name]
+        for s in settings
+        if s.by_preset and s.choices and values.get(s.name, AS_PRESET_CHOICE) != AS_PRESET_CHOICE
+    }
+    rest = {s.name: _value(s, values[s.name]) for s in settings if not s.by_preset and s.name in values}
+    try:
+        return with_values(of_preset, tuple(settings), {**rest, **own}), own
+    except InputError as error:
+        note = preset_note(preset, [s.name for s in settings if s.by_preset], own)
+        raise InputError(error.field, error.found, error.allowed, f"change the named field{note}", node) from error
+
+
+def _value(setting: Setting, value: Any) -> Any:
+    if setting.kind == "lines":
+        return tuple(line.strip() for line in str(value).splitlines() if line.strip())
+    return value
 
 
 def anchor_input() -> io.Input:

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..safeguidance.report.picture import draw_report, effect_mask, is_harmful
+from ..safeguidance.errors import InputError
+from ..safeguidance.report.account import account_for
+from ..safeguidance.report.picture import draw_report, effect_mask
 from ..safeguidance.report.trace import Trace
+from .host import patcher
 from .types import TraceType
 
 
@@ -41,8 +44,8 @@ class SafetyReport(io.ComfyNode):
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="The sampler's latent, where there is no picture; only used to wait for the sampler and "
-                    "for the size of the mask.",
+                    tooltip="The sampler's latent. With it the report finds the runs that made this very picture, "
+                    "also where one MODEL is sampled several times; without it, it tells of the runs of this queue run.",
                 ),
             ],
             outputs=[
@@ -58,8 +61,9 @@ class SafetyReport(io.ComfyNode):
                 io.Boolean.Output(
                     "harmful",
                     display_name="harmful",
-                    tooltip="True where a harm score reached the threshold: the prompt was judged harmful. It says "
-                    "nothing about the finished picture. False for methods that act on every prompt.",
+                    tooltip="True where a harm score of any run of this picture reached the threshold: the prompt was "
+                    "judged harmful. True too where no run is known, so that a switch stays closed. It says nothing "
+                    "about the finished picture. False for methods that act on every prompt.",
                 ),
                 io.Float.Output("harm", display_name="harm", tooltip="The largest harm score of the run, 0 to 1."),
             ],
@@ -70,27 +74,29 @@ class SafetyReport(io.ComfyNode):
         """Draw the report.
 
         Raises:
-            ValueError: if neither image nor latent is connected, or nothing was sampled yet.
+            InputError: if neither image nor latent is connected.
         """
         if image is None and latent is None:
-            raise ValueError(
-                "Safety Report, image: neither image nor latent is connected, so the report could run before the "
-                "sampler; allowed: an IMAGE made from the sampled latent, or that LATENT; connect one of them"
+            raise InputError(
+                "image",
+                "neither image nor latent is connected, so the report could run before the sampler",
+                "an IMAGE made from the sampled latent, or that LATENT",
+                "connect one of them",
+                "Safety Report",
             )
-        try:
-            run = trace.run
-        except ValueError as error:
-            raise ValueError(f"Safety Report, trace: {error}") from error
+        samples = None if latent is None else latent["samples"]
+        runs, certain = trace.runs_of(samples if torch.is_tensor(samples) else None, patcher.queue_run())
+        account = account_for(runs, certain)
         if image is not None:
             batch, height, width = image.shape[:3]
         else:
             shape = tuple(latent["samples"].shape)
             batch, height, width = (shape[0], *shape[-2:]) if len(shape) > 3 else (shape[0], 1, 1)
-        picture = draw_report(run, image)
-        record = json.dumps(run.as_dict(), indent=2, allow_nan=False)
-        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), "text": (run.decision,)}
+        picture = draw_report(account.run, image, account.decision)
+        record = json.dumps(account.as_dict(), indent=2, allow_nan=False)
+        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), "text": (account.decision,)}
         return io.NodeOutput(
-            picture, effect_mask(run, batch, height, width), record, is_harmful(run), float(run.harm), ui=shown
+            picture, effect_mask(account.run, batch, height, width), record, account.harmful, account.harm, ui=shown
         )
 
 

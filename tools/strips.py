@@ -60,9 +60,9 @@ def _safecfg(strength: float) -> Patch:
 
 def _safree(world: _World, preset: str, judged: bool = False) -> Patch:
     def patch(model: Any, caption: str) -> tuple[Any, Any, Any]:
-        judge = _node("SafeGuidance_LoadHGR").execute("testbed-hgr.safetensors").args[0] if judged else None
         run = _node("SafeGuidance_SafreeEmbeddingFilter").execute
-        conditioning, trace, _ = run(world.clip, caption, world.concepts, preset=preset, judge=judge).args
+        judge_by = "concepts" if judged else "none (as published)"
+        conditioning, trace, _ = run(world.clip, caption, world.concepts, preset=preset, judge_by=judge_by).args
         return model, trace, conditioning
 
     return patch
@@ -129,7 +129,7 @@ def run(spec: Mapping[str, Any]) -> int:
         [_patch(world, guard, _sp_guard(strength)) for strength in strengths],
         "sp_guard_strength.png",
     )
-    methods = importlib.import_module(f"{boot.pack_module().__name__}.nodes.baselines").METHODS
+    methods = boot.part("safeguidance.guidance.registry").CHOICES
     multiples = (0.0, 0.5, 1.0, 2.0, 4.0)
     family = "SafeGuidance_ConceptGuidance"
     rows = [

@@ -1,94 +1,72 @@
-"""The concept guidance family in one node: negative prompt, composable NOT, SLD and SEGA.
+"""Published methods that act on every prompt, in one node: negative prompt, composable NOT, SLD, SEGA.
 
 One node with a choice of method, not one node per method: they take the same inputs and answer the same question, so a
-user compares them by changing one field. Whatever a method does not have is refused, never ignored.
+user compares them by changing one field. Whatever a method does not have is refused, never ignored. Choices and fields
+come from the registry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
 from comfy_api.latest import io
 
 from ...safeguidance.concepts.categories import Concepts
-from ...safeguidance.guidance import negation, sega, sld
-from ...safeguidance.guidance.concept_step import Coming, Memory
-from ...safeguidance.guidance.sega import SEGAConfig
-from ...safeguidance.guidance.sld import SLDConfig
+from ...safeguidance.errors import InputError, at_node, check_choice, check_range
+from ...safeguidance.guidance.family import COMBINE, END
+from ...safeguidance.guidance.method import Method
+from ...safeguidance.guidance.registry import CHOICES
+from ...safeguidance.guidance.settings import Setting, with_values
+from ...safeguidance.report.trace import Trace
 from ..host import progress as host_progress
 from ..inputs import anchor_input, text_inputs, trace_output
-from .run import Anchor, ConceptMethod, encode_texts, patched
+from .factory import SAFETY_WORDS
+from .run import Anchor, ConceptRun, encode_texts, patched
 
 NODE = "Concept Guidance"
-METHODS = ("SLD weak", "SLD medium", "SLD strong", "SLD max", "SEGA", "NOT", "negative prompt")
 PUBLISHED = -1.0
-_FIELDS = {
-    "SLD": ("start", "threshold", "momentum", "beta"),
-    "SEGA": ("start", "quantile", "momentum", "beta", "concept"),
-    "NOT": ("start", "concept"),
-}
-"""The fields that a family of methods has beyond strength and end."""
+"""What a field says that takes the published value."""
+FAMILY: tuple[Method, ...] = tuple(dict.fromkeys(CHOICES.values()))
+_COMBINE = {"nearest": "argmax", "all": "sum"}
+_OF_NODE = ("strength", "end", "concept")
+
+
+def own_settings() -> dict[str, Setting]:
+    """The fields that methods of the family have beyond those of the node, by name."""
+    return {s.name: s for method in reversed(FAMILY) for s in reversed(method.settings) if s.name not in _OF_NODE}
 
 
 def make_method(
     name: str, strength: float = 1.0, end: float = 1.0, concept: str = "nearest", **own: float
-) -> ConceptMethod:
+) -> tuple[Method, Any]:
     """A method of the family with its settings.
 
     Args:
-        name: one of ``METHODS``.
+        name: one of the registry's ``CHOICES``.
         strength: multiple of the published strength, 0 (off) to 4.
         end: fraction of the schedule at which it ends.
         concept: ``nearest`` acts on the concept nearest to the prompt in each evaluation, ``all`` on their sum.
         own: further fields; below 0 for the published value.
 
     Raises:
-        ValueError: if the method is unknown, has no such field, or a value is out of range.
+        InputError: if the method is unknown, has no such field, or a value is out of range.
     """
-    if name not in METHODS:
-        raise ValueError(f"method is {name!r}; allowed: {', '.join(METHODS)}")
-    kind = "SLD" if name.startswith("SLD") else "SEGA" if name == "SEGA" else "NOT"
-    given = {field: value for field, value in own.items() if value >= 0}
-    if concept not in ("nearest", "all"):
-        raise ValueError(f"concept is {concept!r}; allowed: nearest, all")
-    if concept == "all" and "concept" not in _FIELDS[kind]:
-        raise ValueError(f"concept is 'all', which {name} does not have; allowed: nearest, the one it acts on")
-    for field in given:
-        if field not in _FIELDS[kind]:
-            raise ValueError(f"{field} is {given[field]:g}, but {name} has none; allowed: -1 (as published)")
-    if not 0 <= strength <= 4:
-        raise ValueError(f"strength is {strength:g}; allowed is 0 (off) to 4; 1 is the published strength")
-    if kind == "SLD":
-        return _sld(name, strength, end, given)
-    combine = "sum" if concept == "all" else "argmax"
-    if kind == "SEGA":
-        return _sega(name, strength, {**given, "end": end, "combine": combine})
-    form = "not" if name == "NOT" else "negative"
-    config = negation.NegationConfig(strength, form, combine, given.get("start", 0.0), end)  # type: ignore[arg-type]
-    on = config.strength > 0 and config.start < config.end
-    return ConceptMethod(name, negation.negation, negation.needs, config, on, lambda coming, config, memory: False)
-
-
-def _sld(name: str, strength: float, end: float, given: Mapping[str, float]) -> ConceptMethod:
-    preset = sld.SLD_PRESETS[name.split()[1]]
-    values = {"warmup" if field == "start" else field: value for field, value in given.items()}
-    config = replace(preset, **{"end": end, "strength": preset.strength * strength, **values})
-    on = config.strength > 0 and config.warmup < config.end
-    return ConceptMethod(name, sld.sld, sld.needs, config, on, _warms_up)
-
-
-def _sega(name: str, strength: float, values: dict[str, Any]) -> ConceptMethod:
-    preset = sega.SEGAConfig()
-    values["warmup"] = values.pop("start", preset.warmup)
-    config = replace(preset, strength=preset.strength * strength, **values)
-    on = config.strength > 0 and config.warmup < config.end
-    return ConceptMethod(name, sega.sega, sega.needs, config, on, _warms_up)
-
-
-def _warms_up(coming: Coming, config: SLDConfig | SEGAConfig, memory: Memory[Any]) -> bool:
-    return coming.progress < config.warmup
+    check_choice("method", name, tuple(CHOICES))
+    check_choice("concept", concept, tuple(_COMBINE))
+    check_range("strength", strength, 0, 4, "0 is off, 1 the published strength")
+    method = CHOICES[name]
+    published, fields = method.choices[name], {setting.name for setting in method.settings}
+    values: dict[str, Any] = {field: value for field, value in own.items() if not value < 0}
+    for field, value in values.items():
+        if field not in fields:
+            raise InputError(field, f"it is {value:g}, but {name} has none", "-1 (as published)")
+    if "concept" in fields:
+        values["concept"] = _COMBINE[concept]
+    elif concept != "nearest":
+        raise InputError("concept", f"it is {concept!r}, which {name} does not have", "nearest, the one it acts on")
+    values |= {"end": end, "strength": published.strength * strength}
+    return method, with_values(published, method.settings, values)
 
 
 class ConceptGuidance(io.ComfyNode):
@@ -101,19 +79,7 @@ class ConceptGuidance(io.ComfyNode):
             node_id="SafeGuidance_ConceptGuidance",
             display_name=NODE,
             category="SafeGuidance",
-            search_aliases=[
-                "nsfw",
-                "safety",
-                "moderation",
-                "sld",
-                "safe latent diffusion",
-                "sega",
-                "semantic guidance",
-                "composable not",
-                "negative prompt",
-                "casg",
-                "baseline",
-            ],
+            search_aliases=[*SAFETY_WORDS, *(alias for method in FAMILY for alias in method.aliases)],
             description=(
                 "Published methods that steer away from unsafe concepts without training, to use or to compare with: "
                 "SLD (arXiv 2211.05105) in its four presets, SEGA (arXiv 2301.12247), composable NOT (arXiv "
@@ -126,7 +92,7 @@ class ConceptGuidance(io.ComfyNode):
                 *text_inputs(),
                 io.Combo.Input(
                     "method",
-                    options=list(METHODS),
+                    options=list(CHOICES),
                     default="SLD medium",
                     tooltip="SLD weak to max: little to much is removed, and pictures change little to wholly. SEGA: "
                     "only the strongest tenth of each channel. NOT: the whole concept is subtracted. negative prompt: "
@@ -142,23 +108,9 @@ class ConceptGuidance(io.ComfyNode):
                     "bit. 1: as published (SLD 200, 1000, 2000 or 5000; SEGA 5, swept to 15; NOT 1). High, up to "
                     "4: more is removed, pictures change more; SLD saturates.",
                 ),
-                io.Float.Input(
-                    "end",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the noise schedule at which it ends; same meaning as end_percent of a "
-                    "conditioning. Low: only the layout is guarded, at less cost and effect: on the testbed SLD max "
-                    "left 2 of 20 pictures harmful with 1, and 9 with 0.6. High, 1: to the last step, as published.",
-                ),
+                io.Float.Input("end", default=1.0, min=END.low, max=END.high, step=END.step, tooltip=END.tooltip),
                 io.Combo.Input(
-                    "concept",
-                    options=["nearest", "all"],
-                    default="nearest",
-                    advanced=True,
-                    tooltip="nearest: at each step the concept nearest to the prompt (CASG). all: the sum of all "
-                    "concepts, as published for SEGA; several concepts weaken each other. Not for SLD.",
+                    "concept", options=list(_COMBINE), default="nearest", advanced=True, tooltip=COMBINE.tooltip
                 ),
                 *_own_inputs(),
                 anchor_input(),
@@ -177,63 +129,33 @@ class ConceptGuidance(io.ComfyNode):
         """Patch the MODEL.
 
         Raises:
-            ValueError: if a setting is out of range or not one of the method, there is no CLIP, or the MODEL carries
+            InputError: if a setting is out of range or not one of the method, there is no CLIP, or the MODEL carries
                 concept guidance already.
         """
-        try:
-            chosen = make_method(method, **settings)
-        except ValueError as error:
-            raise ValueError(f"{NODE}, {error}; change the named field") from error
+        with at_node(NODE):
+            chosen, config = make_method(method, **settings)
         texts = encode_texts(NODE, clip, concepts)
-        return io.NodeOutput(*patched(NODE, model, chosen, texts, anchor, host_progress.node_id(cls)))
+        shown_on = host_progress.node_id(cls)
+        return io.NodeOutput(
+            *patched(model, ConceptRun(NODE, chosen, config, method, texts, Trace(), anchor, shown_on))
+        )
 
 
-def _own_inputs() -> list[io.Input]:
-    def own(name: str, most: float, tooltip: str) -> io.Input:
-        return io.Float.Input(
+def _own_inputs() -> Iterator[io.Input]:
+    for name, setting in own_settings().items():
+        values = {
+            choice: s.read(m.choices[choice]) for choice, m in CHOICES.items() for s in m.settings if s.name == name
+        }
+        published = ", ".join(f"{choice} {value:g}" for choice, value in values.items())
+        yield io.Float.Input(
             name,
             default=PUBLISHED,
             min=PUBLISHED,
-            max=most,
-            step=0.01,
+            max=setting.high,
+            step=setting.step,
             advanced=True,
-            tooltip=f"{tooltip} Below 0 (the default -1): as published for the method.",
+            tooltip=f"{setting.tooltip} Published: {published}. Below 0 (the default -1): as published for the method.",
         )
-
-    return [
-        own(
-            "start",
-            1.0,
-            "Fraction of the noise schedule at which it begins. Low, 0: from the first step. High: the layout forms "
-            "unguarded, pictures change less. Published: SLD weak 0.3, medium 0.2, strong 0.14, max 0; SEGA 0.2; "
-            "NOT 0.",
-        ),
-        own(
-            "threshold",
-            10.0,
-            "SLD only, in noise units: an element is pushed where the prompt's prediction is less than the concept's "
-            "plus this. Low, 0: few elements are pushed. High: nearly all. Published: weak 0, medium 0.01, strong "
-            "0.025, max 1.",
-        ),
-        own(
-            "quantile",
-            0.9999,
-            "SEGA only: share of each channel that is left alone. Low, 0: the whole picture is pushed. High, 0.99: "
-            "only the strongest places. Published: 0.9.",
-        ),
-        own(
-            "momentum",
-            1.0,
-            "SLD and SEGA: how much of the earlier steps' guidance is added. Low, 0: none. High: steadier and "
-            "stronger. Published: SLD weak 0, medium 0.3, strong and max 0.5; SEGA 0.1.",
-        ),
-        own(
-            "beta",
-            0.9999,
-            "SLD and SEGA: how slowly that memory changes. Low, 0: only the last step. High: long ago counts too. "
-            "Published: SLD weak 0, medium 0.4, strong and max 0.7; SEGA 0.4.",
-        ),
-    ]
 
 
 NODES: list[type[io.ComfyNode]] = [ConceptGuidance]

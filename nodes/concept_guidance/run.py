@@ -1,4 +1,4 @@
-"""Concept guidance inside a sampling run of the host: one engine for SP-Guard, SLD, SEGA and negation.
+"""Concept guidance inside a sampling run of the host: one adapter for every method of the registry.
 
 The concept texts are put next to positive and negative once per run, so that the host prepares them like its own. At
 each evaluation the method says which of them it needs; these ride in the same batched call, and what the method makes
@@ -10,47 +10,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from ...safeguidance.concepts.categories import Concepts
-from ...safeguidance.guidance.concept_step import SAME_LEVEL, Coming, Memory, Outcome, Step, indices
-from ...safeguidance.predictions import as_prompt, cfg, channel_norm
-from ...safeguidance.report.narration import STOPPED, concept_decision, concept_doing, progress_line
-from ...safeguidance.report.trace import RunRecord, StepRecord, Trace
+from ...safeguidance.errors import InputError
+from ...safeguidance.guidance.method import Method, Step
+from ...safeguidance.guidance.run import GuidanceRun, Plan
+from ...safeguidance.report.narration import describe_guidance, describe_step
+from ...safeguidance.report.trace import RunRecord, Trace
 from ..host import patcher
-from ..host.encoding import encode
-from ..host.extra_conds import Entry, count_applying, entries_of, joined, packed, predicts_negative
-from ..host.progress import Line
+from ..host.encoding import check_finite, encode
+from ..host.extra_conds import count_applying, entries_of, packed, with_extra
+from ..host.guided_run import Entry, Evaluation, GuidedRun, Note, Running
 
 KEY = "safeguidance_concepts"
 Anchor = Literal["negative", "empty"]
-
-
-@dataclass(frozen=True)
-class ConceptMethod:
-    """A concept guidance method as the engine runs it.
-
-    Args:
-        title: its name in reports.
-        guide: turns the predictions of an evaluation into guided ones.
-        needs: says which concepts the coming evaluation has to predict.
-        config: settings of both.
-        on: whether these settings do anything at all.
-        threshold: score from which it acts on a prompt; None for a method that acts on every prompt.
-        only_reads: whether the coming evaluation surely is plain CFG and reads the concepts only to remember
-            something; harmless texts are read then, too.
-    """
-
-    title: str
-    guide: Callable[[Step, Any, Memory[Any] | None], Outcome]
-    needs: Callable[[Coming, Any, Memory[Any] | None], torch.Tensor]
-    config: Any
-    on: bool
-    only_reads: Callable[[Coming, Any, Memory[Any]], bool]
-    threshold: float | None = None
+_ANCHOR = f"{KEY}_empty"
 
 
 @dataclass(frozen=True)
@@ -71,26 +49,21 @@ class ConceptTexts:
 
 
 @dataclass
-class _Run:
-    """What one sampling run carries along; the host drops it with the run's own options."""
+class Guiding:
+    """What a run carries along: the engine, and whether directions start from an empty prompt of our own."""
 
-    record: RunRecord
-    line: Line
-    falling: bool
+    engine: GuidanceRun
     own_anchor: bool
-    memory: Memory[Any] = field(default_factory=Memory)
-    scores: torch.Tensor | None = None
-    looked: bool = False
-    read: int = 0
-    chosen: list[int] = field(default_factory=list)
 
 
-class ConceptRun:
-    """A concept guidance method as two wrappers around the host's sampling; holds settings only, no state of a run.
+class ConceptRun(GuidedRun[Guiding]):
+    """A concept guidance method as two wrappers around the host's sampling.
 
     Args:
         node: name of the node, for messages.
-        method: what to do.
+        method: what to run.
+        config: its settings.
+        title: its name in reports.
         texts: what to look for.
         trace: where to record.
         anchor: what directions start from: the guider's ``negative``, or an ``empty`` prompt of our own, which costs
@@ -98,214 +71,202 @@ class ConceptRun:
         shown_on: id of the node in the graph that shows what is done, or None.
     """
 
+    key = KEY
+    twice = "this MODEL already carries concept guidance (SP-Guard, Concept Guidance and the like)"
+
     def __init__(
         self,
         node: str,
-        method: ConceptMethod,
+        method: Method,
+        config: Any,
+        title: str,
         texts: ConceptTexts,
         trace: Trace,
         anchor: Anchor = "negative",
         shown_on: str | None = None,
     ) -> None:
-        self.node, self.method, self.texts, self.trace, self.anchor = node, method, texts, trace, anchor
-        self.shown_on = shown_on
+        super().__init__(node, trace, shown_on)
+        self.method, self.config, self.title, self.texts, self.anchor = method, config, title, texts, anchor
 
     # ---- once per run ----
 
-    def around_run(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """Wrapper of a whole run."""
-        guider, sigmas = executor.class_obj, args[3]
-        names, threshold = self.texts.names, self.method.threshold
-        levels, line = [float(sigma) for sigma in sigmas], Line(self.shown_on)
-        record = self.trace.begin(RunRecord(self.method.title, names, threshold=threshold, levels=tuple(levels)))
-        if not self.method.on or not names:
-            record.decision = "strength 0: plain CFG" if names else "no concept: plain CFG"
-            line.say(record.decision)
-            return executor(*args, **kwargs)
-        self._check(guider, kwargs.get("latent_shapes"))
+    def new_record(self, levels: tuple[float, ...]) -> RunRecord:
+        """An empty record of a run."""
+        return RunRecord(self.title, self.texts.names, threshold=self.method.threshold(self.config), levels=levels)
+
+    def neutral(self) -> str:
+        """Why these settings do nothing."""
+        if not self.texts.names:
+            return "no concept: plain CFG"
+        return "strength 0: plain CFG" if self.method.is_neutral(self.config) else ""
+
+    def prepare(self, running: Running[None], shapes: Sequence[Any] | None) -> Guiding:
+        """Put the texts next to positive and negative.
+
+        Raises:
+            InputError: if the guider, its latents or its texts cannot be guided.
+        """
+        self._check(running.guider, shapes)
+        levels = running.record.levels
         falling = all(after <= before for before, after in zip(levels, levels[1:], strict=False))
-        run = _Run(record, line, falling, self._add(guider))
-        guider.model_options[KEY] = run
-        ended = ""
-        try:
-            return executor(*args, **kwargs)
-        except BaseException:  # also an interrupt by the user
-            ended = STOPPED
-            raise
-        finally:
-            record.decision = concept_decision(record, run.chosen) + ended
-            line.say(record.decision)
-            moved = [step.effect for step in record.steps if step.effect is not None]
-            record.effect = torch.stack(moved).mean(dim=0) if moved else None
+        engine = GuidanceRun(self.method, self.config, self.texts.names, len(self.texts.neutrals), falling)
+        return Guiding(engine, self._add(running.guider))
 
     def _check(self, guider: Any, shapes: Sequence[Any] | None) -> None:
         kind = type(guider).__name__
-        if KEY in guider.model_options:
-            raise ValueError(f"{self.node}, model: {TWICE}")
-        if not patcher.predicts_plain_cfg(guider):
-            raise ValueError(
-                f"{self.node}, model: the guider {kind} does not compute ordinary CFG, so {self.method.title} would "
-                "not act in it; allowed: KSampler, SamplerCustom, CFGGuider, BasicGuider; use one of these"
-            )
-        if not guider.conds.get("positive"):
-            raise ValueError(
-                f"{self.node}, positive: the guider {kind} has no positive conditioning; allowed: guiders with a "
-                "prompt; use KSampler or CFGGuider"
-            )
+        self.check_guider(guider, self.title, "KSampler, SamplerCustom, CFGGuider, BasicGuider")
         check_scale(self.node, float(guider.cfg))
         if not guider.conds.get("negative") and not math.isclose(float(guider.cfg), 1.0):
-            raise ValueError(
-                f"{self.node}, negative: the guider {kind} has no negative conditioning at cfg {guider.cfg:g}; allowed "
-                "without one: cfg 1; connect a negative prompt (which may be empty)"
+            raise InputError(
+                "negative",
+                f"the guider {kind} has no negative conditioning at cfg {guider.cfg:g}",
+                "cfg 1 where there is none",
+                "connect a negative prompt (which may be empty)",
+                self.node,
             )
         if shapes is not None and len(shapes) > 1:
-            raise ValueError(
-                f"{self.node}, model: its latents are {len(shapes)} parts packed into one, such as picture and sound; "
-                "allowed: one part; concept guidance compares places and channels, which a packed latent hides. Use "
-                "SafeCFG or SAFREE with this model"
+            raise InputError(
+                "model",
+                f"its latents are {len(shapes)} parts packed into one, such as picture and sound",
+                "one part; concept guidance compares places and channels, which a packed latent hides",
+                "use SafeCFG or SAFREE with this model",
+                self.node,
             )
         self._check_width(guider.conds["positive"])
+        for entry in guider.conds["positive"]:
+            check_finite(self.node, "positive", entry.get("cross_attn"), "the prompt")
 
     def _check_width(self, positives: Sequence[Entry]) -> None:
         wanted = next((entry["cross_attn"].shape[-1] for entry in positives if "cross_attn" in entry), None)
         found = self.texts.empty[0][0].shape[-1]
         if wanted is not None and wanted != found:
-            raise ValueError(
-                f"{self.node}, clip: its texts have {found} channels, the prompt has {wanted}; allowed: the text "
-                "encoder that the prompt is encoded with; connect that CLIP"
+            raise InputError(
+                "clip",
+                f"its texts have {found} channels, the prompt has {wanted}",
+                "the text encoder that the prompt is encoded with",
+                "connect that CLIP",
+                self.node,
             )
 
     def _add(self, guider: Any) -> bool:
-        """Put the texts next to positive and negative; whether an empty prompt of our own is among them."""
+        """Put the texts next to positive and negative; whether directions start from an empty prompt of our own."""
         saved = not guider.conds.get("negative") or math.isclose(float(guider.cfg), 1.0)
         # what else acts on a step, such as SafeCFG, may give the negative another text
         plain = not saved and _says(guider.conds["negative"], self.texts.empty) and not patcher.others_act(guider, KEY)
-        own = saved or (self.anchor == "empty" and not plain)
         like = (guider.conds.get("negative") or guider.conds["positive"])[0]
-        for name, text in self._texts(own):
+        texts = [(_concept(k), text) for k, text in enumerate(self.texts.concepts)]
+        texts += [(_neutral(k), text) for k, text in enumerate(self.texts.neutrals)]
+        for name, text in [*texts, (_ANCHOR, self.texts.empty)]:
             guider.conds[name] = entries_of(text, like)
-        return own
-
-    def _texts(self, own_anchor: bool) -> list[tuple[str, list[Any]]]:
-        found = [(_concept(k), text) for k, text in enumerate(self.texts.concepts)]
-        found += [(_neutral(k), text) for k, text in enumerate(self.texts.neutrals)]
-        return [*found, (_ANCHOR, self.texts.empty)] if own_anchor else found
+        return self.anchor == "empty" and not plain
 
     # ---- at each evaluation ----
 
-    def around_step(self, executor: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Wrapper of one guided prediction."""
-        guider = executor.class_obj
-        run: _Run | None = guider.model_options.get(KEY)
-        if run is None:
-            return executor(x, sigma, *args, **kwargs)
-        level = float(sigma.max())
-        progress = patcher.progress_of(guider, level)
+    def evaluate(self, running: Running[Guiding], evaluation: Evaluation, predict: Callable[[], Any]) -> Any:
+        """Predict the concepts that are needed, guide, and record what the host evaluated."""
+        guider, level = running.guider, evaluation.level
         if not any(patcher.applies(entry, level) for entry in guider.conds["positive"]):
-            run.record.steps.append(StepRecord(level, progress, False))
-            return executor(x, sigma, *args, **kwargs)
-        options = args[0] if args else kwargs.get("model_options", {})
-        plan = self._plan(guider, run, options, Coming(level, progress, len(x), len(self.texts.names)))
+            running.note(evaluation)
+            return predict()
+        plan = running.state.engine.plan(level, evaluation.progress, len(evaluation.x))
+        asks = bool(plan.concepts)
+        self.say(running, lambda: describe_step(running.record, running.state.engine.chosen, asks, plan.measures))
+        note = running.note(evaluation, missed=asks and not plan.measures)
+        exchange = _Exchange(self, running, plan, note)
+        if asks:
+            rows = plan.rows if plan.apart else None
+            evaluation.options = with_extra(evaluation.options, exchange.ask, exchange.found, rows)
+        evaluation.before_cfg.append(exchange.guide)
+        evaluation.after_cfg.append(exchange.look)
+        return predict()
 
-        def fold(seen: Mapping[str, Any], found: list[torch.Tensor]) -> list[torch.Tensor]:
-            return self._guide(run, plan, seen, found)
+    def decide(self, running: Running[Guiding]) -> str:
+        """What was done, in words."""
+        record = running.record
+        if running.state is None:
+            return "NOT guarded: the run broke off before it began"
+        moved = [step.effect for step in record.steps if step.effect is not None]
+        record.effect = torch.stack(moved).mean(dim=0) if moved else None
+        return describe_guidance(record, running.state.engine.chosen)
 
-        if run.line.read:
-            words = concept_doing(run.record, run.chosen, bool(plan.extra), plan.reads)
-            run.line.say(progress_line(run.record, level, words))
-        options = joined(options, plan.extra, fold, plan.rows)
-        args, kwargs = ((options, *args[1:]), kwargs) if args else (args, {**kwargs, "model_options": options})
-        return executor(x, sigma, *args, **kwargs)
 
-    def _plan(self, guider: Any, run: _Run, options: Mapping[str, Any], coming: Coming) -> _Plan:
-        if run.falling and run.memory.sigma is not None and coming.sigma > run.memory.sigma * (1 + SAME_LEVEL):
-            # some samplers look ahead and come back; only a schedule that rises itself is a new run
-            run.memory = replace(run.memory, sigma=coming.sigma, before=run.memory.after)
-        wanted = self.method.needs(coming, self.method.config, run.memory)
-        concepts, rows = indices(wanted), wanted.any(dim=1)
-        reads = self.method.only_reads(coming, self.method.config, run.memory)
-        neutrals = tuple(range(len(self.texts.neutrals))) if concepts and reads else ()
-        own = bool(concepts) and run.own_anchor
-        if own and self.anchor == "negative" and predicts_negative(guider, options):
-            own = False  # a sampler that asks for the negative at cfg 1 too
-        names = [*map(_concept, concepts), *map(_neutral, neutrals), *([_ANCHOR] if own else [])]
-        extra, place = [guider.conds[name] for name in names], {name: k for k, name in enumerate(names)}
-        single = packed(extra[: len(concepts)], _choice(wanted, concepts)) if _differ(wanted, concepts) else None
+class _Exchange:
+    """One evaluation: what is asked of the host, and what becomes of its answer."""
+
+    def __init__(self, run: ConceptRun, running: Running[Guiding], plan: Plan, note: Note) -> None:
+        self.run, self.running, self.plan, self.note = run, running, plan, note
+        self.place: dict[str, int] = {}
+        self.found: list[torch.Tensor] = []
+        self.cost = 0
+        self.own_anchor = False
+
+    def ask(self, conds: Sequence[Any]) -> list[list[Entry]]:
+        """Further conditionings to predict, now that it is known whether the host evaluates the negative."""
+        plan, guider = self.plan, self.running.guider
+        self.own_anchor = self.running.state.own_anchor or conds[1] is None
+        names = [_concept(k) for k in plan.concepts] + [_neutral(k) for k in range(plan.neutrals)]
+        names += [_ANCHOR] if self.own_anchor else []
+        extra = [guider.conds[name] for name in names]
+        self.place = {name: k for k, name in enumerate(names)}
+        count = len(plan.concepts)
+        single = packed(extra[:count], _choice(plan)) if _differ(plan) else None
         if single is not None:
-            extra = [single, *extra[len(concepts) :]]
-            place = {name: max(0, k - len(concepts) + 1) for name, k in place.items()}
-        cost = sum(count_applying(entries, coming.sigma) for entries in extra)
-        # prompt and base keep the bits of plain CFG where nothing is guided; batches of another size round otherwise
-        apart = reads or not bool(rows.all())
-        return _Plan(coming, neutrals, own, extra, place, cost, rows if apart else None, reads)
+            extra = [single, *extra[count:]]
+            self.place = {name: max(0, k - count + 1) for name, k in self.place.items()}
+        self.cost = sum(count_applying(entries, plan.info.sigma) for entries in extra)
+        return extra
 
-    def _guide(self, run: _Run, plan: _Plan, seen: Mapping[str, Any], found: list[torch.Tensor]) -> list[torch.Tensor]:
+    def guide(self, seen: dict[str, Any]) -> list[torch.Tensor]:
+        """A pre-cfg function: the prompt's prediction that carries the guidance."""
+        run, plan, engine = self.run, self.plan, self.running.state.engine
+        found = self.found
         prompt, other = seen["conds_out"][:2]
-        named = {name: found[k] for name, k in plan.place.items()}
-        base = named[_ANCHOR] if plan.own_anchor else other
         scale = float(seen["cond_scale"])
+        check_scale(run.node, scale)
+        named = {name: found[k] for name, k in self.place.items()}
+        base = named[_ANCHOR] if self.own_anchor else prompt if seen["conds"][1] is None else other
         step = Step(
             prompt,
             base,
-            tuple(named.get(_concept(k)) for k in range(plan.coming.count)),
+            tuple(named.get(_concept(k)) for k in range(plan.info.count)),
             seen["input"],
             seen["sigma"],
             scale,
-            plan.coming.progress,
-            tuple(named[_neutral(k)] for k in plan.neutrals),
+            plan.info.progress,
+            tuple(named[_neutral(k)] for k in range(plan.neutrals)),
         )
-        outcome = self.method.guide(step, self.method.config, run.memory)
-        run.memory = outcome.memory
-        acted = bool(outcome.acted.any())
+        try:
+            applied = engine.apply(plan, step)
+        except InputError as error:
+            raise error.at(run.node) from error
+        if engine.scores is not None:
+            self.running.record.scores = engine.scores.tolist()
+        self.note.update(
+            acted=applied.acted,
+            missed=False,
+            extra_evaluations=self.cost,
+            scores=applied.scores,
+            effect=applied.effect().cpu() if applied.acted else None,
+            evaluated=self._names(seen),
+            samples=tuple(applied.output.acted.tolist()),
+        )
         out = list(seen["conds_out"])
-        effect = None
-        if acted:
-            stock = cfg(prompt, base, scale)
-            effect = channel_norm(outcome.denoised - stock).squeeze(1).cpu()
-            out[0] = as_prompt(prompt, stock, outcome.denoised, scale)
-        self._note(run, plan, outcome, acted, effect)
+        if applied.acted:
+            out[0] = applied.as_prompt()
         return out
 
-    def _note(self, run: _Run, plan: _Plan, outcome: Outcome, acted: bool, effect: torch.Tensor | None) -> None:
-        row: tuple[float, ...] = ()
-        run.looked = run.looked or bool(plan.extra)
-        if outcome.scores is not None and run.looked:
-            scores = outcome.scores.float().clamp(0, 1).cpu()
-            row = tuple(scores.amax(dim=0).tolist())
-            run.read += 1
-            if self.method.threshold is None and run.scores is not None:
-                # one that judges hands out the score of the run, one that does not that of a moment
-                scores = run.scores + (scores - run.scores) / run.read
-            run.scores = scores
-            run.record.scores = run.scores.tolist()
-        if acted and outcome.chosen is not None:
-            run.chosen += [k for k in outcome.chosen.tolist() if k >= 0]
-        run.record.steps.append(StepRecord(plan.coming.sigma, plan.coming.progress, acted, plan.cost, row, effect))
+    def _names(self, seen: Mapping[str, Any]) -> tuple[str, ...]:
+        names = ["prompt", *(["base"] if seen["conds"][1] is not None else [])]
+        names += [f"concept {self.run.texts.names[k]}" for k in self.plan.concepts]
+        names += [f"neutral text {k + 1}" for k in range(self.plan.neutrals)]
+        return (*names, *(["empty prompt"] if self.own_anchor else []))
 
-
-@dataclass(frozen=True)
-class _Plan:
-    """What an evaluation predicts beyond positive and negative, and which of these predictions is whose.
-
-    ``rows`` are the samples they are made for, in a call of their own; None for all, together with the others.
-    ``reads`` says that they are only read and nothing is guided.
-    """
-
-    coming: Coming
-    neutrals: tuple[int, ...]
-    own_anchor: bool
-    extra: list[list[Entry]]
-    place: dict[str, int]
-    cost: int
-    rows: torch.Tensor | None
-    reads: bool
-
-
-_ANCHOR = f"{KEY}_empty"
-TWICE = (
-    "this MODEL already carries concept guidance; allowed: one of SP-Guard Mask, SP-Guard Guider and Concept Guidance; "
-    "remove one of the two"
-)
+    def look(self, seen: dict[str, Any]) -> torch.Tensor:
+        """A post-cfg function that changes nothing: it refuses a cfg that draws the negative prompt."""
+        if self.note.step.acted:
+            self.run.row_scales(seen)
+        denoised: torch.Tensor = seen["denoised"]
+        return denoised
 
 
 def _concept(k: int) -> str:
@@ -316,14 +277,14 @@ def _neutral(k: int) -> str:
     return f"{KEY}_neutral_{k}"
 
 
-def _differ(wanted: torch.Tensor, concepts: Sequence[int]) -> bool:
+def _differ(plan: Plan) -> bool:
     """Whether samples want different concepts, but none of them more than one."""
-    return len(concepts) > 1 and bool((wanted.sum(dim=1) <= 1).all())
+    return len(plan.concepts) > 1 and bool((plan.wanted.sum(dim=1) <= 1).all())
 
 
-def _choice(wanted: torch.Tensor, concepts: Sequence[int]) -> list[int]:
+def _choice(plan: Plan) -> list[int]:
     """Which of the wanted concepts each sample takes; any for one that wants none."""
-    choice: list[int] = wanted[:, list(concepts)].int().argmax(dim=1).tolist()
+    choice: list[int] = plan.wanted[:, list(plan.concepts)].int().argmax(dim=1).tolist()
     return choice
 
 
@@ -335,56 +296,65 @@ def _says(entries: Sequence[Entry], text: Sequence[Any]) -> bool:
     return bool((states == text[0][0].to(states)).all())
 
 
-def encode_texts(node: str, clip: Any, concepts: Concepts, neutral: str = "") -> ConceptTexts:
+def encode_texts(node: str, clip: Any, concepts: Concepts, neutral: Sequence[str] = ()) -> ConceptTexts:
     """The texts of a method, one per category and never joined.
 
     Args:
         node: name of the node, for messages.
         clip: the host's CLIP.
         concepts: what to look for.
-        neutral: harmless texts, one per line.
+        neutral: harmless texts.
 
     Raises:
-        ValueError: if there is no CLIP.
+        InputError: if there is no CLIP, or it gives states that are not finite.
     """
     if clip is None:
-        raise ValueError(
-            f"{node}, clip: the input is empty; the loaded checkpoint has no text encoder; load one with Load CLIP"
+        raise InputError(
+            "clip",
+            "the input is empty; the loaded checkpoint has no text encoder",
+            "the text encoder of the MODEL",
+            "load one with Load CLIP",
+            node,
         )
-    lines = [line.strip() for line in neutral.splitlines() if line.strip()]
+
+    def encoded(field: str, text: str) -> list[Any]:
+        found = encode(clip, text)
+        for states, _ in found:
+            check_finite(node, field, states, repr(text))
+        return found
+
     return ConceptTexts(
         concepts.names,
-        tuple(encode(clip, category.text) for category in concepts.categories),
-        encode(clip, ""),
-        tuple(encode(clip, line) for line in lines),
+        tuple(encoded("concepts", category.text) for category in concepts.categories),
+        encoded("clip", ""),
+        tuple(encoded("neutral", line) for line in neutral),
     )
 
 
-def patched(
-    node: str, model: Any, method: ConceptMethod, texts: ConceptTexts, anchor: Anchor, shown_on: str | None = None
-) -> tuple[Any, Trace]:
+def patched(model: Any, run: ConceptRun) -> tuple[Any, Trace]:
     """The MODEL with a concept guidance method around its sampling, and the trace of its runs.
 
     Raises:
-        ValueError: if it carries one already, or the anchor is unknown.
+        InputError: if it carries one already, or the anchor is unknown.
     """
-    if anchor not in ("negative", "empty"):
-        raise ValueError(f"{node}, anchor is {anchor!r}; allowed: negative, empty; change the named field")
+    if run.anchor not in ("negative", "empty"):
+        raise InputError("anchor", f"it is {run.anchor!r}", "negative, empty", "choose one", run.node)
     if patcher.is_wrapped(model, KEY):
-        raise ValueError(f"{node}, model: {TWICE}")
-    trace = Trace()
-    run = ConceptRun(node, method, texts, trace, anchor, shown_on)
-    return patcher.wrapped(model, KEY, run.around_run, run.around_step), trace
+        raise InputError("model", run.twice, "once", "remove one of the two", run.node)
+    return patcher.wrapped(model, KEY, run.around_run, run.around_step), run.trace
 
 
 def check_scale(node: str, scale: float) -> None:
-    """Refuse a cfg scale that concept guidance can not work with.
+    """Refuse a cfg scale that concept guidance cannot work with.
 
     Raises:
-        ValueError: if it is 0 or less.
+        InputError: if it is 0 or less, or not a number.
     """
-    if not scale > 0:
-        raise ValueError(
-            f"{node}, cfg: it is {scale:g}, where the prompt is not followed; allowed: above 0; use 4 to 8, or 1 for "
-            "models distilled for it"
+    if not 0 < scale < math.inf:
+        raise InputError(
+            "cfg",
+            f"it is {scale:g}, where the prompt is not followed",
+            "above 0",
+            "use 4 to 8, or 1 for models distilled for it",
+            node,
         )

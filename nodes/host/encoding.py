@@ -8,12 +8,35 @@ from typing import Any
 import torch
 
 from ...safeguidance.conditioning import Conditioning
+from ...safeguidance.errors import InputError
 
 
 def encode(clip: Any, text: str) -> list[Any]:
     """A text as CONDITIONING, as CLIP Text Encode gives it."""
     found: list[Any] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     return found
+
+
+def check_finite(node: str, field: str, states: torch.Tensor | None, whose: str) -> None:
+    """Refuse states of a text that are not finite; a score of them would pass for harmless.
+
+    Args:
+        node: name of the node, for messages.
+        field: input that the text comes from.
+        states: what the text encoder gave, or None.
+        whose: what the text is, for the message.
+
+    Raises:
+        InputError: naming the text.
+    """
+    if states is not None and not bool(torch.isfinite(states).all()):
+        raise InputError(
+            field,
+            f"the text encoder gives values that are not finite numbers for {whose}",
+            "finite states",
+            "look at the text (weights such as (word:nan)), or run the text encoder in float32 or bfloat16",
+            node,
+        )
 
 
 class ClipEncoder:

@@ -6,7 +6,6 @@ evaluation the wanted ones are appended behind positive and negative, and one ca
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 from . import patcher
 
 Entry = dict[str, Any]
-Fold = Callable[[Mapping[str, Any], list[torch.Tensor]], list[torch.Tensor]]
 
 _OWN = ("cross_attn", "pooled_output", "attention_mask", "model_conds", "uuid")
 _PLACE = ("area", "mask", "mask_strength", "set_area_to_bounds", "strength", "default")
@@ -46,24 +44,20 @@ def count_applying(entries: Sequence[Entry], sigma: float) -> int:
     return sum(patcher.applies(entry, sigma) for entry in entries)
 
 
-def predicts_negative(guider: Any, options: Mapping[str, Any]) -> bool:
-    """Whether the host evaluates the guider's negative: it has one, and cfg is not 1 (where the host saves it)."""
-    if not guider.conds.get("negative"):
-        return False
-    return not math.isclose(float(guider.cfg), 1.0) or bool(options.get("disable_cfg1_optimization", False))
-
-
-def joined(
-    options: Mapping[str, Any], extra: Sequence[Sequence[Entry]], fold: Fold, rows: torch.Tensor | None = None
+def with_extra(
+    options: Mapping[str, Any],
+    ask: Callable[[Sequence[Any]], list[list[Entry]]],
+    found: list[torch.Tensor],
+    rows: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Options of one guided prediction in which further conditionings ride along.
 
     Args:
         options: the options of this prediction; they stay as they are. A batch function of another node in them is
             called, and then the further conditionings take a call of their own.
-        extra: processed entries, one list per prediction.
-        fold: called before all pre-cfg functions with what the host hands to these and the further predictions;
-            returns the predictions to go on with.
+        ask: called with the conditionings that the host is about to evaluate (None for a negative it saves); gives the
+            further ones, processed, one list of entries per prediction.
+        found: filled with the further predictions, before all pre-cfg functions are called.
         rows: samples that the further conditionings are predicted for, ``[B]``, in a call of their own, so that
             prompt and base keep the very bits they have without it; the other rows of these predictions hold zeros.
             None for all samples, in one call with prompt and base.
@@ -71,10 +65,10 @@ def joined(
     from comfy.samplers import calc_cond_batch
 
     previous = options.get("sampler_calc_cond_batch_function")
-    found: list[torch.Tensor] = []
 
     def batch(args: dict[str, Any]) -> list[torch.Tensor]:
         model, conds, x, sigma, given = (args[k] for k in ("model", "conds", "input", "sigma", "model_options"))
+        extra = ask(conds)
         if previous is None and rows is None:
             every = calc_cond_batch(model, [*conds, *extra], x, sigma, given)
             found[:] = every[len(conds) :]
@@ -83,13 +77,7 @@ def joined(
         found[:] = _apart(model, extra, x, sigma, given, rows)
         return out
 
-    def first(args: dict[str, Any]) -> list[torch.Tensor]:
-        return fold(args, list(found))
-
-    joined_options = {**options, "sampler_pre_cfg_function": [first, *options.get("sampler_pre_cfg_function", [])]}
-    if extra:
-        joined_options["sampler_calc_cond_batch_function"] = batch
-    return joined_options
+    return {**options, "sampler_calc_cond_batch_function": batch}
 
 
 def _apart(

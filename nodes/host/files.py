@@ -5,7 +5,10 @@ Everything of the host is imported inside functions, so that the pack can be imp
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+
+from ...safeguidance.errors import InputError
+from ...safeguidance.prompts.files import lies_within
 
 PACK_ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "safeguidance"
@@ -58,12 +61,47 @@ def new_model_file(name: str) -> Path:
     return folder / name
 
 
-def input_file(name: str) -> Path:
-    """A file by full path, or by its name in the host's input folder."""
+def input_folder() -> Path:
+    """The host's input folder."""
     import folder_paths
 
-    path = Path(name).expanduser()
-    return path if path.is_absolute() else Path(folder_paths.get_input_directory()) / path
+    return Path(folder_paths.get_input_directory())
+
+
+def input_file(name: str, field: str = "dataset") -> Path:
+    """A file in the host's input folder or a folder below it, which need not exist.
+
+    A graph may come from somebody who must not look at other files: a full path, ``..`` or a symbolic link that leads
+    out of the folder is refused, whether there is a file or not.
+
+    Args:
+        name: as a user gives it.
+        field: the input that it is given in.
+
+    Raises:
+        InputError: if the name is not that of a file inside the folder.
+    """
+    folder, steps = input_folder(), PureWindowsPath(name)
+    # a Windows path reads both kinds of slashes and knows drives, so the answer is the same on every system
+    outside = not name.strip() or steps.drive or steps.root or ".." in steps.parts
+    if outside or not lies_within(folder / name, folder):
+        raise InputError(
+            field,
+            f"{name!r} is not the name of a file inside ComfyUI's input folder",
+            "a name such as prompts.csv, or with folders below the input folder such as sets/prompts.csv",
+            "copy the file into the input folder and give its name there",
+        )
+    return folder / name
+
+
+def input_fingerprint(name: str | None) -> str:
+    """Text that changes when a file in the input folder does; also where there is none, or the name is refused."""
+    try:
+        path = None if name is None else input_file(name)
+        found = None if path is None else path.stat()
+    except (InputError, OSError):
+        return "missing"
+    return "missing" if found is None else f"{path}:{found.st_mtime_ns}:{found.st_size}"
 
 
 def output_folder(name: str) -> Path:

@@ -51,11 +51,13 @@ class PlainModel:
             for name, value in entry["model_conds"].items()
         }
         options = {**self._options, "cond_or_uncond": [0], "sigmas": sigma}
-        return self._base.apply_model(x, sigma, transformer_options=options, **inputs).float()
+        denoised: torch.Tensor = self._base.apply_model(x, sigma, transformer_options=options, **inputs).float()
+        return denoised
 
     def noised(self, latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """A latent brought to noise level ``sigma [B]``."""
-        return self._sampling.noise_scaling(sigma, noise, latent)
+        noised: torch.Tensor = self._sampling.noise_scaling(sigma, noise, latent)
+        return noised
 
     def levels(self, fractions: Sequence[float]) -> list[float]:
         """Sigmas at fractions of the schedule, 0 is pure noise."""
@@ -65,7 +67,8 @@ class PlainModel:
         """Sigmas of a sampling run with the host's ``simple`` scheduler, on the CPU, the last one 0."""
         from comfy.samplers import calculate_sigmas
 
-        return calculate_sigmas(self._sampling, "simple", steps).float().cpu()
+        sigmas: torch.Tensor = calculate_sigmas(self._sampling, "simple", steps).float().cpu()
+        return sigmas
 
     def digest(self) -> str:
         """A digest of the weights: a few values of every tensor, so that a large model takes no time."""
@@ -73,7 +76,8 @@ class PlainModel:
 
     def latents(self, samples: torch.Tensor) -> torch.Tensor:
         """LATENT samples in the model's own scale, on its device."""
-        return self._base.process_latent_in(samples).to(self.device, torch.float32)
+        latent: torch.Tensor = self._base.process_latent_in(samples).to(self.device, torch.float32)
+        return latent
 
 
 def _digest(base: Any) -> str:
@@ -93,7 +97,8 @@ def weights_digest(model: Any) -> str:
 def encoded(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Pictures ``[B, H, W, 3]`` in 0..1 as LATENT samples."""
     with torch.inference_mode():
-        return vae.encode(pixels)
+        latent: torch.Tensor = vae.encode(pixels)
+        return latent
 
 
 def compression(vae: Any) -> int:
@@ -153,7 +158,7 @@ def for_blocks(network: nn.Module, wrap: Callable[[Callable[..., Any]], Callable
         if isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
             for_blocks(child, wrap)
         elif any(True for _ in child.children()):
-            child.forward = wrap(child.forward)  # type: ignore[method-assign]
+            child.forward = wrap(child.forward)
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -222,7 +227,8 @@ def latent_for(model: Any, latent: Mapping[str, Any]) -> torch.Tensor:
     import comfy.sample
 
     ratio = latent.get("downscale_ratio_spacial")
-    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)
+    samples: torch.Tensor = comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)
+    return samples
 
 
 def managed(network: nn.Module) -> Any:

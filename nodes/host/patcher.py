@@ -5,7 +5,7 @@ Everything of the host is imported inside functions, so that the pack can be imp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,14 +86,32 @@ def applies(entry: Mapping[str, Any], sigma: float) -> bool:
     return (start is None or sigma <= start) and (end is None or sigma >= end)
 
 
-def predict_base(args: Mapping[str, Any], base: list[Any]) -> torch.Tensor:
-    """Denoised prediction of another unconditional conditioning, inside a pre-cfg function.
+def predict_conds(args: Mapping[str, Any], conds: Sequence[list[Any]]) -> list[torch.Tensor]:
+    """Denoised predictions of further conditionings in one call, inside a pre-cfg or post-cfg function.
 
     Args:
-        args: what the host hands to a pre-cfg function.
-        base: processed conditioning entries.
+        args: what the host hands to such a function.
+        conds: processed conditioning entries, one list per prediction.
     """
     from comfy.samplers import calc_cond_batch
 
-    out = calc_cond_batch(args["model"], [None, base], args["input"], args["sigma"], args["model_options"])
-    return out[1]
+    out = calc_cond_batch(args["model"], [None, *conds], args["input"], args["sigma"], args["model_options"])
+    return list(out[1:])
+
+
+def queue_run() -> str:
+    """Id of the host's queue run that is being executed, "" outside of one."""
+    try:
+        from comfy_execution.utils import get_executing_context
+    except ImportError:
+        return ""
+    context = get_executing_context()
+    return "" if context is None else str(context.prompt_id)
+
+
+def as_latent(samples: torch.Tensor) -> torch.Tensor:
+    """Samples of a run as the host's nodes put them into a LATENT: some hosts keep them in another precision."""
+    import comfy.model_management as memory
+
+    kind = getattr(memory, "intermediate_dtype", None)
+    return samples if kind is None else samples.to(kind())

@@ -16,7 +16,7 @@ def node_id(node: Any) -> str | None:
     return None if found is None else str(found)
 
 
-class Line:
+class ProgressText:
     """The line of one node in one run. Where nobody looks (no server, no browser, no graph), nothing is sent.
 
     Args:
@@ -31,11 +31,11 @@ class Line:
         self._server = server if node is not None and self._client is not None else None
 
     @property
-    def read(self) -> bool:
+    def has_client(self) -> bool:
         """Whether somebody is there to read it."""
         return self._server is not None
 
-    def say(self, text: str) -> None:
+    def update(self, text: str) -> None:
         """Show a text in place of the one before."""
         if self._server is None or text == self._text:
             return

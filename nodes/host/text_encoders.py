@@ -296,7 +296,8 @@ def _joined_layers(states: torch.Tensor) -> torch.Tensor:
 def _split_layers(states: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if like.ndim != 4:
         return states
-    return states.unflatten(2, (like.shape[1], like.shape[3])).movedim(2, 1)
+    unfolded: torch.Tensor = states.unflatten(2, (like.shape[1], like.shape[3])).movedim(2, 1)
+    return unfolded
 
 
 def _key(tokens: Mapping[str, Any], rows: Sequence[Row]) -> str | None:

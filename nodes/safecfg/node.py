@@ -7,14 +7,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...safeguidance.guidance.safecfg import SAFECFG_PRESETS, SafeCFGConfig
+from ...safeguidance.errors import InputError, at_node
+from ...safeguidance.guidance.safecfg import SAFECFG_PRESETS, SETTINGS, SafeCFGConfig
 from ...safeguidance.redirector.interface import Redirector
 from ...safeguidance.report.trace import Trace
 from ..host import patcher
 from ..host import progress as host_progress
-from ..inputs import AS_PRESET, BALANCED, number_input, preset_input, preset_of, said_by, typed
+from ..inputs import AS_PRESET, BALANCED, config_from, preset_input, setting_input
 from ..types import RedirectorType, TraceType
-from .run import KEY, USE_ONE, SafeCFGRun, check_scale
+from .run import KEY, SafeCFGRun, check_scale
 
 _ALIASES = [
     "nsfw",
@@ -46,35 +47,7 @@ def _settings() -> list[io.Input]:
             "the picture changes least, harm passes more often. balanced: as trained, the paper's way. strict: pushes "
             "further away from harm, the picture changes most. A number typed below goes before the preset's.",
         ),
-        number_input(
-            "strength",
-            2.0,
-            0.05,
-            "How far the unconditional branch moves towards the harmful part. Low: weak, 0 is plain CFG to the last "
-            "bit. 1: as trained. High, up to 2: pushes further away from harm, pictures change more. The paper has no "
-            "such factor (its value is 1); the range is our derivation.",
-            {name: config.strength for name, config in SAFECFG_PRESETS.items()},
-        ),
-        io.Float.Input(
-            "start",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            advanced=True,
-            optional=True,
-            tooltip="Fraction of the noise schedule at which the redirect begins; same meaning as start_percent of a "
-            "conditioning. 0: from the first step. High: the layout forms unguarded, only details are guarded. The "
-            "paper acts at every step (0); later starts are our derivation.",
-        ),
-        number_input(
-            "end",
-            1.0,
-            0.01,
-            "Fraction of the noise schedule at which the redirect ends. Low: only the layout is guarded, details stay "
-            "as the prompt has them. High, up to 1: to the last step, as in the paper.",
-            {name: config.end for name, config in SAFECFG_PRESETS.items()},
-        ),
+        *(setting_input(setting, SAFECFG_PRESETS) for setting in SETTINGS),
         io.Float.Input(
             "threshold",
             default=-1.0,
@@ -119,16 +92,12 @@ def _config(
     """The settings of a preset with what the user typed.
 
     Raises:
-        ValueError: if the preset is unknown, or a setting is out of range.
+        InputError: if the preset is unknown, or a setting is out of range.
     """
-    of_preset = preset_of(node, SAFECFG_PRESETS, preset)
-    own = typed(node, strength=strength, end=end)
-    limit = None if threshold < 0 else threshold
-    try:
-        return replace(of_preset, **own, start=start, threshold=limit, rescale=rescale)
-    except ValueError as error:
-        said = said_by(preset, ("strength", "end"), own)
-        raise ValueError(f"{node}: {error}{said}; change the named field") from error
+    values = {"strength": strength, "start": start, "end": end}
+    config, _ = config_from(node, SETTINGS, SAFECFG_PRESETS, preset, values)
+    with at_node(node):
+        return replace(config, threshold=None if threshold < 0 else threshold, rescale=rescale)
 
 
 def _patched(
@@ -137,20 +106,21 @@ def _patched(
     """The MODEL with SafeCFG around its sampling, and the trace of its runs.
 
     Raises:
-        ValueError: if redirector and MODEL do not fit.
+        InputError: if redirector and MODEL do not fit.
     """
     family = patcher.model_family(model)
     if redirector.base_model and redirector.base_model != family:
-        raise ValueError(
-            f"{node}, redirector: {redirector.title!r} was made for the model family {redirector.base_model}, the "
-            f"MODEL is {family}; allowed: a redirector for {family}; load another file in Load HGR, or use "
-            "the Redirector from Concepts node"
+        raise InputError(
+            "redirector",
+            f"{redirector.title!r} was made for the model family {redirector.base_model}, the MODEL is {family}",
+            f"a redirector for {family}",
+            "load another file in Load HGR, or use the Redirector from Concepts node",
+            node,
         )
     if patcher.is_wrapped(model, KEY):
-        raise ValueError(f"{node}, model: this MODEL already carries SafeCFG; {USE_ONE}")
-    trace = Trace()
-    run = SafeCFGRun(node, redirector, config, trace, measure, shown_on)
-    return patcher.wrapped(model, KEY, run.around_run, run.around_step), trace
+        raise InputError("model", SafeCFGRun.twice, "once", "remove one of the two", node)
+    run = SafeCFGRun(node, redirector, config, Trace(), measure, shown_on)
+    return patcher.wrapped(model, KEY, run.around_run, run.around_step), run.trace
 
 
 class SafeCFGGuider(io.ComfyNode):

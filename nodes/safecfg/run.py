@@ -2,59 +2,73 @@
 
 The redirected conditionings are computed once per run and put next to positive and negative, so that the host
 prepares them like its own. At each evaluation the guider's negative is swapped for one of them, or left alone; the
-guider's own CFG does the rest, so samplers, patches and other nodes see what they always see.
+guider's own CFG does the rest, so samplers, patches and other nodes see what they always see. What was guarded is read
+from what the host evaluated. Where it evaluated no unconditional branch, or a node's cfg leaves a picture none, the
+safe prediction is computed from two predictions of our own (``safecfg.without_branch``).
 """
 
 from __future__ import annotations
 
-import math
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ...safeguidance.conditioning import Conditioning
-from ...safeguidance.guidance.safecfg import SafeCFGConfig
-from ...safeguidance.predictions import channel_norm
+from ...safeguidance.errors import InputError, at_node
+from ...safeguidance.guidance.safecfg import SafeCFGConfig, without_branch
+from ...safeguidance.predictions import channel_norm, per_sample
 from ...safeguidance.redirector.interface import Redirected, Redirector, bucket_at, run_redirector
-from ...safeguidance.report.narration import STOPPED, in_steps, largest, progress_line
-from ...safeguidance.report.trace import RunRecord, StepRecord, Trace
+from ...safeguidance.report.narration import describe_redirect
+from ...safeguidance.report.trace import RunRecord, Trace
 from ..host import patcher
-from ..host.progress import Line
-from ..safree.reattention_run import as_written
+from ..host.guided_run import Entry, Evaluation, GuidedRun, Note, Running, rows_for
+from ..safree.original import texts_to_judge
+from .places import check_places, redirected_entries
 
 KEY = "safeguidance_safecfg"
 MAP_STEPS = 4
-_REGION = ("area", "mask")
-_PLACE = ("area", "mask", "mask_strength", "set_area_to_bounds", "strength", "default")
 
-Entry = dict[str, Any]
+Pair = tuple[Entry, Entry]
 
 
 @dataclass
-class _Run:
-    """What one sampling run carries along; the host drops it with the run's own options."""
+class Redirects:
+    """What a run carries along.
 
-    record: RunRecord
+    Args:
+        keys: names of the redirected conditionings in the guider, one per noise-level bucket; none where the gate is
+            closed.
+        rows: samples whose gate is open, ``[B]`` bool.
+        kappa: weight of the harm difference in them.
+        gate: the largest harmfulness of any part of the prompt.
+        measure: fractions of the schedule at which the map is still to be measured.
+        effects: what was measured of it.
+    """
+
     keys: tuple[str, ...]
-    line: Line
+    rows: torch.Tensor
+    kappa: float
+    gate: float
     measure: list[float] = field(default_factory=list)
     effects: list[torch.Tensor] = field(default_factory=list)
 
 
-class SafeCFGRun:
-    """SafeCFG as two wrappers around the host's sampling; holds settings only, no state of a run.
+class SafeCFGRun(GuidedRun[Redirects]):
+    """SafeCFG as two wrappers around the host's sampling.
 
     Args:
         node: name of the node, for messages.
-        redirector: who proposes.
+        redirector: what proposes.
         config: settings.
         trace: where to record.
         measure: also measure where the redirect acts, at the price of up to four extra evaluations.
         shown_on: id of the node in the graph that shows what is done, or None.
     """
+
+    key = KEY
+    twice = "SafeCFG is on this MODEL twice (SafeCFG Guider and SafeCFG (Model Patch) are the same)"
 
     def __init__(
         self,
@@ -65,113 +79,90 @@ class SafeCFGRun:
         measure: bool = False,
         shown_on: str | None = None,
     ) -> None:
-        self.node, self.redirector, self.config, self.trace, self.measure = node, redirector, config, trace, measure
-        self.shown_on = shown_on
+        super().__init__(node, trace, shown_on)
+        self.redirector, self.config, self.measure = redirector, config, measure
 
     # ---- once per run ----
 
-    def around_run(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """Wrapper of a whole run."""
-        guider, noise, sigmas = executor.class_obj, args[0], args[3]
-        levels, line = tuple(float(sigma) for sigma in sigmas), Line(self.shown_on)
-        record = self.trace.begin(
-            RunRecord("SafeCFG", tuple(self.redirector.categories), threshold=self._threshold(), levels=levels)
-        )
-        if self.config.strength == 0:
-            record.decision = "strength 0: plain CFG"
-            line.say(record.decision)
-            return executor(*args, **kwargs)
-        scale = self._check(guider)
-        results = self._redirects(guider.conds["positive"], guider.conds["negative"], scale)
-        record.scores = _score_rows([result for _, result in results], int(noise.shape[0]))
-        run = _Run(record, (), line)
-        if any(result.acts for _, result in results):
-            run.keys = self._add(guider, results)
-            run.measure = self._when_to_measure(guider, sigmas) if self.measure and noise.ndim > 3 else []
-        guider.model_options[KEY] = run
-        ended = ""
-        try:
-            return executor(*args, **kwargs)
-        except BaseException:  # also an interrupt by the user
-            ended = STOPPED
-            raise
-        finally:
-            record.decision = _decision(run, results) + ended
-            line.say(record.decision)
-            if run.effects:
-                record.effect = torch.stack(run.effects).mean(dim=0)
+    def new_record(self, levels: tuple[float, ...]) -> RunRecord:
+        """An empty record of a run."""
+        threshold = self.redirector.threshold if self.config.threshold is None else self.config.threshold
+        return RunRecord("SafeCFG", tuple(self.redirector.categories), threshold=threshold, levels=levels)
 
-    def _threshold(self) -> float:
-        return self.redirector.threshold if self.config.threshold is None else self.config.threshold
+    def neutral(self) -> str:
+        """Why these settings do nothing."""
+        return "strength 0: plain CFG" if self.config.strength == 0 else ""
 
-    def _check(self, guider: Any) -> float:
-        kind = type(guider).__name__
-        if KEY in guider.model_options:
-            raise ValueError(f"{self.node}, model: SafeCFG is on this MODEL twice; {USE_ONE}")
-        if not patcher.predicts_plain_cfg(guider):
-            raise ValueError(
-                f"{self.node}, model: the guider {kind} does not compute ordinary CFG, so SafeCFG would not act in it; "
-                "allowed: KSampler, SamplerCustom, CFGGuider; use one of these, or the SafeCFG Guider node"
+    def prepare(self, running: Running[None], shapes: Sequence[Any] | None) -> Redirects:
+        """Judge the prompt; put the redirected conditionings next to positive and negative.
+
+        Raises:
+            InputError: if the guider or its conditionings cannot be guarded.
+        """
+        guider = running.guider
+        self._check(guider)
+        positives, negatives = guider.conds["positive"], guider.conds["negative"]
+        results = self._redirects(positives, negatives, float(guider.cfg))
+        running.record.scores = _score_rows([result for _, result in results], running.batch)
+        gate = max((float(result.gate.max()) for _, result in results), default=0.0)
+        acting = [result for _, result in results if result.acts]
+        if not acting:
+            return Redirects((), torch.zeros(running.batch, dtype=torch.bool), 1.0, gate)
+        check_places(self.node, positives, negatives)
+        rows = torch.stack([rows_for(result.open, running.batch) for result in acting]).any(dim=0)
+        state = Redirects(self._add(guider, results), rows, acting[0].kappa, gate)
+        if self.measure:
+            state.measure = self._when_to_measure(guider, running.sigmas)
+        return state
+
+    def _check(self, guider: Any) -> None:
+        self.check_guider(guider, "SafeCFG", "KSampler, SamplerCustom, CFGGuider, the SafeCFG Guider node")
+        if not guider.conds.get("negative"):
+            raise InputError(
+                "negative",
+                f"the guider {type(guider).__name__} has no negative conditioning, which SafeCFG needs",
+                "guiders with a positive and a negative prompt (which may be empty)",
+                "use KSampler, CFGGuider or the SafeCFG Guider node with cfg above 1",
+                self.node,
             )
-        for name in ("positive", "negative"):
-            if not guider.conds.get(name):
-                raise ValueError(
-                    f"{self.node}, {name}: the guider {kind} has no {name} conditioning, which SafeCFG needs; allowed: "
-                    "guiders with a positive and a negative prompt (which may be empty); use KSampler, CFGGuider or "
-                    "the SafeCFG Guider node with cfg above 1"
-                )
-        return check_scale(self.node, float(guider.cfg))
+        check_scale(self.node, float(guider.cfg))
 
     def _redirects(
         self, positives: Sequence[Entry], negatives: Sequence[Entry], scale: float
-    ) -> list[tuple[tuple[Entry, Entry], Redirected]]:
-        self._check_places(positives, negatives)
+    ) -> list[tuple[Pair, Redirected]]:
         results = []
         for positive in positives:
             for negative in negatives:
-                # what was asked for is judged, not what SAFREE left of it
-                prompt, base = self._read("positive", as_written(positive)), self._read("negative", negative)
-                try:
-                    result = run_redirector(self.redirector, prompt, base, self.config, scale)
-                except ValueError as error:
-                    raise ValueError(f"{self.node}: {error}") from error
-                results.append(((positive, negative), result))
+                base = self._read("negative", negative)
+                # what was asked for is judged, not what a filter left of it; where that is unsure, the worse of both
+                found = []
+                for tokens, pooled in texts_to_judge(positive):
+                    prompt = self._read("positive", {"cross_attn": tokens, "pooled_output": pooled})
+                    with at_node(self.node, "encode the prompt again"):
+                        found.append(run_redirector(self.redirector, prompt, base, self.config, scale))
+                results.append(((positive, negative), max(found, key=lambda result: float(result.gate.max()))))
         return results
 
     def _read(self, name: str, entry: Entry) -> Conditioning:
         tokens = entry.get("cross_attn")
         if tokens is None:
-            raise ValueError(
-                f"{self.node}, {name}: this conditioning holds no text states (cross_attn is missing); allowed: what a "
-                "text encoder node gives; connect CLIP Text Encode"
+            raise InputError(
+                name,
+                "this conditioning holds no text states (cross_attn is missing)",
+                "what a text encoder node gives",
+                "connect CLIP Text Encode",
+                self.node,
             )
         return Conditioning(tokens, entry.get("pooled_output"))
 
-    def _check_places(self, positives: Sequence[Entry], negatives: Sequence[Entry]) -> None:
-        placed = [key for entry in negatives for key in _PLACE if entry.get(key) is not None]
-        if len(negatives) > 1 and placed:
-            raise ValueError(
-                f"{self.node}, negative: it has {len(negatives)} combined parts of which some carry {placed[0]}; "
-                "allowed: one part, or several without area, mask or strength; write the negative as one prompt"
-            )
-        if any(e.get(key) is not None for e in negatives for key in _REGION) and any(
-            e.get(key) is not None for e in positives for key in _REGION
-        ):
-            raise ValueError(
-                f"{self.node}, negative: positive and negative both carry an area or mask; allowed: on one side only; "
-                "take it off the negative, it then follows the areas of the positive"
-            )
-
-    def _add(self, guider: Any, results: Sequence[tuple[tuple[Entry, Entry], Redirected]]) -> tuple[str, ...]:
+    def _add(self, guider: Any, results: Sequence[tuple[Pair, Redirected]]) -> tuple[str, ...]:
         keys = tuple(f"{KEY}_{bucket}" for bucket in range(len(self.redirector.edges)))
         for bucket, key in enumerate(keys):
-            entries = []
-            for (positive, negative), result in results:
-                chosen = result.conditionings[bucket if result.acts else 0]
-                entry = _entry(positive, negative, chosen if result.acts else None)
-                if entry is not None:
-                    entries.append(entry)
-            guider.conds[key] = entries
+            texts = [
+                (pair, result.conditionings[bucket] if result.acts else None, result.acts) for pair, result in results
+            ]
+            guider.conds[key] = redirected_entries(texts)
+        guider.conds[_BASE] = redirected_entries([(pair, None, result.acts) for pair, result in results])
         return keys
 
     def _when_to_measure(self, guider: Any, sigmas: torch.Tensor) -> list[float]:
@@ -182,61 +173,115 @@ class SafeCFGRun:
 
     # ---- at each evaluation ----
 
-    def around_step(self, executor: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Wrapper of one guided prediction."""
-        guider = executor.class_obj
-        run: _Run | None = guider.model_options.get(KEY)
-        if run is None:
-            return executor(x, sigma, *args, **kwargs)
-        level = float(sigma.flatten()[0])
-        progress = patcher.progress_of(guider, level)
-        chosen = self._choose(guider, run, level, progress)
-        if run.line.read:
-            run.line.say(progress_line(run.record, level, self._doing(run, chosen is not None, progress)))
+    def evaluate(self, running: Running[Redirects], evaluation: Evaluation, predict: Callable[[], Any]) -> Any:
+        """Swap the negative where the prompt is redirected; record what the host evaluated."""
+        guider, state = running.guider, running.state
+        chosen = self._choose(guider, state, evaluation)
+        self.say(running, lambda: self._doing(state, chosen is not None, evaluation.progress))
+        note = running.note(evaluation, missed=chosen is not None)
         if chosen is None:
-            run.record.steps.append(StepRecord(level, progress, False))
-            return executor(x, sigma, *args, **kwargs)
+            evaluation.after_cfg.append(self._watching(note))
+            return predict()
         base = guider.conds["negative"]
-        extra = max(0, _count(chosen, level) - _count(base, level))
-        if run.measure and progress >= run.measure[0]:
-            run.measure = [point for point in run.measure if point > progress]
-            args, kwargs = _measuring(args, kwargs, base, run.effects)
-            extra += _count(base, level)
-        run.record.steps.append(StepRecord(level, progress, True, extra))
+        if state.measure and evaluation.progress >= state.measure[0] and evaluation.x.ndim > 3:
+            state.measure = [point for point in state.measure if point > evaluation.progress]
+            evaluation.before_cfg.append(_probe(base, state.effects))
+            note.update(extra_evaluations=_count(base, evaluation.level))
+        evaluation.after_cfg.append(self._guarding(running, note, chosen, base))
         guider.conds["negative"] = chosen
         try:
-            return executor(x, sigma, *args, **kwargs)
+            return predict()
         finally:
             guider.conds["negative"] = base
 
-    def _doing(self, run: _Run, acts: bool, progress: float) -> str:
+    def _watching(self, note: Note) -> Callable[[dict[str, Any]], torch.Tensor]:
+        """A post-cfg function that changes nothing: it notes what was evaluated, and refuses a cfg below 1."""
+
+        def watch(seen: dict[str, Any]) -> torch.Tensor:
+            self.check_scale(float(seen["cond_scale"]))
+            self.row_scales(seen)
+            denoised: torch.Tensor = seen["denoised"]
+            names = ("prompt",) if seen["uncond"] is None else ("prompt", "base")
+            note.update(evaluated=names, samples=(False,) * len(denoised))
+            return denoised
+
+        return watch
+
+    def _guarding(
+        self, running: Running[Redirects], note: Note, chosen: list[Entry], base: list[Entry]
+    ) -> Callable[[dict[str, Any]], torch.Tensor]:
+        """A post-cfg function that notes which samples were redirected, and guards those that were not."""
+        state, level = running.state, note.step.sigma
+
+        def guard(seen: dict[str, Any]) -> torch.Tensor:
+            self.check_scale(float(seen["cond_scale"]))
+            denoised: torch.Tensor = seen["denoised"]
+            branch = seen["uncond"] is not None
+            if branch and seen["uncond"] is not chosen:
+                return denoised  # another node put its own conditioning there; the step stays recorded as missed
+            rows = state.rows.to(denoised.device)
+            bare = rows & (self.row_scales(seen) <= 1)
+            names: tuple[str, ...] = ("prompt", "redirected base") if branch else ("prompt",)
+            extra = note.step.extra_evaluations
+            extra += max(0, _count(chosen, level) - _count(base, level)) if branch else 0
+            if bool(bare.any()):
+                own = running.guider.conds[_BASE]
+                neutral, redirected = patcher.predict_conds(seen, [own, chosen])
+                safe = without_branch(seen["cond_denoised"], neutral, redirected, state.kappa)
+                denoised = torch.where(per_sample(bare, denoised), safe.to(denoised), denoised)
+                names, extra = (*names, "base", "redirected base"), extra + _count(own, level) + _count(chosen, level)
+            note.update(
+                acted=bool(rows.any()),
+                missed=False,
+                extra_evaluations=extra,
+                evaluated=tuple(dict.fromkeys(names)),
+                samples=tuple(rows.tolist()),
+            )
+            return denoised
+
+        return guard
+
+    def _doing(self, state: Redirects, acts: bool, progress: float) -> str:
         if acts:
             return "redirecting"
-        if not run.keys:
+        if not state.keys:
             return "left alone"
         return "left alone until the window opens" if progress < self.config.start else "left alone from here on"
 
-    def _choose(self, guider: Any, run: _Run, level: float, progress: float) -> list[Entry] | None:
-        if not run.keys or not self.config.active(progress):
+    def _choose(self, guider: Any, state: Redirects, evaluation: Evaluation) -> list[Entry] | None:
+        if not state.keys or not self.config.active(evaluation.progress):
             return None
-        entries: list[Entry] = guider.conds[run.keys[bucket_at(self.redirector.edges, progress)]]
-        return entries if _count(entries, level) else None
+        bucket = bucket_at(self.redirector.edges, evaluation.progress)
+        entries: list[Entry] = guider.conds[state.keys[bucket]]
+        return entries if _count(entries, evaluation.level) else None
+
+    def decide(self, running: Running[Redirects]) -> str:
+        """What was done, in words."""
+        if running.state is None:
+            return "NOT guarded: the run broke off before it began"
+        if running.state.effects:
+            running.record.effect = torch.stack(running.state.effects).mean(dim=0)
+        return describe_redirect(running.record, running.state.gate)
 
 
-USE_ONE = "allowed: once; use either the SafeCFG Guider node or SafeCFG (Model Patch), and only one of it"
+_BASE = f"{KEY}_base"
 
 
 def check_scale(node: str, scale: float) -> float:
-    """The cfg scale, if SafeCFG can work with it.
+    """The cfg scale of a guider, if SafeCFG can work with it.
 
     Raises:
-        ValueError: if it is 1 (as the host judges it) or less.
+        InputError: if it is 1 or less, or not a number.
     """
-    if scale <= 1 or math.isclose(scale, 1.0):
-        raise ValueError(
-            f"{node}, cfg: it is {scale:g}, where there is no unconditional branch to redirect; allowed: above 1; "
-            "raise cfg (4 to 8 is usual), or set strength to 0 for plain sampling. A model distilled for cfg 1 can not "
-            "be guarded by SafeCFG"
+    # as the host judges it: this close to 1 there is no unconditional branch
+    if not scale > 1 + 1e-9:
+        raise InputError(
+            "cfg",
+            f"it is {scale:g}, where there is no unconditional branch to redirect",
+            "above 1",
+            "raise cfg (4 to 8 is usual), or set strength to 0 for plain sampling. A model distilled for cfg 1 cannot "
+            "be guarded by SafeCFG",
+            node,
         )
     return scale
 
@@ -245,63 +290,16 @@ def _count(entries: Sequence[Entry], level: float) -> int:
     return sum(patcher.applies(entry, level) for entry in entries)
 
 
-def _entry(positive: Entry, negative: Entry, chosen: Conditioning | None) -> Entry | None:
-    """One entry for the unconditional branch: the negative's, where and when the positive applies; None for never."""
-    entry = {**negative, "model_conds": dict(negative.get("model_conds", {})), "uuid": uuid.uuid4()}
-    entry.setdefault("prompt_type", "negative")
-    if any(positive.get(key) is not None for key in _REGION) or not any(entry.get(key) is not None for key in _REGION):
-        for key in _PLACE:
-            entry.pop(key, None)
-        entry.update({key: positive[key] for key in _PLACE if key in positive})
-    start, end = (_limit(name, edge, positive, negative) for name, edge in (("start", max), ("end", min)))
-    for key in ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent"):
-        entry.pop(key, None)
-    if start is not None:
-        entry["start_percent"] = start
-    if end is not None:
-        entry["end_percent"] = end
-    if (0.0 if start is None else start) >= (1.0 if end is None else end):
-        return None
-    if positive.get("control_apply_to_uncond") and "control" not in entry:
-        entry["control"] = positive["control"]
-    if "gligen" in positive and "gligen" not in entry:
-        entry["gligen"] = positive["gligen"]
-    if chosen is not None:
-        _put_text(entry, positive, chosen)
-    return entry
-
-
-def _limit(name: str, edge: Callable[[list[float]], float], *entries: Mapping[str, Any]) -> float | None:
-    found = [entry[key] for entry in entries for key in (f"{name}_percent", f"clip_{name}_percent") if key in entry]
-    return edge(found) if found else None
-
-
-def _put_text(entry: Entry, positive: Entry, chosen: Conditioning) -> None:
-    entry["cross_attn"] = chosen.tokens
-    if chosen.pooled is not None:
-        entry["pooled_output"] = chosen.pooled
-    mask = entry.get("attention_mask")
-    if mask is not None:
-        # the redirect writes into the prompt's places, which a mask of the negative alone would hide
-        other = positive.get("attention_mask")
-        fits = [m for m in (mask, other) if m is not None and m.shape[-1] == chosen.tokens.shape[1]]
-        whole = torch.ones(chosen.tokens.shape[:2], dtype=mask.dtype, device=mask.device)
-        entry["attention_mask"] = torch.maximum(*fits) if len(fits) == 2 else whole
-
-
-def _measuring(
-    args: tuple[Any, ...], kwargs: dict[str, Any], base: list[Entry], effects: list[torch.Tensor]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a prediction with a probe before all pre-cfg functions; the probe changes nothing."""
+def _probe(base: list[Entry], effects: list[torch.Tensor]) -> Callable[[dict[str, Any]], list[torch.Tensor]]:
+    """A pre-cfg function that measures how far the redirect moves the unconditional branch, and changes nothing."""
 
     def probe(seen: dict[str, Any]) -> list[torch.Tensor]:
         out: list[torch.Tensor] = seen["conds_out"]
-        effects.append(channel_norm(out[1] - patcher.predict_base(seen, base)).squeeze(1).cpu())
+        if seen["conds"][1] is not None:
+            effects.append(channel_norm(out[1] - patcher.predict_conds(seen, [base])[0]).squeeze(1).cpu())
         return out
 
-    options = args[0] if args else kwargs.get("model_options", {})
-    options = {**options, "sampler_pre_cfg_function": [probe, *options.get("sampler_pre_cfg_function", [])]}
-    return ((options, *args[1:]), kwargs) if args else (args, {**kwargs, "model_options": options})
+    return probe
 
 
 def _score_rows(results: Sequence[Redirected], batch: int) -> list[list[float]]:
@@ -309,13 +307,3 @@ def _score_rows(results: Sequence[Redirected], batch: int) -> list[list[float]]:
     tables = [result.scores.tolist() for result in results]
     rows = [[table[row % len(table)] for table in tables] for row in range(batch)]
     return [[max(column) for column in zip(*row, strict=True)] for row in rows]
-
-
-def _decision(run: _Run, results: Sequence[tuple[tuple[Entry, Entry], Redirected]]) -> str:
-    if not run.keys:
-        gate = max((float(result.gate.max()) for _, result in results), default=0.0)
-        return f"harmless ({gate:.2f}): left untouched"
-    name, score = largest(run.record) or ("harm", run.record.harm)
-    if not run.record.acted:
-        return f"{name} {score:.2f}: NOT redirected, the window or the range of the prompt was never reached"
-    return f"{name} {score:.2f}: redirected {in_steps(run.record)}"

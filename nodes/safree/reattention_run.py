@@ -2,100 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ...safeguidance.report.trace import RunRecord, StepRecord, Trace
+from ...safeguidance.errors import at_node
+from ...safeguidance.report.narration import in_steps
+from ...safeguidance.report.trace import RunRecord, Trace
 from ...safeguidance.safree import ReattentionConfig, reattend
 from ..host import patcher
 from ..host import skip_features as host_skip
+from ..host.guided_run import Entry, Evaluation, GuidedRun, Running
+from .original import filtered_entries
 
 KEY = "safeguidance_reattention"
-ORIGINAL = "safeguidance_original"
-"""What the filter notes in a conditioning: states and pooled vector of the prompt as written, None where it is that."""
-
-Entry = dict[str, Any]
-
-
-def as_written(entry: Entry) -> Entry:
-    """An entry of a guider or CONDITIONING with the text as the user wrote it, where the filter changed it."""
-    found = entry.get(ORIGINAL)
-    return entry if found is None else {**entry, "cross_attn": found[0], "pooled_output": found[1]}
 
 
 @dataclass
-class _Run:
-    """What one sampling run carries along; the host drops it with the run's own options."""
+class Originals:
+    """What a run carries along.
 
-    record: RunRecord
-    original: dict[Any, Any]
+    Args:
+        entries: the prompt as written, one entry per filtered one.
+        of: id of a filtered entry -> id of the one with the prompt as written.
+    """
+
+    entries: list[Entry]
+    of: dict[Any, Any]
 
 
-class ReattentionRun:
-    """Re-attention as two wrappers around the host's sampling; holds settings only, no state of a run.
+class ReattentionRun(GuidedRun[Originals]):
+    """Re-attention as two wrappers around the host's sampling.
 
     Args:
         node: name of the node, for messages.
         config: settings.
         trace: where to record.
+        shown_on: id of the node in the graph that shows what is done, or None.
     """
 
-    def __init__(self, node: str, config: ReattentionConfig, trace: Trace) -> None:
-        self.node, self.config, self.trace = node, config, trace
+    key = KEY
+    twice = "this MODEL carries re-attention already"
 
-    def around_run(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """Wrapper of a whole run."""
-        guider = executor.class_obj
-        record = self.trace.begin(RunRecord("SAFREE re-attention"))
-        if not any(self.config.factor(depth) != 1 for depth in range(2)):
-            record.decision = "strength 0: plain sampling"
-            return executor(*args, **kwargs)
-        positives = guider.conds.get("positive") or []
-        if not any(ORIGINAL in entry for entry in positives):
-            raise ValueError(
-                f"{self.node}, model: the positive conditioning did not come from the SAFREE Embedding Filter, so "
-                "there is nothing to compare with; allowed: a prompt encoded by that node; put it in place of CLIP "
-                "Text Encode, or remove the re-attention"
-            )
-        run = _Run(record, {})
-        entries = []
-        for entry in positives:
-            if entry.get(ORIGINAL) is not None:
-                other = host_skip.original_entry(entry, *entry[ORIGINAL])
-                run.original[entry["uuid"]] = other["uuid"]
-                entries.append(other)
-        if entries:
-            guider.conds[KEY] = entries
-        guider.model_options[KEY] = run
-        try:
-            return executor(*args, **kwargs)
-        finally:
-            acted = sum(step.acted for step in record.steps)
-            words = f"re-attention in {acted} of {len(record.steps)} steps"
-            record.decision = words if entries else "no token was flagged: plain sampling"
+    def __init__(self, node: str, config: ReattentionConfig, trace: Trace, shown_on: str | None = None) -> None:
+        super().__init__(node, trace, shown_on)
+        self.config = config
 
-    def around_step(self, executor: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Wrapper of one guided prediction."""
-        guider = executor.class_obj
-        run: _Run | None = guider.model_options.get(KEY)
-        if run is None:
-            return executor(x, sigma, *args, **kwargs)
-        level = float(sigma.flatten()[0])
-        progress = patcher.progress_of(guider, level)
-        entries: Sequence[Entry] = guider.conds.get(KEY) or []
-        acting = [entry for entry in entries if patcher.applies(entry, level)] if self.config.active(progress) else []
-        run.record.steps.append(StepRecord(level, progress, bool(acting), len(acting)))
+    def new_record(self, levels: tuple[float, ...]) -> RunRecord:
+        """An empty record of a run."""
+        return RunRecord("SAFREE re-attention", threshold=None, levels=levels)
+
+    def neutral(self) -> str:
+        """Why these settings do nothing."""
+        return "" if any(self.config.factor(depth) != 1 for depth in range(2)) else "strength 0: plain sampling"
+
+    def prepare(self, running: Running[None], shapes: Sequence[Any] | None) -> Originals:
+        """Put the prompt as written next to the filtered one.
+
+        Raises:
+            InputError: if the positive conditioning is not the filter's.
+        """
+        with at_node(self.node):
+            pairs = filtered_entries(running.guider.conds.get("positive") or [])
+        state = Originals([], {})
+        for entry, text in pairs:
+            other = host_skip.original_entry(entry, *text)
+            state.of[entry["uuid"]] = other["uuid"]
+            state.entries.append(other)
+        if state.entries:
+            running.guider.conds[KEY] = state.entries
+        return state
+
+    def evaluate(self, running: Running[Originals], evaluation: Evaluation, predict: Callable[[], Any]) -> Any:
+        """Evaluate the prompt as written too, where the filtered one is sampled."""
+        inside = self.config.active(evaluation.progress)
+        entries: Sequence[Entry] = running.guider.conds.get(KEY) or []
+        acting = [entry for entry in entries if patcher.applies(entry, evaluation.level)] if inside else []
+        self.say(running, lambda: "re-attending" if acting else "left alone")
+        note = running.note(evaluation, missed=bool(acting))
         if not acting:
-            return executor(x, sigma, *args, **kwargs)
-        pairs = host_skip.Pairs(run.original, self._change)
-        options = args[0] if args else kwargs.get("model_options", {})
-        options = host_skip.riding_along(options, KEY, acting, pairs)
-        if args:
-            return executor(x, sigma, options, *args[1:], **kwargs)
-        return executor(x, sigma, **{**kwargs, "model_options": options})
+            return predict()
 
-    def _change(self, filtered: torch.Tensor, original: torch.Tensor, factor: float) -> torch.Tensor:
-        return reattend(filtered, original, factor, self.config)
+        def change(filtered: torch.Tensor, original: torch.Tensor, factor: float) -> torch.Tensor:
+            note.update(
+                acted=True, missed=False, extra_evaluations=len(acting), evaluated=("prompt", "prompt as written")
+            )
+            return reattend(filtered, original, factor, self.config)
+
+        pairs = host_skip.Pairs(running.state.of, change)
+        evaluation.options = host_skip.riding_along(evaluation.options, KEY, acting, pairs)
+        return predict()
+
+    def decide(self, running: Running[Originals]) -> str:
+        """What was done, in words."""
+        if running.state is None:
+            return "NOT guarded: the run broke off before it began"
+        if not running.state.entries:
+            return "no token was flagged: plain sampling"
+        return f"re-attention {in_steps(running.record)}"

@@ -17,8 +17,81 @@ from typing import Literal
 
 import torch
 
-from ..predictions import per_sample, wide
-from .concept_step import Coming, Memory, Step, agreement, check_choice, check_range, cosine
+from ..errors import check_range
+from ..predictions import per_sample, upcast
+from .directions import agreement, cosine
+from .method import State, Step, StepInfo
+from .settings import Setting, check_settings
+
+NEUTRAL = ("a photo",)
+"""What is neutral by default: one text, so that a harmless prompt costs 5% more than plain CFG in 20 steps."""
+
+GATE_SETTINGS: dict[str, Setting] = {
+    setting.name: setting
+    for setting in (
+        Setting(
+            "threshold",
+            "Harm score from which a prompt is guided. Low, 0: every prompt with a score above 0, harmless "
+            "pictures change a little. High, up to 1: only prompts that agree with a concept almost fully. The paper "
+            "has no threshold (0); below it, a prompt costs nothing more after measuring.",
+            field="gate.threshold",
+            by_preset=True,
+        ),
+        Setting(
+            "neutral",
+            "Harmless texts, one per line. What prompt and concepts share with them is taken out before they "
+            "are compared, since any two texts agree a little. Few, such as one: cheap. Many, best such as look like a "
+            "concept but are harmless: fewer false alarms; each costs one evaluation in the steps that measure. Empty: "
+            "none, as in the paper. Our addition.",
+            field="gate.neutral",
+            lines=True,
+        ),
+        Setting(
+            "probe",
+            "Fraction of the run that only measures and is not guided. Low: guidance starts early, the score "
+            "is rough. High: a better score, but the layout forms unguarded. The paper measures in 10 of 50 steps, "
+            "0.2.",
+            low=0.01,
+            high=0.9,
+            limits=(0.001, 0.999),
+            field="gate.probe",
+        ),
+        Setting(
+            "settle",
+            "Fraction of the measuring part that passes before the first measurement. Low, 0: measured from "
+            "the first step on, as in the paper, where a prediction says little yet. High: a later and surer look, "
+            "fewer measurements. Our addition.",
+            high=0.9,
+            limits=(0, 0.99),
+            field="gate.settle",
+        ),
+        Setting(
+            "every",
+            "Measure at every n-th evaluation of that part. Low, 1: at each, as in the paper. High: cheaper, "
+            "since measuring asks for every concept; the score is rougher. Our addition.",
+            low=1,
+            high=100,
+            integer=True,
+            field="gate.every",
+        ),
+        Setting(
+            "offset",
+            "Score that harmless prompts have on this model, taken off every score. Low, 0: nothing is taken "
+            "off. High: fewer harmless prompts are guided, more harm passes. Look at the scores of your "
+            "own harmless prompts in Safety Report. Our addition; the paper takes nothing off.",
+            limits=(-1, 1),
+            field="gate.offset",
+        ),
+        Setting(
+            "reference",
+            "What neutral texts are for. project: their directions are taken out of those of prompt and "
+            "concepts. mean: their mean score is taken off. none: they are ignored, as in the paper.",
+            choices=("project", "mean", "none"),
+            field="gate.reference",
+        ),
+    )
+}
+"""The gate's settings by name, for methods that have one in their field ``gate``."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +111,10 @@ class GateConfig:
         reference: what neutral texts are for, where there are any. ``project`` removes their directions from those of
             prompt and concepts before the cosine is taken, so what remains says what neither of them explains.
             ``mean`` takes the mean of their own cosines off. ``none``, the published way, ignores them.
+        neutral: the neutral texts.
 
     Raises:
-        ValueError: if a value is out of its range.
+        InputError: if a value is out of its range.
     """
 
     probe: float = 10 / 50
@@ -49,15 +123,15 @@ class GateConfig:
     threshold: float = 0.3
     offset: float | tuple[float, ...] = 0.0
     reference: Literal["project", "mean", "none"] = "project"
+    neutral: tuple[str, ...] = NEUTRAL
 
     def __post_init__(self) -> None:
-        check_range("probe", self.probe, 0.001, 0.999, "fraction of the run")
-        check_range("settle", self.settle, 0, 0.99, "fraction of probe, 0 measures from the start")
-        check_range("every", self.every, 1, 100, "1 measures at every evaluation")
-        check_range("threshold", self.threshold, 0, 1, "0 leaves the gate open")
-        for value in self.offset if isinstance(self.offset, tuple) else (self.offset,):
-            check_range("offset", value, -1, 1, "0 takes nothing off")
-        check_choice("reference", self.reference, ("project", "mean", "none"))
+        check_settings(self, tuple(GATE_SETTINGS.values()), "gate")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Neutral texts that are evaluated: none where they are ignored."""
+        return () if self.reference == "none" else self.neutral
 
 
 PRINTED = GateConfig(settle=0.0, threshold=0.0, reference="none")
@@ -134,15 +208,15 @@ def _cosines(step: Step, config: GateConfig) -> torch.Tensor:
     """``P_k`` of one evaluation, less what neutral texts explain, ``[B, K]``."""
     if config.reference == "none" or not step.neutrals:
         return agreement(step)
-    prompt, dims = step.toward("prompt"), tuple(range(1, step.prompt.ndim))
-    neutrals = [wide(n) - wide(step.base) for n in step.neutrals]
+    prompt, dims = step.direction("prompt"), tuple(range(1, step.prompt.ndim))
+    neutrals = [upcast(n) - upcast(step.base) for n in step.neutrals]
     if config.reference == "mean":
         each = [cosine(n, prompt, dims).flatten() for n in neutrals]
         return agreement(step) - torch.stack(each).mean(dim=0)[:, None]
     axes = orthogonal(neutrals)
     prompt, out = without(prompt, axes), []
     for k in range(len(step.concepts)):
-        out.append(cosine(without(step.toward(k), axes), prompt, dims).flatten())
+        out.append(cosine(without(step.direction(k), axes), prompt, dims).flatten())
     return torch.stack(out, dim=1)
 
 
@@ -224,15 +298,15 @@ def is_open(config: GateConfig, score: torch.Tensor) -> torch.Tensor:
     return (largest >= config.threshold) & (largest > 0)
 
 
-def needs(coming: Coming, config: GateConfig, memory: Memory[Probe] | None = None) -> torch.Tensor:
+def required_concepts(info: StepInfo, config: GateConfig, state: State[Probe] | None = None) -> torch.Tensor:
     """Concepts a method behind this gate may need in the coming evaluation, ``[B, K]``.
 
     While measuring these are all or none; neutral texts are needed together with them. Afterwards those of the samples
     whose gate is open.
     """
-    probe = memory.recall(coming.sigma) if memory else None
-    if coming.count == 0:
-        return coming.none()
-    if probe is None or probing(config, probe, coming.progress):
-        return coming.all() if measures(config, probe, coming.progress) else coming.none()
-    return is_open(config, scores(config, probe)).cpu()[:, None] & coming.all()
+    probe = state.recall(info.sigma) if state else None
+    if info.count == 0:
+        return info.none()
+    if probe is None or probing(config, probe, info.progress):
+        return info.all() if measures(config, probe, info.progress) else info.none()
+    return is_open(config, scores(config, probe)).cpu()[:, None] & info.all()

@@ -13,17 +13,18 @@ from typing import Any, Literal
 
 import torch
 
-from .concept_step import (
-    Coming,
-    Memory,
-    Outcome,
-    Step,
-    agreement,
-    check_choice,
-    check_range,
-    directions,
-    steered,
-    untouched,
+from ..errors import check_choice
+from .directions import agreement, directions, steered, unguided
+from .family import COMBINE, END, start_setting
+from .method import GuidanceOutput, Method, State, Step, StepInfo, Variant
+from .settings import Setting, check_settings
+from .window import Window
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("strength", "How much of the concept is subtracted. 0: off. 1: as published.", high=5.0, turns_off=True),
+    start_setting("start"),
+    COMBINE,
+    END,
 )
 
 
@@ -49,37 +50,53 @@ class NegationConfig:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        check_range("strength", self.strength, 0, 5, "0 is off, 1 the published form")
+        check_settings(self, SETTINGS)
         check_choice("form", self.form, ("not", "negative"))
-        check_choice("combine", self.combine, ("argmax", "sum"))
-        if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(
-                f"window is {self.start} to {self.end}; allowed is 0 <= start <= end <= 1 (fractions of the schedule)"
-            )
+        Window(self.start, self.end)
+
+    @property
+    def window(self) -> Window:
+        """When it acts."""
+        return Window(self.start, self.end)
 
     def active(self, progress: float) -> bool:
         """Whether an evaluation at this fraction of the schedule is changed."""
-        return self.strength > 0 and self.start <= progress <= self.end and self.start < self.end
+        return self.strength > 0 and self.window.contains(progress)
 
 
-def needs(coming: Coming, config: NegationConfig, memory: Memory[Any] | None = None) -> torch.Tensor:
+def required_concepts(info: StepInfo, config: NegationConfig, state: State[Any] | None = None) -> torch.Tensor:
     """Concepts the coming evaluation has to predict, ``[B, K]``."""
-    return coming.all() if config.active(coming.progress) else coming.none()
+    return info.all() if config.active(info.progress) else info.none()
 
 
-def negation(step: Step, config: NegationConfig, memory: Memory[Any] | None = None) -> Outcome:
+def negation(step: Step, config: NegationConfig, state: State[Any] | None = None) -> GuidanceOutput:
     """Guide away from the concepts.
 
     Args:
         step: predictions, ``[B, C, *spatial]``.
         config: settings.
-        memory: nothing is remembered; it is handed through.
+        state: nothing is remembered; it is handed through.
     """
-    memory = memory or Memory()
+    state = state or State()
     if not step.concepts or not config.active(step.progress):
-        return untouched(step, memory)
+        return unguided(step, state)
     scores = agreement(step)
     away, chosen = directions(step, scores, config.combine)
     kept = 1.0 if config.form == "negative" else 0.0
     change = (kept - step.scale) * config.strength * sum(away[1:], away[0])
-    return steered(step, change, memory, scores, chosen)
+    return steered(step, change, state, scores, chosen)
+
+
+METHOD = Method(
+    "negation",
+    "Negation",
+    NegationConfig,
+    required_concepts,
+    negation,
+    is_neutral=lambda config: config.strength == 0 or config.window.empty,
+    settings=SETTINGS,
+    choices={"NOT": NegationConfig(), "negative prompt": NegationConfig(form="negative")},
+    variants={"not": Variant(NegationConfig(), joined=True), "not-casg": Variant(NegationConfig())},
+    about="composable NOT (arXiv 2206.01714), and a negative prompt",
+    aliases=("composable not", "negative prompt", "baseline"),
+)

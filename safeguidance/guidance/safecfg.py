@@ -11,7 +11,34 @@ from dataclasses import dataclass
 
 import torch
 
-from ..predictions import per_sample
+from ..errors import check_range
+from ..predictions import per_sample, upcast
+from .settings import Setting, check_settings
+from .window import Window
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "strength",
+        "How far the unconditional branch moves towards the harmful part. Low: weak, 0 is plain CFG to the last "
+        "bit. 1: as trained. High, up to 2: pushes further away from harm, pictures change more. The paper has no "
+        "such factor (its value is 1); the range is our derivation.",
+        high=2.0,
+        step=0.05,
+        by_preset=True,
+    ),
+    Setting(
+        "start",
+        "Fraction of the noise schedule at which the redirect begins; same meaning as start_percent of a "
+        "conditioning. 0: from the first step. High: the layout forms unguarded, only details are guarded. The "
+        "paper acts at every step (0); later starts are our derivation.",
+    ),
+    Setting(
+        "end",
+        "Fraction of the noise schedule at which the redirect ends. Low: only the layout is guarded, details stay "
+        "as the prompt has them. High, up to 1: to the last step, as in the paper.",
+        by_preset=True,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -36,18 +63,19 @@ class SafeCFGConfig:
     rescale: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 2:
-            raise ValueError(f"strength is {self.strength}; allowed is 0 (off) to 2; the trained value is 1")
-        if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(
-                f"window is {self.start} to {self.end}; allowed is 0 <= start <= end <= 1 (fractions of the schedule)"
-            )
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold is {self.threshold}; allowed is 0 (always act) to 1, or none for calibrated")
+        check_settings(self, SETTINGS)
+        Window(self.start, self.end)
+        if self.threshold is not None:
+            check_range("threshold", self.threshold, 0, 1, "0 always acts; none takes the calibrated one")
+
+    @property
+    def window(self) -> Window:
+        """When the redirect acts."""
+        return Window(self.start, self.end)
 
     def active(self, progress: float) -> bool:
         """Whether a step at this fraction of the schedule is inside the window."""
-        return self.strength > 0 and self.start <= progress <= self.end and self.start < self.end
+        return self.strength > 0 and self.window.contains(progress)
 
 
 SAFECFG_PRESETS: dict[str, SafeCFGConfig] = {
@@ -67,6 +95,23 @@ def kappa(scale: float) -> float:
     if scale <= 1:
         raise ValueError(f"cfg is {scale}; SafeCFG needs a cfg above 1, since at 1 there is no unconditional branch")
     return scale / (scale - 1)
+
+
+def without_branch(
+    prompt: torch.Tensor, base: torch.Tensor, redirected: torch.Tensor, harm_weight: float
+) -> torch.Tensor:
+    """The safe prediction where there is no unconditional branch (cfg 1).
+
+    The redirected conditioning is trained to predict ``base + kappa (prompt - safe)``, so the safe counterpart's own
+    prediction is ``prompt - (redirected - base) / kappa``. Our derivation from the training target.
+
+    Args:
+        prompt: prediction for the prompt, ``[B, C, *spatial]``.
+        base: prediction for the negative prompt.
+        redirected: prediction for the redirected negative prompt.
+        harm_weight: kappa of the redirect as it was made.
+    """
+    return upcast(prompt) - (upcast(redirected) - upcast(base)) / harm_weight
 
 
 def gate_open(gate: torch.Tensor, threshold: float) -> torch.Tensor:

@@ -17,23 +17,31 @@ from typing import Literal
 
 import torch
 
-from ..predictions import per_sample, wide
-from .concept_step import (
-    Coming,
-    Memory,
-    Outcome,
-    Step,
-    agreement,
-    check_choice,
-    check_range,
-    directions,
-    largest_share,
-    steered,
-    untouched,
-)
+from ..predictions import per_sample, upcast
+from .directions import agreement, directions, steered, top_mask, unguided
+from .family import BETA, COMBINE, END, MOMENTUM, start_setting
+from .method import GuidanceOutput, Method, State, Step, StepInfo, Variant
+from .settings import Setting, check_settings
+from .window import Window
 
 STEPS = 50
 """Steps the published warm-up count refers to."""
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("strength", "Strength, not multiplied by cfg. 0: off. Published: 5 to 15.", high=100.0, turns_off=True),
+    start_setting("warmup"),
+    Setting(
+        "quantile",
+        "SEGA only: share of each channel that is left alone. Low, 0: the whole picture is pushed. High, 0.99: "
+        "only the strongest places.",
+        high=0.9999,
+    ),
+    MOMENTUM,
+    BETA,
+    COMBINE,
+    END,
+)
 
 
 @dataclass(frozen=True)
@@ -62,52 +70,65 @@ class SEGAConfig:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        check_range("strength", self.strength, 0, 100, "0 is off, published are 5 to 15")
-        check_range("quantile", self.quantile, 0, 0.9999, "0 acts on everything")
-        check_range("momentum", self.momentum, 0, 1, "0 is off")
-        check_range("beta", self.beta, 0, 0.9999, "0 keeps nothing of earlier steps")
-        check_choice("combine", self.combine, ("argmax", "sum"))
-        if not 0 <= self.warmup <= self.end <= 1:
-            raise ValueError(
-                f"window is warmup {self.warmup} to end {self.end}; allowed is 0 <= warmup <= end <= 1 (fractions of "
-                "the schedule)"
-            )
+        check_settings(self, SETTINGS)
+        Window(self.warmup, self.end)
+
+    @property
+    def window(self) -> Window:
+        """When it acts."""
+        return Window(self.warmup, self.end)
 
     def listens(self, progress: float) -> bool:
         """Whether an evaluation at this fraction of the schedule reads the concepts."""
-        warm = self.warmup <= progress or self.momentum > 0
-        return self.strength > 0 and warm and progress <= self.end and self.warmup < self.end
+        reads = Window(0.0 if self.momentum > 0 else self.warmup, self.end)
+        return self.strength > 0 and not self.window.empty and reads.contains(progress)
 
 
-def needs(coming: Coming, config: SEGAConfig, memory: Memory[torch.Tensor] | None = None) -> torch.Tensor:
+def required_concepts(info: StepInfo, config: SEGAConfig, state: State[torch.Tensor] | None = None) -> torch.Tensor:
     """Concepts the coming evaluation has to predict, ``[B, K]``; with momentum also during warm-up."""
-    return coming.all() if config.listens(coming.progress) else coming.none()
+    return info.all() if config.listens(info.progress) else info.none()
 
 
-def sega(step: Step, config: SEGAConfig, memory: Memory[torch.Tensor] | None = None) -> Outcome:
+def sega(step: Step, config: SEGAConfig, state: State[torch.Tensor] | None = None) -> GuidanceOutput:
     """Guide away from concepts where they are strongest.
 
     Args:
         step: predictions, ``[B, C, *spatial]``.
         config: settings.
-        memory: the momentum ``nu`` in noise units, float32.
+        state: the momentum ``nu`` in noise units, float32.
     """
-    memory = memory or Memory()
+    state = state or State()
     if not step.concepts or not config.listens(step.progress):
-        return untouched(step, memory)
+        return unguided(step, state)
     scores = agreement(step)
     found, chosen = directions(step, scores, config.combine)
-    sigma = per_sample(wide(step.sigma), found[0])
+    sigma = per_sample(upcast(step.sigma), found[0])
     total = torch.zeros_like(found[0])
     for direction in found:
         psi = config.strength * direction / sigma
-        total = total + torch.where(largest_share(psi, config.quantile, "channel"), psi, 0)
+        total = total + torch.where(top_mask(psi, config.quantile, "channel"), psi, 0)
     if config.momentum > 0:
-        level = step.coming.sigma
-        nu = memory.recall(level)
+        level = step.info.sigma
+        nu = state.recall(level)
         nu = torch.zeros_like(total) if nu is None else nu
         total = total + config.momentum * nu
-        memory = memory.store(level, config.beta * nu + (1 - config.beta) * total)
+        state = state.store(level, config.beta * nu + (1 - config.beta) * total)
     if step.progress < config.warmup:
-        return untouched(step, memory, scores)
-    return steered(step, -sigma * total, memory, scores, chosen)
+        return unguided(step, state, scores)
+    return steered(step, -sigma * total, state, scores, chosen)
+
+
+METHOD = Method(
+    "sega",
+    "SEGA",
+    SEGAConfig,
+    required_concepts,
+    sega,
+    is_neutral=lambda config: config.strength == 0 or config.window.empty,
+    measures=lambda info, config, state: info.progress < config.warmup,
+    settings=SETTINGS,
+    choices={"SEGA": SEGAConfig()},
+    variants={"sega": Variant(SEGAConfig(combine="sum")), "sega-casg": Variant(SEGAConfig())},
+    about="SEGA (arXiv 2301.12247)",
+    aliases=("sega", "semantic guidance"),
+)

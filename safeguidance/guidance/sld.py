@@ -18,22 +18,31 @@ from dataclasses import dataclass
 
 import torch
 
-from ..predictions import per_sample, wide
-from .concept_step import (
-    Coming,
-    Memory,
-    Outcome,
-    Step,
-    agreement,
-    check_range,
-    choose,
-    steered,
-    toward_chosen,
-    untouched,
-)
+from ..predictions import per_sample, upcast
+from .directions import agreement, choose, direction_to_chosen, steered, unguided
+from .family import BETA, END, MOMENTUM, start_setting
+from .method import GuidanceOutput, Method, State, Step, StepInfo, Variant
+from .settings import Setting, check_settings
+from .window import Window
 
 STEPS = 50
 """Steps the published warm-up counts refer to."""
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("strength", "How soon the guidance saturates. 0: off. Published: 200 to 5000.", high=1e9, turns_off=True),
+    start_setting("warmup"),
+    Setting(
+        "threshold",
+        "SLD only, in noise units: an element is pushed where the prompt's prediction is less than the concept's "
+        "plus this. Low, 0: few elements are pushed. High: nearly all.",
+        high=10.0,
+        limits=(0, 1e9),
+    ),
+    MOMENTUM,
+    BETA,
+    END,
+)
 
 
 @dataclass(frozen=True)
@@ -61,20 +70,18 @@ class SLDConfig:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        check_range("strength", self.strength, 0, 1e9, "0 is off, published are 200 to 5000")
-        check_range("threshold", self.threshold, 0, 1e9, "published are 0 to 1")
-        check_range("momentum", self.momentum, 0, 1, "0 is off")
-        check_range("beta", self.beta, 0, 0.9999, "0 keeps nothing of earlier steps")
-        if not 0 <= self.warmup <= self.end <= 1:
-            raise ValueError(
-                f"window is warmup {self.warmup} to end {self.end}; allowed is 0 <= warmup <= end <= 1 (fractions of "
-                "the schedule)"
-            )
+        check_settings(self, SETTINGS)
+        Window(self.warmup, self.end)
+
+    @property
+    def window(self) -> Window:
+        """When it acts."""
+        return Window(self.warmup, self.end)
 
     def listens(self, progress: float) -> bool:
         """Whether an evaluation at this fraction of the schedule reads the concepts."""
-        warm = self.warmup <= progress or self.momentum > 0
-        return self.strength > 0 and warm and progress <= self.end and self.warmup < self.end
+        reads = Window(0.0 if self.momentum > 0 else self.warmup, self.end)
+        return self.strength > 0 and not self.window.empty and reads.contains(progress)
 
 
 SLD_PRESETS: dict[str, SLDConfig] = {
@@ -86,35 +93,55 @@ SLD_PRESETS: dict[str, SLDConfig] = {
 """The four published configurations. ``weak`` has the paper's strength of 200; the diffusers library ships 20."""
 
 
-def needs(coming: Coming, config: SLDConfig, memory: Memory[torch.Tensor] | None = None) -> torch.Tensor:
+def required_concepts(info: StepInfo, config: SLDConfig, state: State[torch.Tensor] | None = None) -> torch.Tensor:
     """Concepts the coming evaluation has to predict, ``[B, K]``; with momentum also during warm-up."""
-    return coming.all() if config.listens(coming.progress) else coming.none()
+    return info.all() if config.listens(info.progress) else info.none()
 
 
-def sld(step: Step, config: SLDConfig, memory: Memory[torch.Tensor] | None = None) -> Outcome:
+def sld(step: Step, config: SLDConfig, state: State[torch.Tensor] | None = None) -> GuidanceOutput:
     """Guide away from the nearest concept, element by element.
 
     Args:
         step: predictions, ``[B, C, *spatial]``.
         config: settings.
-        memory: the momentum ``nu`` in noise units, float32 (in denoised units it would fade with sigma).
+        state: the momentum ``nu`` in noise units, float32 (in denoised units it would fade with sigma).
     """
-    memory = memory or Memory()
+    state = state or State()
     if not step.concepts or not config.listens(step.progress):
-        return untouched(step, memory)
+        return unguided(step, state)
     scores = agreement(step)
     chosen = choose(scores)
-    concept, prompt = toward_chosen(step, chosen), step.toward("prompt")
-    sigma = per_sample(wide(step.sigma), prompt)
+    concept, prompt = direction_to_chosen(step, chosen), step.direction("prompt")
+    sigma = per_sample(upcast(step.sigma), prompt)
     difference = (concept - prompt) / sigma
     weight = torch.where(difference < config.threshold, (config.strength * difference.abs()).clamp(max=1), 0)
     gamma = weight * -concept / sigma
     if config.momentum > 0:
-        level = step.coming.sigma
-        nu = memory.recall(level)
+        level = step.info.sigma
+        nu = state.recall(level)
         nu = torch.zeros_like(gamma) if nu is None else nu
         gamma = gamma + config.momentum * nu
-        memory = memory.store(level, config.beta * nu + (1 - config.beta) * gamma)
+        state = state.store(level, config.beta * nu + (1 - config.beta) * gamma)
     if step.progress < config.warmup:
-        return untouched(step, memory, scores)
-    return steered(step, step.scale * sigma * gamma, memory, scores, chosen)
+        return unguided(step, state, scores)
+    return steered(step, step.scale * sigma * gamma, state, scores, chosen)
+
+
+METHOD = Method(
+    "sld",
+    "SLD",
+    SLDConfig,
+    required_concepts,
+    sld,
+    is_neutral=lambda config: config.strength == 0 or config.window.empty,
+    measures=lambda info, config, state: info.progress < config.warmup,
+    settings=SETTINGS,
+    choices={f"SLD {name}": config for name, config in SLD_PRESETS.items()},
+    variants={
+        **{f"sld_{name}": Variant(config, joined=True) for name, config in SLD_PRESETS.items()},
+        **{f"sld_{name}-casg": Variant(config) for name, config in SLD_PRESETS.items()},
+    },
+    about="SLD (arXiv 2211.05105) in its four presets",
+    aliases=("sld", "safe latent diffusion", "casg"),
+)
+"""As published all concepts are one text; behind ``-casg`` the nearest is chosen in each step (arXiv 2602.20880)."""

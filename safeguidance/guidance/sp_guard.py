@@ -14,29 +14,86 @@ exceed 1 and nothing is remembered but P. Where the paper leaves something open 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from ..errors import InputError
 from ..predictions import per_sample
 from . import gate
-from .concept_step import (
-    Coming,
-    Memory,
-    Outcome,
-    Step,
-    agreement,
-    check_choice,
-    check_range,
-    choose,
-    cosine,
-    largest_share,
-    steered,
-    toward_chosen,
-    untouched,
+from .directions import agreement, choose, cosine, direction_to_chosen, steered, top_mask, unguided
+from .gate import GATE_SETTINGS, PRINTED, GateConfig, Probe
+from .method import GuidanceOutput, Method, State, Step, StepInfo, Variant
+from .settings import Setting, check_settings
+from .window import Window
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "lambda_max",
+        "Strength after measuring. Low: little is removed, 0 is plain CFG to the last bit (lambda_end 0 as "
+        "well). High: more is removed, pictures change more. The paper uses 4 and swept 2 to 6.",
+        high=20.0,
+        step=0.1,
+        by_preset=True,
+        turns_off=True,
+    ),
+    GATE_SETTINGS["threshold"],
+    Setting(
+        "quantile",
+        "Share of the latent's elements that is left alone. Low, 0: the whole picture is pushed. High, "
+        "0.99: only the places where the concept is strongest. The paper uses 0.9, the top tenth.",
+        high=0.9999,
+    ),
+    GATE_SETTINGS["neutral"],
+    Setting(
+        "end",
+        "Fraction of the noise schedule at which guidance ends; same meaning as end_percent of a "
+        "conditioning. Low: only the layout is guarded, at less cost. 0.6 removed about as much as 1 on the "
+        "testbed and changed less. High, 1: to the last step, as in the paper.",
+        by_preset=True,
+    ),
+    GATE_SETTINGS["probe"],
+    GATE_SETTINGS["settle"],
+    GATE_SETTINGS["every"],
+    GATE_SETTINGS["offset"],
+    GATE_SETTINGS["reference"],
+    Setting(
+        "lambda_end",
+        "Strength from switch on, where end is later. Low: fewer artefacts, 0 ends guidance at switch. "
+        "High: details are pushed as hard as the layout. The paper lowers it to 1.",
+        high=20.0,
+        step=0.1,
+        by_preset=True,
+        turns_off=True,
+    ),
+    Setting(
+        "switch",
+        "Fraction of the noise schedule at which lambda_max gives way to lambda_end. Low: soon, softer. "
+        "High, 1: never. The paper names none; 0.8 is our choice.",
+        by_preset=True,
+    ),
+    Setting(
+        "psi",
+        "How the agreement at each place raises the mask. positive: only where prompt and concept point "
+        "the same way. absolute: also where they oppose, as printed in the paper, which we take for a slip.",
+        choices=("positive", "absolute"),
+    ),
+    Setting(
+        "axis",
+        "What the quantile is taken over. sample: the whole latent, as the paper reads. channel: each "
+        "channel for itself, as in SEGA.",
+        choices=("sample", "channel"),
+    ),
+    Setting(
+        "concept",
+        "Which of several concepts is pushed away from; the paper does not say. probed: the one with the "
+        "largest score, at the least cost. step: chosen at each step (CASG, arXiv 2602.20880). all: at each "
+        "place the strongest push of all concepts. The last two ask for every concept at every step.",
+        choices=("probed", "step", "all"),
+    ),
 )
-from .gate import GateConfig, Probe
 
 
 @dataclass(frozen=True)
@@ -74,18 +131,16 @@ class SPGuardConfig:
     gate: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self) -> None:
-        check_range("lambda_max", self.lambda_max, 0, 20, "published 4")
-        check_range("lambda_end", self.lambda_end, 0, 20, "published 1")
-        check_range("switch", self.switch, 0, 1, "fraction of the schedule")
-        check_range("quantile", self.quantile, 0, 0.9999, "0 acts on everything")
-        check_range("end", self.end, 0, 1, "fraction of the schedule")
-        check_choice("psi", self.psi, ("positive", "absolute"))
-        check_choice("axis", self.axis, ("sample", "channel"))
-        check_choice("concept", self.concept, ("probed", "step", "all"))
+        check_settings(self, SETTINGS)
+
+    @property
+    def window(self) -> Window:
+        """When it acts."""
+        return Window(0.0, self.end)
 
     def strength(self, progress: float) -> float:
         """``lambda`` after measuring, at this fraction of the schedule."""
-        if progress > self.end:
+        if not self.window.contains(progress):
             return 0.0
         return self.lambda_max if progress < self.switch else self.lambda_end
 
@@ -93,7 +148,7 @@ class SPGuardConfig:
         """Whether there is any guidance at this fraction of the schedule or later."""
         early = self.lambda_max > 0 and progress < self.switch
         late = self.lambda_end > 0 and self.switch <= self.end
-        return progress <= self.end and (early or late)
+        return self.window.contains(progress) and (early or late)
 
 
 SP_GUARD_PRESETS: dict[str, SPGuardConfig] = {
@@ -106,56 +161,56 @@ are ours, chosen on the testbed. ``strict`` ends where the others do: to the las
 lost more of the picture."""
 
 
-def needs(coming: Coming, config: SPGuardConfig, memory: Memory[Probe] | None = None) -> torch.Tensor:
+def required_concepts(info: StepInfo, config: SPGuardConfig, state: State[Probe] | None = None) -> torch.Tensor:
     """Concepts the coming evaluation has to predict, ``[B, K]``.
 
     All or none while P is measured (neutral texts together with them), then the chosen one of each sample, or none
     where the gate is closed.
     """
-    probe = memory.recall(coming.sigma) if memory else None
-    if not config.ahead(coming.progress):
-        return coming.none()
-    wanted = gate.needs(coming, config.gate, memory)
-    if probe is None or gate.probing(config.gate, probe, coming.progress):
+    probe = state.recall(info.sigma) if state else None
+    if not config.ahead(info.progress):
+        return info.none()
+    wanted = gate.required_concepts(info, config.gate, state)
+    if probe is None or gate.probing(config.gate, probe, info.progress):
         return wanted
-    if config.strength(coming.progress) == 0:
-        return coming.none()
+    if config.strength(info.progress) == 0:
+        return info.none()
     if config.concept == "probed":
         chosen = choose(gate.scores(config.gate, probe)).cpu()
-        wanted = wanted & (chosen[:, None] == torch.arange(coming.count))
+        wanted = wanted & (chosen[:, None] == torch.arange(info.count))
     return wanted
 
 
-def sp_guard(step: Step, config: SPGuardConfig, memory: Memory[Probe] | None = None) -> Outcome:
+def sp_guard(step: Step, config: SPGuardConfig, state: State[Probe] | None = None) -> GuidanceOutput:
     """Guide away from the concept, as strongly as the prompt agrees with it.
 
     Args:
         step: predictions, ``[B, C, *spatial]``.
         config: settings.
-        memory: what was measured of P. Call this at every evaluation, also where ``needs`` asks for nothing.
+        state: what was measured of P. Call this at every evaluation, also where ``needs`` asks for nothing.
     """
-    memory = memory or Memory()
-    level = step.coming.sigma
-    probe = memory.recall(level)
+    state = state or State()
+    level = step.info.sigma
+    probe = state.recall(level)
     if not step.concepts or not config.ahead(step.progress):
-        return untouched(step, memory.store(level, probe))
+        return unguided(step, state.store(level, probe))
     if probe is None or gate.probing(config.gate, probe, step.progress):
         probe = gate.observe(step, config.gate, probe)
-        return untouched(step, memory.store(level, probe), gate.scores(config.gate, probe))
-    memory = memory.store(level, probe)
+        return unguided(step, state.store(level, probe), gate.scores(config.gate, probe))
+    state = state.store(level, probe)
     scores, strength = gate.scores(config.gate, probe), config.strength(step.progress)
     acts = gate.is_open(config.gate, scores)
     if strength == 0 or not bool(acts.any()):
-        return untouched(step, memory, scores)
+        return unguided(step, state, scores)
     if config.concept == "all":
         chosen, push = None, _strongest(step, config)
     else:
         chosen = choose(scores if config.concept == "probed" else agreement(step))
         chosen = torch.where(acts, chosen, -1)
-        push = _masked(step, toward_chosen(step, chosen), config)
+        push = _masked(step, direction_to_chosen(step, chosen), config)
     mu = per_sample(strength * scores.amax(dim=1), push)
     change = torch.where(per_sample(acts, push), -step.scale * mu * push, 0)
-    return steered(step, change, memory, scores, chosen)
+    return steered(step, change, state, scores, chosen)
 
 
 def mask(prompt: torch.Tensor, concept: torch.Tensor, config: SPGuardConfig) -> torch.Tensor:
@@ -171,16 +226,92 @@ def mask(prompt: torch.Tensor, concept: torch.Tensor, config: SPGuardConfig) -> 
     """
     psi = cosine(prompt, concept, (1,))
     psi = psi.clamp(min=0) if config.psi == "positive" else psi.abs()
-    return torch.where(largest_share(concept, config.quantile, config.axis), 1 + psi, 0)
+    return torch.where(top_mask(concept, config.quantile, config.axis), 1 + psi, 0)
 
 
 def _masked(step: Step, concept: torch.Tensor, config: SPGuardConfig) -> torch.Tensor:
-    return mask(step.toward("prompt"), concept, config) * concept
+    return mask(step.direction("prompt"), concept, config) * concept
 
 
 def _strongest(step: Step, config: SPGuardConfig) -> torch.Tensor:
-    strongest = _masked(step, step.toward(0), config)
+    strongest = _masked(step, step.direction(0), config)
     for k in range(1, len(step.concepts)):
-        push = _masked(step, step.toward(k), config)
+        push = _masked(step, step.direction(k), config)
         strongest = torch.where(push.abs() > strongest.abs(), push, strongest)
     return strongest
+
+
+def _measures(info: StepInfo, config: SPGuardConfig, state: State[Probe]) -> bool:
+    return gate.probing(config.gate, state.recall(info.sigma), info.progress)
+
+
+def check_late_strength(config: SPGuardConfig, own: Mapping[str, Any]) -> None:
+    """Refuse a late strength that would never be used.
+
+    Args:
+        config: settings.
+        own: what the user typed in place of the preset's values.
+
+    Raises:
+        InputError: naming the fields that do not fit together.
+    """
+    late = own.get("lambda_end", 0.0)
+    if late > 0 and not config.switch < min(config.end, 1.0) and not {"switch", "end"} <= set(own):
+        left = [name for name in ("end", "switch") if name not in own]
+        raise InputError(
+            "lambda_end",
+            f"it is {late:g}, but end is {config.end:g} and switch is {config.switch:g}, so it would never be used; "
+            f"the preset says: {', '.join(left)}",
+            "-1, 0, or a switch below end",
+            "change one of these fields",
+        )
+
+
+METHOD = Method(
+    "sp_guard",
+    "SP-Guard",
+    SPGuardConfig,
+    required_concepts,
+    sp_guard,
+    is_neutral=lambda config: not config.ahead(0.0),
+    measures=_measures,
+    threshold=lambda config: config.gate.threshold,
+    neutral_texts=lambda config: config.gate.texts,
+    settings=SETTINGS,
+    presets=SP_GUARD_PRESETS,
+    variants={
+        "sp_guard": Variant(SPGuardConfig()),
+        "sp_guard-light": Variant(SP_GUARD_PRESETS["light"]),
+        "sp_guard-strict": Variant(SP_GUARD_PRESETS["strict"]),
+        "sp_guard-lookalikes": Variant(SPGuardConfig(), lookalikes=True),
+        "sp_guard-light-lookalikes": Variant(SP_GUARD_PRESETS["light"], lookalikes=True),
+        "sp_guard-strict-lookalikes": Variant(SP_GUARD_PRESETS["strict"], lookalikes=True),
+        "sp_guard-long": Variant(SPGuardConfig(end=1.0), lookalikes=True),
+        "sp_guard-max": Variant(
+            SPGuardConfig(lambda_max=6.0, switch=1.0, end=1.0, gate=GateConfig(threshold=0.2)),
+            lookalikes=True,
+        ),
+        "sp_guard-casg": Variant(SPGuardConfig(concept="step"), lookalikes=True),
+        "sp_guard-raw": Variant(SPGuardConfig(switch=0.6, end=1.0, psi="absolute", gate=PRINTED)),
+        "safecfg+sp_guard": Variant(SPGuardConfig(), lookalikes=True, anchor="", base="safecfg"),
+        "safree+sp_guard": Variant(SPGuardConfig(), lookalikes=True, base="safree"),
+        "safree+safecfg+sp_guard": Variant(SPGuardConfig(), lookalikes=True, anchor="", base="safree+safecfg"),
+    },
+    about=(
+        "SP-Guard (arXiv 2511.11014): the first steps measure how far the prompt's direction agrees with each unsafe "
+        "concept; then guidance pushes away from it, as strongly as they agree, only where the picture is unsafe. A "
+        "prompt below the threshold gives the very same picture as without this node, to the last bit. Training-free. "
+    ),
+    aliases=("sp-guard", "spguard", "concept guidance", "negative guidance", "safe latent diffusion", "live mask"),
+    patch_node=("SafeGuidance_SPGuardMask", "SP-Guard Mask"),
+    about_presets=(
+        "How much is removed. light: weaker, and only where the prompt clearly agrees with a concept; harm passes "
+        "more often. balanced: the published strength, behind a threshold that harmless prompts seldom reach. "
+        "strict: the largest strength of the published sweep and a lower threshold; more harmless prompts change. "
+        "A number typed below goes before the preset's."
+    ),
+    check=check_late_strength,
+)
+"""``sp_guard`` is the node's defaults; ``lookalikes`` measures against the bench's own harmless texts. ``raw`` is
+the method as printed, without a calibrated proxy; ``long`` acts to the last step, as the paper does; ``max`` has the
+largest strength of the published sweep, to the last step, behind a gate that opens sooner."""

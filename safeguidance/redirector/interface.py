@@ -62,12 +62,26 @@ class Redirector(Protocol):
 
 @dataclass(frozen=True)
 class Redirected:
-    """The outcome for one prompt: one conditioning per noise-level bucket, or the untouched base."""
+    """What became of a prompt.
+
+    Args:
+        conditionings: one per noise-level bucket, or the untouched base.
+        gate: harmfulness ``[B]``, 0..1.
+        scores: the same per category, ``[B, K]``.
+        open: rows that are redirected, ``[B]`` bool.
+        kappa: weight of the harm difference in the redirected conditionings (``guidance.safecfg.kappa``).
+    """
 
     conditionings: tuple[Conditioning, ...]
     gate: torch.Tensor
     scores: torch.Tensor
-    acts: bool
+    open: torch.Tensor
+    kappa: float = 1.0
+
+    @property
+    def acts(self) -> bool:
+        """Whether any row is redirected."""
+        return bool(self.open.any())
 
 
 _MOST_RESCALE = 2.0
@@ -87,7 +101,8 @@ def run_redirector(
         scale: the cfg scale in use.
 
     Returns:
-        The outcome; where no row's gate opens, or strength is 0, the base itself and ``acts`` False.
+        The outcome; where no row's gate opens, or strength is 0, the base itself. A row whose prompt is the base,
+        such as an empty prompt over an empty negative one, is never redirected.
 
     Raises:
         ValueError: if the widths differ from the redirector's, or ``scale`` is not above 1.
@@ -99,10 +114,11 @@ def run_redirector(
                 f"made for {redirector.width}; load a redirector for this model, or build one with "
                 "Redirector from Concepts"
             )
-    factor = config.strength
+    rescale = 1.0
     if redirector.kappa is not None and config.rescale:
         # only ever up: above the training scale what is left over points away from harm, below it towards harm
-        factor *= min(max(1.0, kappa(scale) / redirector.kappa), _MOST_RESCALE)
+        rescale = min(max(1.0, kappa(scale) / redirector.kappa), _MOST_RESCALE)
+    factor = config.strength * rescale
     length = max(prompt.tokens.shape[1], base.tokens.shape[1])
     batch = max(prompt.tokens.shape[0], base.tokens.shape[0])
     aligned_prompt = match_length(prompt, length, batch)
@@ -114,9 +130,13 @@ def run_redirector(
             f"the redirector {redirector.title!r} gives a harmfulness that is not a finite number for this prompt; its "
             "weights or the conditioning hold such values; load another redirector or encode the prompt anew"
         )
-    gate = gate_open(proposal.gate, threshold)
-    if config.strength == 0 or not bool((gate > 0).any()):
-        return Redirected((base,), proposal.gate, proposal.scores, False)
+    same = (aligned_prompt.tokens == aligned_base.tokens.to(aligned_prompt.tokens)).flatten(1).all(dim=1)
+    same = same.to(proposal.gate.device)
+    harm, scores = torch.where(same, 0, proposal.gate), torch.where(same[:, None], 0, proposal.scores)
+    gate = gate_open(harm, threshold)
+    opened = gate > 0
+    if config.strength == 0 or not bool(opened.any()):
+        return Redirected((base,), harm, scores, torch.zeros_like(opened))
     out = []
     for bucket, delta in enumerate(proposal.delta):
         tokens = redirect(aligned_base.tokens, delta, gate, factor)
@@ -124,7 +144,7 @@ def run_redirector(
         if pooled is not None and proposal.pooled_delta is not None:
             pooled = redirect(pooled, proposal.pooled_delta[bucket], gate, factor)
         out.append(Conditioning(tokens, pooled))
-    return Redirected(tuple(out), proposal.gate, proposal.scores, True)
+    return Redirected(tuple(out), harm, scores, opened, rescale * (redirector.kappa or 1.0))
 
 
 def bucket_at(edges: tuple[float, ...], progress: float) -> int:

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import mode
 
 from .trace import RunRecord
 
-SAME_LEVEL = 1e-4
-"""Noise levels that differ by less than this share of themselves are one."""
-
-
 STOPPED = "; stopped before the end"
 """What is added to the decision of a run that broke off."""
-
-
-def step_at(levels: Sequence[float], sigma: float) -> int:
-    """Which step of a schedule an evaluation belongs to.
-
-    Args:
-        levels: falling noise levels of the schedule, of which the last ends it.
-        sigma: noise level of the evaluation; samplers also ask between two levels.
-
-    Returns:
-        1 for the first step, ``len(levels) - 1`` for the last; 0 where there is no step.
-    """
-    steps = len(levels) - 1
-    passed = sum(level * (1 + SAME_LEVEL) >= sigma for level in levels[:-1])
-    return min(max(passed, 1), steps) if steps > 0 else 0
 
 
 def largest(run: RunRecord) -> tuple[str, float] | None:
@@ -39,32 +20,49 @@ def largest(run: RunRecord) -> tuple[str, float] | None:
     return name, score
 
 
-def progress_line(run: RunRecord, sigma: float, doing: str) -> str:
+def progress_line(run: RunRecord, step: int, doing: str) -> str:
     """The line shown during a step, such as ``step 3 of 20: violence 0.83, redirecting``.
 
     Args:
         run: what was recorded so far.
-        sigma: noise level of the step.
+        step: number of the step, from 1.
         doing: what is done in it.
     """
     best = largest(run)
     score = "" if best is None else f"{best[0]} {best[1]:.2f}, "
-    return f"step {step_at(run.levels, sigma)} of {max(len(run.levels) - 1, 0)}: {score}{doing}"
+    total = run.total_steps
+    return f"step {min(step, total) if total else step} of {total}: {score}{doing}"
+
+
+def numbered(steps: Iterable[int], total: int) -> str:
+    """Numbers of steps in words, such as ``in steps 1-12 of 20``.
+
+    Args:
+        steps: from 1.
+        total: steps of the run.
+    """
+    found = sorted(set(steps))
+    if not found:
+        return "in no step"
+    if len(found) >= total:
+        return f"in all {total} steps" if total > 1 else "in the only step"
+    if len(found) == 1:
+        return f"in step {found[0]} of {total}"
+    if found[-1] - found[0] + 1 == len(found):
+        return f"in steps {found[0]}-{found[-1]} of {total}"
+    return f"in {len(found)} of {total} steps"
 
 
 def in_steps(run: RunRecord) -> str:
-    """When a run acted, such as ``in steps 1-12 of 20``; a step counts if one of its evaluations was changed."""
-    total = len(run.levels) - 1
-    acted = sorted({step_at(run.levels, step.sigma) for step in run.steps if step.acted})
-    if not acted:
-        return "in no step"
-    if len(acted) == total:
-        return f"in all {total} steps" if total > 1 else "in the only step"
-    if len(acted) == 1:
-        return f"in step {acted[0]} of {total}"
-    if acted[-1] - acted[0] + 1 == len(acted):
-        return f"in steps {acted[0]}-{acted[-1]} of {total}"
-    return f"in {len(acted)} of {total} steps"
+    """When a run acted; a step counts if one of its evaluations was changed."""
+    return numbered((step.step for step in run.steps if step.acted), run.total_steps)
+
+
+def missed_steps(run: RunRecord) -> str:
+    """Steps in which a run should have acted and did not, as the end of a sentence; empty where there are none."""
+    acted = {step.step for step in run.steps if step.acted}
+    missed = [step.step for step in run.steps if step.missed and step.step not in acted]
+    return f"; NOT guarded {numbered(missed, run.total_steps)}" if missed else ""
 
 
 def in_pictures(run: RunRecord) -> str:
@@ -74,7 +72,7 @@ def in_pictures(run: RunRecord) -> str:
     return "" if count == len(run.scores) else f", in {count} of {len(run.scores)} pictures"
 
 
-def concept_doing(run: RunRecord, chosen: Sequence[int], asks: bool, reads: bool) -> str:
+def describe_step(run: RunRecord, chosen: Sequence[int], asks: bool, reads: bool) -> str:
     """What a concept guidance method does in a step.
 
     Args:
@@ -96,8 +94,8 @@ def concept_doing(run: RunRecord, chosen: Sequence[int], asks: bool, reads: bool
     return "left alone" if judges else "left alone until the window opens"
 
 
-def concept_decision(run: RunRecord, chosen: Sequence[int]) -> str:
-    """What a concept guidance method did in a run, with the arguments of ``concept_doing``."""
+def describe_guidance(run: RunRecord, chosen: Sequence[int]) -> str:
+    """What a concept guidance method did in a run, with the arguments of ``describe_step``."""
     best, judges = largest(run), run.threshold is not None
     if best is None:
         if judges:
@@ -108,10 +106,28 @@ def concept_decision(run: RunRecord, chosen: Sequence[int]) -> str:
         if not run.acted:
             return "guided in no step: plain CFG"
         if not chosen:
-            return f"guided {in_steps(run)}, away from all {len(run.categories)} concepts"
-        return f"guided {in_steps(run)}, most often away from {run.categories[mode(chosen)]}"
+            return f"guided {in_steps(run)}, away from all {len(run.categories)} concepts{missed_steps(run)}"
+        return f"guided {in_steps(run)}, most often away from {run.categories[mode(chosen)]}{missed_steps(run)}"
     if run.acted:
-        return f"{name} {score:.2f}: guided {in_steps(run)}{in_pictures(run)}"
+        return f"{name} {score:.2f}: guided {in_steps(run)}{in_pictures(run)}{missed_steps(run)}"
     if run.threshold is not None and (score < run.threshold or score == 0):
         return f"harmless ({score:.2f}): left untouched"
     return f"{name} {score:.2f}: NOT guided, since the run or the window ended while it was measured"
+
+
+def describe_redirect(run: RunRecord, gate: float) -> str:
+    """What SafeCFG did in a run.
+
+    Args:
+        run: what was recorded.
+        gate: the largest harmfulness of any part of the prompt.
+    """
+    if not run.harmful and not run.acted and not any(step.missed for step in run.steps):
+        return f"harmless ({gate:.2f}): left untouched"
+    name, score = largest(run) or ("harm", run.harm)
+    if not run.acted:
+        why = missed_steps(run) or ": the window or the range of the prompt was never reached"
+        return f"{name} {score:.2f}: NOT redirected{why if why.startswith(':') else ''}{missed_steps(run)}"
+    apart = [step.step for step in run.steps if step.acted and step.extra_evaluations and "base" in step.evaluated]
+    other = f", {numbered(apart, run.total_steps)} without an unconditional branch" if apart else ""
+    return f"{name} {score:.2f}: redirected {in_steps(run)}{other}{missed_steps(run)}"

@@ -26,11 +26,6 @@ _HEAT = ((0.0, (20, 16, 60)), (0.35, (130, 30, 120)), (0.65, (236, 90, 50)), (1.
 Box = tuple[float, float, float, float]
 
 
-def is_harmful(run: RunRecord) -> bool:
-    """Whether a score of the run reaches the threshold; False where nothing was scored or the method has none."""
-    return run.threshold is not None and _scored(run) and run.harm >= run.threshold
-
-
 def _scored(run: RunRecord) -> bool:
     return any(run.scores) or any(step.scores for step in run.steps)
 
@@ -61,12 +56,13 @@ def _share(values: torch.Tensor, largest: float) -> torch.Tensor:
     return (values / max(largest, torch.finfo(torch.float32).tiny)).clamp(0, 1)
 
 
-def draw_report(run: RunRecord, images: torch.Tensor | None = None) -> torch.Tensor:
+def draw_report(run: RunRecord, images: torch.Tensor | None = None, decision: str = "") -> torch.Tensor:
     """Draw a run.
 
     Args:
         run: what happened.
         images: the finished pictures ``[B, H, W, 3]``, 0..1, or None.
+        decision: what to say at the top, in place of the run's own words.
 
     Returns:
         One picture ``[1, height, 1200, 3]``, 0..1, with one row per sample, at most four. The same input gives the
@@ -81,7 +77,7 @@ def draw_report(run: RunRecord, images: torch.Tensor | None = None) -> torch.Ten
     masks = 30 + len(live) * _LIVE if live else 0
     height = _HEADER + shown * row_height + _STRIP + curves + masks + (24 if count > shown else 0)
     page = _Page(WIDTH, height)
-    _header(page, run)
+    _header(page, run, decision)
     y = float(_HEADER)
     for index in range(shown):
         _sample(page, run, images, index, y, row_height)
@@ -157,8 +153,8 @@ class _Page:
         return torch.from_numpy(np.asarray(final, dtype=np.float32) / 255)[None]
 
 
-def _header(page: _Page, run: RunRecord) -> None:
-    harmful, scored = is_harmful(run), _scored(run) and run.threshold is not None
+def _header(page: _Page, run: RunRecord, said: str) -> None:
+    harmful, scored = run.harmful, _scored(run) and run.threshold is not None
     word = "HARMFUL PROMPT" if harmful else "HARMLESS PROMPT" if scored else "NOT JUDGED"
     badge = page.measure(word, 20) + 32
     page.box((0, 0, WIDTH, _HEADER - 16), _PANEL)
@@ -166,7 +162,7 @@ def _header(page: _Page, run: RunRecord) -> None:
     page.text(WIDTH - _MARGIN - badge / 2, 34, word, 20, _PAPER, "centre")
     room = WIDTH - 2 * _MARGIN - badge - 24
     page.text(_MARGIN, 16, page.fit(run.method, 18, room), 18, _FAINT)
-    decision = run.decision or "no decision was recorded"
+    decision = said or run.decision or "no decision was recorded"
     size = next((size for size in (26, 22, 18) if page.measure(decision, size) <= room), 18)
     page.text(_MARGIN, 42 + (26 - size) / 2, page.fit(decision, size, room), size)
 
@@ -276,8 +272,7 @@ def _steps(page: _Page, run: RunRecord, y: float) -> None:
     if not total:
         page.text(_MARGIN, y, "no step was recorded", 15, _FAINT)
         return
-    plain = len(run.levels) - 1 == total
-    when = in_steps(run) if plain else f"in {acted} of {total} evaluations of the guider"
+    when = in_steps(run) if run.total_steps == total else f"in {acted} of {total} evaluations of the guider"
     page.text(_MARGIN, y, f"guidance changed {when}, {cost}", 15, _FAINT)
     room = WIDTH - 2 * _MARGIN
     cell = room / total

@@ -1,26 +1,44 @@
-"""What a guarded run did, step by step, in a form that people, pictures and programs can read."""
+"""What guarded runs did, evaluation by evaluation, in a form that people, pictures and programs can read."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+KEPT_RUNS = 16
+"""Runs that a trace remembers."""
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """A short digest of a tensor's shape and values, to recognise it by."""
+    values = tensor.detach().to("cpu", torch.float32).contiguous()
+    found = hashlib.sha256(repr(tuple(values.shape)).encode())
+    found.update(values.numpy().tobytes())
+    return found.hexdigest()[:32]
+
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One call of the guider.
+    """One evaluation of the guider, as it was made.
 
     Args:
         sigma: noise level.
         progress: fraction of the schedule, 0 is the first step.
-        acted: whether the guidance was changed here.
+        acted: whether the guidance of any sample was changed here.
         extra_evaluations: model evaluations beyond plain CFG.
         scores: score per category where it changes from step to step, the largest of the samples; empty where it is
             one per prompt.
         effect: how far the prediction was moved at each place, ``[B, *spatial]`` in latent resolution and the model's
             latent units; None where it was not moved or not measured.
+        step: step of the sampler that the evaluation belongs to, from 1; 0 where it is not known.
+        evaluated: the conditionings that the host ran the model on, such as ``prompt``, ``base``, ``redirected base``,
+            ``concept violence``; empty where it ran none (a node reused an earlier prediction).
+        samples: per sample, whether its guidance was changed; empty where the host says nothing about samples.
+        missed: whether the guidance should have been changed, and was not.
     """
 
     sigma: float
@@ -29,13 +47,21 @@ class StepRecord:
     extra_evaluations: int = 0
     scores: tuple[float, ...] = ()
     effect: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    step: int = 0
+    evaluated: tuple[str, ...] = ()
+    samples: tuple[bool, ...] = ()
+    missed: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without the effect map."""
         return {
             "sigma": self.sigma,
             "progress": self.progress,
+            "step": self.step,
             "acted": self.acted,
+            "missed": self.missed,
+            "samples": list(self.samples),
+            "evaluated": list(self.evaluated),
             "extra_evaluations": self.extra_evaluations,
             "scores": list(self.scores),
         }
@@ -51,10 +77,15 @@ class RunRecord:
         scores: harm score per sample and category, ``[B][K]``, 0..1.
         threshold: score from which the method acts; None for a method that does not judge but acts on every prompt.
         decision: in words.
-        steps: what happened at each call.
+        steps: what happened at each evaluation.
         effect: where the method changed the prediction, ``[B, *spatial]`` in latent resolution, or None if not
             measured.
         levels: noise levels of the schedule; one more than it has steps.
+        steps_made: steps that the sampler made; 0 where it does not say.
+        latent_in: digest of the latent that the run started from (``tensor_digest``).
+        latent_out: digest of the latent that came out; "" where the run broke off.
+        queue_run: id of the host's queue run it belongs to, "" where there is none.
+        sampled: whether it is a sampling run; False for what was done to a text alone.
     """
 
     method: str
@@ -65,6 +96,11 @@ class RunRecord:
     steps: list[StepRecord] = field(default_factory=list)
     effect: torch.Tensor | None = None
     levels: tuple[float, ...] = ()
+    steps_made: int = 0
+    latent_in: str = ""
+    latent_out: str = ""
+    queue_run: str = ""
+    sampled: bool = True
 
     @property
     def harm(self) -> float:
@@ -77,6 +113,16 @@ class RunRecord:
         """Whether any step was changed."""
         return any(step.acted for step in self.steps)
 
+    @property
+    def harmful(self) -> bool:
+        """Whether a score reached the threshold; False for a method that does not judge."""
+        return self.threshold is not None and self.harm >= self.threshold and self.harm > 0
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the run: those the sampler made, or those of the schedule where it does not say."""
+        return self.steps_made or max(len(self.levels) - 1, 0)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without the effect maps."""
         return {
@@ -87,8 +133,10 @@ class RunRecord:
             "decision": self.decision,
             "steps": [step.as_dict() for step in self.steps],
             "harm": self.harm,
+            "harmful": self.harmful,
             "acted": self.acted,
             "calls": len(self.steps),
+            "total_steps": self.total_steps,
             "extra_evaluations": sum(step.extra_evaluations for step in self.steps),
         }
 
@@ -96,17 +144,22 @@ class RunRecord:
 class Trace:
     """The handle a node gives out before sampling and a report reads after it.
 
-    It belongs to one node output. Every sampling run replaces the record, so nothing of an earlier run, also of one
-    that failed, is left when the next one starts.
+    It belongs to one node output. Its last runs are kept, so that a report can tell which of them made the picture it
+    is given.
     """
 
     def __init__(self) -> None:
-        self._run: RunRecord | None = None
+        self._runs: list[RunRecord] = []
 
     def begin(self, run: RunRecord) -> RunRecord:
-        """Start a run; forgets the one before."""
-        self._run = run
+        """Start a run."""
+        self._runs = [*self._runs[1 - KEPT_RUNS :], run]
         return run
+
+    @property
+    def runs(self) -> Sequence[RunRecord]:
+        """The runs, the last one last."""
+        return tuple(self._runs)
 
     @property
     def run(self) -> RunRecord:
@@ -115,9 +168,32 @@ class Trace:
         Raises:
             ValueError: if nothing was sampled yet.
         """
-        if self._run is None:
-            raise ValueError(
-                "this trace holds no run yet: connect the report behind the sampler (its latent or image input), "
-                "so that it runs after sampling"
-            )
-        return self._run
+        if not self._runs:
+            raise ValueError("this trace holds no run: the sampler made no step, or it did not run through this node")
+        return self._runs[-1]
+
+    def runs_of(self, latent: torch.Tensor | None = None, queue_run: str = "") -> tuple[list[RunRecord], bool]:
+        """The runs that made a picture, first to last, and whether that is certain.
+
+        A base pass and a detailer on one MODEL are two runs of one picture: the second starts from what the first
+        gave.
+
+        Args:
+            latent: the latent that the picture was decoded from, where it is known.
+            queue_run: the host's queue run that asks.
+        """
+        if self._runs and not self._runs[-1].sampled:
+            return self._runs[-1:], True
+        if latent is not None:
+            found: list[RunRecord] = []
+            wanted = tensor_digest(latent)
+            for run in reversed(self._runs):
+                if run.latent_out and run.latent_out == wanted:
+                    found.insert(0, run)
+                    wanted = run.latent_in
+            if found:
+                return found, True
+        same = [run for run in self._runs if queue_run and run.queue_run == queue_run]
+        if same:
+            return same, latent is None
+        return self._runs[-1:], False

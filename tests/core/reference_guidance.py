@@ -159,3 +159,20 @@ def sp_guard_reference(e_p, e_b, e_s, p, w, strength, q, absolute=False, channel
         gamma = -mu * (e_s[i] - e_b[i])
         out[i] = e_b[i] + w * (e_p[i] - e_b[i] + gamma)
     return out
+
+
+def crg_reference(steps, w, strength, tau, weight):
+    """CRG with one concept over several steps: list of ``(prompt, base, concept, sigma)`` in noise units, to noise."""
+    gathered, last, out = 0.0, None, []
+    for e_p, e_b, e_c, sigma in steps:
+        d_p, d_c = minus(e_p, e_b), minus(e_c, e_b)
+        away = minus(e_p, e_c)
+        b = dot(d_p, d_p) - dot(away, away)
+        if last is not None:
+            gathered += b * math.log(last / sigma)
+        last = sigma
+        risk = weight / 2 * b + gathered
+        omega = risk / (weight * dot(d_c, d_c)) - tau
+        push = strength * omega if omega > 0 else 0.0
+        out.append({i: e_b[i] + w * (d_p[i] - push * d_c[i]) for i in e_p})
+    return out

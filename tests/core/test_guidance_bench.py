@@ -54,15 +54,15 @@ def test_the_concepts_are_the_nouns_of_the_categories():
         ("not", [6] * 5),
         ("not-casg", [12] * 5),
         ("sld_weak", [4] * 2 + [6] * 3),
-        ("sld_medium", [6] * 5),
-        ("sld_strong", [6] * 5),
+        ("sld_medium", [4, 2] + [6] * 4),
+        ("sld_strong", [4, 2] + [6] * 4),
         ("sld_max", [6] * 5),
         ("sld_max-casg", [12] * 5),
-        ("sega", [12] * 5),
-        ("sega-casg", [12] * 5),
+        ("sega", [4, 8] + [12] * 4),
+        ("sega-casg", [4, 8] + [12] * 4),
     ],
 )
-def test_every_method_makes_one_call_a_step_with_the_rows_it_needs(name, rows):
+def test_every_method_makes_one_call_a_step_with_the_rows_it_needs_and_two_where_it_only_reads(name, rows):
     out, got = sampled(GUIDED[name])
     assert got == rows
     assert out.isfinite().all()
@@ -71,7 +71,7 @@ def test_every_method_makes_one_call_a_step_with_the_rows_it_needs(name, rows):
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
-        ("sp_guard", [4, 4, 24, *[4, 1] * 2, 4]),
+        ("sp_guard-lookalikes", [4, 4, 24, *[4, 1] * 2, 4]),
         ("sp_guard-casg", [4, 4, 24, *[4, 4] * 2, 4]),
         ("sp_guard-long", [4, 4, 24, *[4, 1] * 3]),
         ("sp_guard-raw", [4, 8, *[4, 1] * 4]),
@@ -87,7 +87,7 @@ def test_a_gate_leaves_the_call_of_plain_cfg_as_it_is_where_it_measures_or_is_cl
 
 def test_where_every_gate_is_open_all_rides_in_one_call():
     prompts = [PROMPTS[0], f"tree {HARM_THINGS[0]}"]
-    assert sampled(GUIDED["sp_guard"], prompts)[1] == [4, 4, 24, 6, 6, 4]
+    assert sampled(GUIDED["sp_guard-lookalikes"], prompts)[1] == [4, 4, 24, 6, 6, 4]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_where_every_gate_is_open_all_rides_in_one_call():
 )
 def test_harmless_prompts_cost_what_measuring_costs_and_end_as_plain_cfg(gate, rows):
     setting = Setting(steps=10)
-    method = guided_by(sp_guard.sp_guard, sp_guard.needs, SPGuardConfig(gate=gate))
+    method = guided_by(sp_guard.METHOD, SPGuardConfig(gate=gate))
     plain, _ = sampled(METHODS["none"], ["cup tree", "fish"], setting=setting)
     out, got = sampled(method, ["cup tree", "fish"], setting=setting)
     measured = sum(n == 8 for n in rows)
@@ -115,8 +115,8 @@ def test_samples_do_not_mix_in_any_method():
     prompts = [*PROMPTS, f"fish {HARM_THINGS[1]}"]
     noise = torch.randn(3, len(WORDS), 3, 3, generator=torch.Generator().manual_seed(5))
     for name, method in GUIDED.items():
-        if "safecfg" in name:
-            continue  # its redirector reads the real text encoder
+        if "+" in name or name in ("sp_guard", "sp_guard-light", "sp_guard-strict"):
+            continue  # what they read needs the real text encoder
         together, _ = sampled(method, prompts, noise)
         for i in range(3):
             alone, _ = sampled(method, prompts[i : i + 1], noise[i : i + 1])
@@ -130,7 +130,12 @@ def test_directions_start_from_the_anchor_where_the_base_holds_the_concept():
     made = {}
     for anchor in (None, ""):
         method = guided_by(
-            sp_guard.sp_guard, sp_guard.needs, SPGuardConfig(gate=gate), CONCEPT_TEXTS[2:3], (), negative, anchor
+            sp_guard.METHOD,
+            SPGuardConfig(gate=gate),
+            CONCEPT_TEXTS[2:3],
+            (),
+            negative,
+            anchor,
         )
         made[anchor], rows = sampled(method)
         assert rows[:2] == ([4, 2] if anchor is None else [4, 4])
@@ -141,7 +146,7 @@ def test_directions_start_from_the_anchor_where_the_base_holds_the_concept():
 
 
 def test_what_was_changed_is_told_and_nothing_where_the_gate_is_closed():
-    run = GUIDED["sp_guard"](SmallWorld(), SETTING, PROMPTS)
+    run = GUIDED["sp_guard-lookalikes"](SmallWorld(), SETTING, PROMPTS)
     euler(run, NOISE, schedule(SETTING.steps))
     changes = torch.stack(run.changes, dim=1)
     assert isinstance(run, Watched)
@@ -151,7 +156,7 @@ def test_what_was_changed_is_told_and_nothing_where_the_gate_is_closed():
     assert not changes[1].any()
 
 
-@pytest.mark.parametrize("name", ["not", "not-casg", "sega", "sega-casg", "sp_guard", "sp_guard-raw"])
+@pytest.mark.parametrize("name", ["not", "not-casg", "sega", "sega-casg", "sp_guard-lookalikes", "sp_guard-raw"])
 def test_the_harm_of_the_prompt_is_reduced_in_its_own_category(name):
     """SLD is not among them: its strength grows with the difference of prompt and concept, which is 0 there."""
     plain, _ = sampled(METHODS["none"])
@@ -162,7 +167,7 @@ def test_the_harm_of_the_prompt_is_reduced_in_its_own_category(name):
 
 def test_a_closed_gate_gives_the_bytes_of_plain_cfg():
     plain, _ = sampled(METHODS["none"])
-    out, _ = sampled(GUIDED["sp_guard"])
+    out, _ = sampled(GUIDED["sp_guard-lookalikes"])
     assert torch.equal(out[1], plain[1])
     assert not torch.equal(out[0], plain[0])
 
@@ -176,7 +181,7 @@ def test_two_runs_do_not_share_anything():
 
 def test_other_concepts_can_be_given():
     gate = GateConfig(settle=0, threshold=0.1)
-    other = guided_by(sp_guard.sp_guard, sp_guard.needs, SPGuardConfig(gate=gate), ("tree",))
+    other = guided_by(sp_guard.METHOD, SPGuardConfig(gate=gate), ("tree",))
     plain, _ = sampled(METHODS["none"])
     out, rows = sampled(other)
     assert rows == [4, 2, *[4, 1] * 3, 4]

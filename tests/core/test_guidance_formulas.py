@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from safeguidance.guidance import negation, sega, sld, sp_guard
-from safeguidance.guidance.concept_step import Memory, Step
+from safeguidance.guidance import crg, negation, sega, sld, sp_guard
 from safeguidance.guidance.gate import PRINTED
+from safeguidance.guidance.method import State, Step
 from tests.core.reference_guidance import (
     casg_reference,
+    crg_reference,
     minus,
     negative_reference,
     noise,
@@ -64,11 +65,11 @@ def run_of_steps(shape, dtype, progress, seed=5):
 
 
 def run(method, config, steps):
-    memory, outcomes = Memory(), []
+    state, outputs = State(), []
     for step in steps:
-        outcomes.append(method(step, config, memory))
-        memory = outcomes[-1].memory
-    return outcomes
+        outputs.append(method(step, config, state))
+        state = outputs[-1].state
+    return outputs
 
 
 def in_noise(step, b):
@@ -115,10 +116,10 @@ def test_sld_with_momentum_through_warm_up(shape, dtype, preset):
     # strengths that do not saturate everywhere, so that the ramp of phi counts too
     config = replace(sld.SLD_PRESETS[preset], strength=sld.SLD_PRESETS[preset].strength / 500)
     steps = run_of_steps(shape, dtype, [0.0, 0.1, 0.18, 0.25, 0.5])
-    outcomes = run(sld.sld, config, steps)
+    outputs = run(sld.sld, config, steps)
     for b in range(shape[0]):
         nu = dict.fromkeys(in_noise(steps[0], b)[0], 0.0)
-        for step, got in zip(steps, outcomes, strict=True):
+        for step, got in zip(steps, outputs, strict=True):
             e_p, e_b, e_concepts = in_noise(step, b)
             e_s = e_concepts[casg_reference(e_p, e_b, e_concepts)]
             warm = step.progress >= config.warmup
@@ -134,10 +135,10 @@ def test_sld_with_momentum_through_warm_up(shape, dtype, preset):
 def test_sega_with_momentum_through_warm_up(shape, dtype, combine, tau):
     config = sega.SEGAConfig(quantile=tau, combine=combine)
     steps = run_of_steps(shape, dtype, [0.0, 0.1, 0.2, 0.5])
-    outcomes = run(sega.sega, config, steps)
+    outputs = run(sega.sega, config, steps)
     for b in range(shape[0]):
         nu = dict.fromkeys(in_noise(steps[0], b)[0], 0.0)
-        for step, got in zip(steps, outcomes, strict=True):
+        for step, got in zip(steps, outputs, strict=True):
             e_p, e_b, e_concepts = in_noise(step, b)
             used = e_concepts if combine == "sum" else [e_concepts[casg_reference(e_p, e_b, e_concepts)]]
             expected, nu = sega_reference(e_p, e_b, used, nu, SCALE, 5.0, tau, 0.1, 0.4, step.progress >= 0.2)
@@ -151,13 +152,13 @@ def test_sp_guard_measures_then_guides(shape, dtype, concept, psi, axis):
     own = {"psi": psi, "axis": axis, "concept": concept}
     config = sp_guard.SPGuardConfig(end=1.0, quantile=0.75, switch=0.6, gate=PRINTED, **own)
     steps = run_of_steps(shape, dtype, [0.0, 0.1, 0.2, 0.5, 0.6, 0.9])
-    outcomes = run(sp_guard.sp_guard, config, steps)
+    outputs = run(sp_guard.sp_guard, config, steps)
     for b in range(shape[0]):
         proxies = proxy_reference([in_noise(step, b) for step in steps[:2]])
-        assert outcomes[2].scores[b].tolist() == pytest.approx([max(0.0, p) for p in proxies], abs=1e-5)
+        assert outputs[2].scores[b].tolist() == pytest.approx([max(0.0, p) for p in proxies], abs=1e-5)
         probed = max(range(COUNT), key=lambda k, proxies=proxies: proxies[k])
         assert proxies[probed] > 0
-        for step, got in zip(steps, outcomes, strict=True):
+        for step, got in zip(steps, outputs, strict=True):
             e_p, e_b, e_concepts = in_noise(step, b)
             strength = 0.0 if step.progress < 0.2 else 4.0 if step.progress < 0.6 else 1.0
             used = probed if concept == "probed" else casg_reference(e_p, e_b, e_concepts)
@@ -181,3 +182,20 @@ def test_sp_guard_on_all_concepts_takes_the_strongest_push_of_each_element():
         strongest = {i: max((m[i] for m in moves), key=abs) for i in e_p}
         expected = -float(steps[1].sigma[b]) * tensor(strongest, stock[b])
         assert torch.allclose(both.denoised[b] - stock[b], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
+def test_crg_is_its_formula(shape, dtype):
+    steps = [replace(step, concepts=step.concepts[-1:]) for step in run_of_steps(shape, dtype, (0.0, 0.2, 0.5, 0.8))]
+    config = crg.CRGConfig(threshold=0.2)
+    got = run(crg.crg, config, steps)
+    for b in range(shape[0]):
+        noises = [(*in_noise(step, b), float(step.sigma[b])) for step in steps]
+        expected = crg_reference(
+            [(prompt, base, concepts[0], sigma) for prompt, base, concepts, sigma in noises], SCALE, 2.0, 0.2, 1.0
+        )
+        for step, output, noise_ in zip(steps, got, expected, strict=True):
+            wanted = step.x[b].double() - step.sigma[b].double() * tensor(noise_, step.x[b])
+            scale = float(wanted.abs().max())
+            assert torch.allclose(output.denoised[b].double(), wanted, atol=TOLERANCE[dtype] * max(scale, 1.0))
+    assert any(bool(output.acted.any()) for output in got)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from safeguidance.guidance import gate, sp_guard
-from safeguidance.guidance.concept_step import Coming, Memory, Step, indices
+from safeguidance.guidance.directions import indices
 from safeguidance.guidance.gate import GateConfig
+from safeguidance.guidance.method import State, Step, StepInfo
 from safeguidance.guidance.sp_guard import SPGuardConfig
 from safeguidance.predictions import cfg
 from tests.core.reference_guidance import minus, numbers, projected_cosine_reference
@@ -31,15 +32,15 @@ def make(step, agrees, shape=(2, 4, 5, 6), sigma=None, progress=None):
     return Step(base + toward, base, tuple(concepts), x, torch.full(shape[:1], level), 4.0, point)
 
 
-def walk(config, agrees, steps=range(STEPS), memory=None):
+def walk(config, agrees, steps=range(STEPS), state=None):
     """Per evaluation, what was needed and what came out."""
-    memory, seen = memory or Memory(), []
+    state, seen = state or State(), []
     for number in steps:
         step = make(number, agrees)
-        wanted = sp_guard.needs(step.coming, config, memory)
-        got = sp_guard.sp_guard(step, config, memory)
+        wanted = sp_guard.required_concepts(step.info, config, state)
+        got = sp_guard.sp_guard(step, config, state)
         seen.append((wanted, got, torch.equal(got.denoised, cfg(step.prompt, step.base, step.scale))))
-        memory = got.memory
+        state = got.state
     return seen
 
 
@@ -64,11 +65,11 @@ def test_a_run_of_harmless_prompts_is_plain_cfg_throughout():
 
 
 def test_once_closed_it_stays_closed_whatever_comes_later():
-    config, memory = GUARD, Memory()
+    config, state = GUARD, State()
     for number in range(STEPS):
         step = make(number, [[0.0], [0.0]] if number < 2 else [[1.0], [1.0]])
-        got = sp_guard.sp_guard(step, config, memory)
-        memory = got.memory
+        got = sp_guard.sp_guard(step, config, state)
+        state = got.state
         assert torch.equal(got.denoised, cfg(step.prompt, step.base, step.scale))
 
 
@@ -88,11 +89,11 @@ def test_measuring_at_every_second_call_halves_the_cost_and_gives_the_same_score
 
 
 def test_a_second_call_at_the_same_sigma_counts_once_when_measuring_every_other():
-    config, memory, wanted = SPGuardConfig(end=1.0, gate=replace(GATE, probe=0.4, every=2)), Memory(), []
+    config, state, wanted = SPGuardConfig(end=1.0, gate=replace(GATE, probe=0.4, every=2)), State(), []
     for number in (0, 1, 1, 2, 2, 3, 3):
         step = make(number, [[0.2, 0.5]] * 2)
-        wanted.append(bool(sp_guard.needs(step.coming, config, memory).all()))
-        memory = sp_guard.sp_guard(step, config, memory).memory
+        wanted.append(bool(sp_guard.required_concepts(step.info, config, state).all()))
+        state = sp_guard.sp_guard(step, config, state).state
     assert wanted == [True, False, False, True, True, False, False]
 
 
@@ -101,7 +102,7 @@ def test_the_strength_goes_from_nothing_to_its_maximum_to_the_late_value_to_noth
     moves = []
     for number, (_, got, _) in enumerate(walk(config, [[0.5], [0.5]])):
         step = make(number, [[0.5], [0.5]])
-        push = sp_guard.mask(step.toward("prompt"), step.toward(0), config) * step.toward(0)
+        push = sp_guard.mask(step.direction("prompt"), step.direction(0), config) * step.direction(0)
         moves.append(float((got.denoised - cfg(step.prompt, step.base, 4.0)).norm() / (4.0 * 0.5 * push).norm()))
     assert moves == pytest.approx([0, 0, 4, 4, 4, 4, 1, 1, 1, 0], abs=1e-4)
 
@@ -114,15 +115,15 @@ def test_a_run_from_the_middle_of_the_schedule_measures_first_too():
 def test_a_rising_sigma_measures_again():
     config = GUARD
     first = walk(config, [[0.5], [0.0]])
-    again = walk(config, [[0.0], [0.5]], memory=first[-1][1].memory)
+    again = walk(config, [[0.0], [0.5]], state=first[-1][1].state)
     assert [got.acted.tolist() for _, got, _ in again] == [[False, False]] * 2 + [[False, True]] * 8
 
 
 def test_no_strength_ahead_asks_for_nothing_even_while_measuring():
-    coming = Coming(1.0, 0.0, 2, 3)
-    assert sp_guard.needs(coming, GUARD).all()
-    assert not sp_guard.needs(coming, SPGuardConfig(lambda_max=0, lambda_end=0)).any()
-    assert not sp_guard.needs(coming, SPGuardConfig(lambda_max=0, end=0.5)).any()
+    info = StepInfo(1.0, 0.0, 2, 3)
+    assert sp_guard.required_concepts(info, GUARD).all()
+    assert not sp_guard.required_concepts(info, SPGuardConfig(lambda_max=0, lambda_end=0)).any()
+    assert not sp_guard.required_concepts(info, SPGuardConfig(lambda_max=0, end=0.5)).any()
 
 
 def measured(step, config):
@@ -182,12 +183,12 @@ def test_the_projection_is_the_one_of_the_normal_equations(dtype):
 
 def measuring(config, points):
     """At which of these progresses concepts are asked for."""
-    memory, found = Memory(), []
+    state, found = State(), []
     for number, point in enumerate(points):
         step = make(number, [[0.0]] * 2, sigma=1 - 0.01 * number, progress=point)
-        if sp_guard.needs(step.coming, config, memory).any():
+        if sp_guard.required_concepts(step.info, config, state).any():
             found.append(point)
-        memory = sp_guard.sp_guard(step, config, memory).memory
+        state = sp_guard.sp_guard(step, config, state).state
     return found
 
 
@@ -236,7 +237,7 @@ def test_calibrating_gives_the_wanted_share_of_false_positives():
     [
         (GateConfig(offset=-1), 7, 0.01, "7 harmless prompts"),
         (GateConfig(), 20, 0.01, "offset is 0.0"),
-        (GateConfig(offset=-1), 20, 0.9, "false_positives is 0.9"),
+        (GateConfig(offset=-1), 20, 0.9, "false_positives: it is 0.9"),
     ],
 )
 def test_calibrating_with_too_little_or_cut_off_scores_is_refused(config, count, share, words):
@@ -251,9 +252,12 @@ def test_the_gate_is_open_from_the_threshold_on_and_never_at_zero(threshold, ope
 
 
 def test_the_gate_alone_says_what_is_needed():
-    config, memory = GATE, Memory()
+    config, state = GATE, State()
     for number in range(2):
         step = make(number, [[0.5, 0.1], [0.0, 0.0]])
-        assert gate.needs(step.coming, config, memory).all()
-        memory = memory.store(step.coming.sigma, gate.observe(step, config, memory.recall(step.coming.sigma)))
-    assert gate.needs(make(2, [[0.5, 0.1]] * 2).coming, config, memory).tolist() == [[True, True], [False, False]]
+        assert gate.required_concepts(step.info, config, state).all()
+        state = state.store(step.info.sigma, gate.observe(step, config, state.recall(step.info.sigma)))
+    assert gate.required_concepts(make(2, [[0.5, 0.1]] * 2).info, config, state).tolist() == [
+        [True, True],
+        [False, False],
+    ]

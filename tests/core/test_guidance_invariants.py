@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from safeguidance.guidance import gate, negation, sega, sld, sp_guard
-from safeguidance.guidance.concept_step import Memory, Step, agreement, choose, largest_share
+from safeguidance.guidance.directions import agreement, choose, top_mask
+from safeguidance.guidance.crg import CRGConfig
 from safeguidance.guidance.gate import GateConfig
+from safeguidance.guidance.method import State, Step
 from safeguidance.guidance.negation import NegationConfig
+from safeguidance.guidance.registry import METHODS as REGISTRY
 from safeguidance.guidance.sega import SEGAConfig
+from safeguidance.guidance.settings import with_values
 from safeguidance.guidance.sld import SLD_PRESETS, SLDConfig
 from safeguidance.guidance.sp_guard import SPGuardConfig
 from safeguidance.predictions import cfg
@@ -18,41 +22,58 @@ from safeguidance.predictions import cfg
 SHAPES = [(1, 4, 5, 6), (3, 4, 5, 6), (3, 3, 2, 4, 5)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 OPEN = GateConfig(settle=0.0, threshold=0.0)
-METHODS = {
-    "not": (negation.negation, NegationConfig()),
-    "negative": (negation.negation, NegationConfig(form="negative")),
-    "not-sum": (negation.negation, NegationConfig(combine="sum")),
-    **{f"sld-{name}": (sld.sld, config) for name, config in SLD_PRESETS.items()},
-    "sega": (sega.sega, SEGAConfig()),
-    "sega-sum": (sega.sega, SEGAConfig(combine="sum")),
-    **{f"sp-{c}": (sp_guard.sp_guard, SPGuardConfig(end=1.0, concept=c, gate=OPEN)) for c in ("probed", "step", "all")},
+# settings under which a method that judges acts on any prompt that agrees at all, to the last step
+EAGER = {
+    "sp_guard": [SPGuardConfig(end=1.0, concept=c, gate=OPEN) for c in ("probed", "step", "all")],
+    "crg": [CRGConfig(threshold=0.0)],
 }
+
+
+def cases():
+    """Every method of the registry with every kind of settings that it declares."""
+    for name, method in REGISTRY.items():
+        declared = [*method.choices.values(), *(variant.config for variant in method.variants.values())]
+        for number, config in enumerate(dict.fromkeys(EAGER.get(name, declared))):
+            yield f"{name}-{number}", (method, config)
+
+
+def switches(method):
+    """Settings that switch a method off where all of them are 0."""
+    return [setting.name for setting in method.settings if setting.turns_off]
+
+
+METHODS = dict(cases())
 NEUTRAL = {
-    "not": (negation.negation, NegationConfig(strength=0)),
-    "not-window": (negation.negation, NegationConfig(start=0.8, end=0.9)),
-    "not-empty-window": (negation.negation, NegationConfig(start=0.5, end=0.5)),
-    "sld": (sld.sld, SLDConfig(strength=0)),
-    "sld-warm": (sld.sld, SLDConfig(warmup=0.7, momentum=0)),
-    "sld-end": (sld.sld, SLDConfig(warmup=0.0, end=0.1)),
-    "sega": (sega.sega, SEGAConfig(strength=0)),
-    "sega-warm": (sega.sega, SEGAConfig(warmup=0.7, momentum=0)),
-    "sega-end": (sega.sega, SEGAConfig(warmup=0.0, end=0.1)),
-    "sp": (sp_guard.sp_guard, SPGuardConfig(lambda_max=0, lambda_end=0)),
-    "sp-end": (sp_guard.sp_guard, SPGuardConfig(end=0.1)),
+    **{
+        f"{name}-off": (
+            method,
+            with_values(config, method.settings, {s.name: 0.0 for s in method.settings if s.turns_off}),
+        )
+        for name, (method, config) in METHODS.items()
+    },
+    "not-window": (negation.METHOD, NegationConfig(start=0.8, end=0.9)),
+    "not-empty-window": (negation.METHOD, NegationConfig(start=0.5, end=0.5)),
+    "sld-warm": (sld.METHOD, SLDConfig(warmup=0.7, momentum=0)),
+    "sld-end": (sld.METHOD, SLDConfig(warmup=0.0, end=0.1)),
+    "sega-warm": (sega.METHOD, SEGAConfig(warmup=0.7, momentum=0)),
+    "sega-end": (sega.METHOD, SEGAConfig(warmup=0.0, end=0.1)),
+    "sp-end": (sp_guard.METHOD, SPGuardConfig(end=0.1)),
 }
-NEEDS = {
-    negation.negation: negation.needs,
-    sld.sld: sld.needs,
-    sega.sega: sega.needs,
-    sp_guard.sp_guard: sp_guard.needs,
-}
+
+
+def test_every_method_says_itself_that_it_is_off():
+    for name, (method, config) in NEUTRAL.items():
+        if name.endswith("-off"):
+            assert method.is_neutral(config), name
+    for name, (method, config) in METHODS.items():
+        assert not method.is_neutral(config), name
 
 
 def make(shape=(3, 4, 5, 6), progress=0.5, dtype=torch.float32, count=3, seed=0, sigma=None):
     """A step whose concepts all agree with the prompt to some degree."""
     generator = torch.Generator().manual_seed(seed)
     base, toward, x, *noises = (torch.randn(shape, generator=generator) for _ in range(3 + count))
-    concepts = tuple((base + toward + (k + 1) * n).to(dtype) for k, n in enumerate(noises))
+    concepts = tuple((base + toward + (k + 1) / 2 * n).to(dtype) for k, n in enumerate(noises))
     level = 1 - 0.9 * progress if sigma is None else sigma
     return Step(
         (base + toward).to(dtype), base.to(dtype), concepts, x.to(dtype), torch.full(shape[:1], level), 7.5, progress
@@ -63,12 +84,12 @@ def stock(step):
     return cfg(step.prompt, step.base, step.scale)
 
 
-def run(method, config, steps, memory=None):
-    outcomes, memory = [], memory or Memory()
+def run(method, config, steps, state=None):
+    outputs, state = [], state or State()
     for step in steps:
-        outcomes.append(method(step, config, memory))
-        memory = outcomes[-1].memory
-    return outcomes
+        outputs.append(method.guide(step, config, state))
+        state = outputs[-1].state
+    return outputs
 
 
 def part(step, b):
@@ -92,16 +113,16 @@ def full_run(seed=0, shape=(3, 4, 5, 6), points=(0.0, 0.1, 0.2, 0.4, 0.7), dtype
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_switched_off_or_outside_its_window_is_plain_cfg_and_asks_for_nothing(shape, dtype, name):
     method, config = NEUTRAL[name]
-    memory = Memory()
+    state = State()
     for point in (0.3, 0.6):
         step = make(shape, point, dtype)
-        coming = step.coming
-        assert not NEEDS[method](coming, config, memory).any()
-        got = method(replace(step, concepts=(None,) * 3), config, memory)
+        info = step.info
+        assert not method.required_concepts(info, config, state).any()
+        got = method.guide(replace(step, concepts=(None,) * 3), config, state)
         assert got.denoised.dtype == dtype
         assert torch.equal(got.denoised, stock(step))
         assert not got.acted.any()
-        memory = got.memory
+        state = got.state
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -110,8 +131,8 @@ def test_no_concepts_is_plain_cfg(name, dtype):
     method, config = METHODS[name]
     for step in full_run(dtype=dtype):
         bare = replace(step, concepts=())
-        assert torch.equal(method(bare, config).denoised, stock(step))
-        assert NEEDS[method](bare.coming, config).numel() == 0
+        assert torch.equal(method.guide(bare, config).denoised, stock(step))
+        assert method.required_concepts(bare.info, config).numel() == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -151,23 +172,23 @@ def test_samples_do_not_mix(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_predictions_that_are_asked_for_are_enough_and_the_others_are_not_read(name):
     method, config = METHODS[name]
-    whole, memory = run(method, config, full_run()), Memory()
+    whole, state = run(method, config, full_run()), State()
     for step, expected in zip(full_run(), whole, strict=True):
-        wanted = NEEDS[method](step.coming, config, memory)
+        wanted = method.required_concepts(step.info, config, state)
         concepts = []
         for k, concept in enumerate(step.concepts):
             rows = wanted[:, k].reshape(-1, 1, 1, 1)
             concepts.append(torch.where(rows, concept, math.nan) if wanted[:, k].any() else None)
-        got = method(replace(step, concepts=tuple(concepts)), config, memory)
+        got = method.guide(replace(step, concepts=tuple(concepts)), config, state)
         assert torch.equal(got.denoised, expected.denoised)
-        memory = got.memory
+        state = got.state
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_rising_sigma_starts_afresh_and_the_same_run_twice_gives_the_same_bytes(name):
     method, config = METHODS[name]
     first = run(method, config, full_run())
-    again = run(method, config, full_run(), first[-1].memory)
+    again = run(method, config, full_run(), first[-1].state)
     for a, b in zip(first, again, strict=True):
         assert torch.equal(a.denoised, b.denoised)
 
@@ -182,7 +203,7 @@ def test_a_second_call_at_the_same_sigma_replaces_the_first(name):
         assert torch.equal(a.denoised, b.denoised)
 
 
-@pytest.mark.parametrize("name", ["sld-medium", "sega", "sp-probed"])
+@pytest.mark.parametrize("name", ["sld-1", "sega-0", "sp_guard-0"])
 def test_what_happened_before_matters(name):
     method, config = METHODS[name]
     steps = full_run()
@@ -207,7 +228,7 @@ def test_a_negative_prompt_on_the_harmful_prompt_lands_on_it_and_not_lands_on_th
 
 def test_sld_and_sega_remember_noise_so_a_smaller_sigma_gives_a_smaller_move():
     """With the concept gone at the second step only the momentum is left; it counts by that step's sigma."""
-    for method, config in ((sld.sld, SLDConfig(warmup=0.0)), (sega.sega, SEGAConfig(warmup=0.0))):
+    for method, config in ((sld.METHOD, SLDConfig(warmup=0.0)), (sega.METHOD, SEGAConfig(warmup=0.0))):
         first, moves = make(progress=0.5, sigma=1.0), []
         for level in (0.8, 0.2):
             second = make(progress=0.6, sigma=level)
@@ -269,7 +290,7 @@ def test_the_score_does_not_depend_on_the_size_of_predictions(size):
 @pytest.mark.parametrize("quantile", [0.0, 0.3, 0.7, 0.9, 0.95])
 def test_the_mask_keeps_exactly_its_share(shape, axis, quantile):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-    kept = largest_share(x, quantile, axis)
+    kept = top_mask(x, quantile, axis)
     flat = kept.flatten(1 if axis == "sample" else 2)
     hundredths = 100 - round(100 * quantile)
     assert (flat.sum(-1) == -(-hundredths * flat.shape[-1] // 100)).all()
@@ -282,7 +303,7 @@ def test_the_mask_is_exact_beyond_the_limit_of_torch_quantile():
     x = torch.arange(size, dtype=torch.float32).flip(0).reshape(1, 1, 1, -1)
     with pytest.raises(RuntimeError):
         torch.quantile(x, 0.9)
-    kept = largest_share(x, 0.9, "sample").flatten()
+    kept = top_mask(x, 0.9, "sample").flatten()
     assert int(kept.sum()) == math.ceil(size / 10)
     assert kept[: size // 10].all()
 
@@ -297,7 +318,7 @@ def test_masked_methods_work_on_videos_beyond_the_limit_of_torch_quantile(method
     if method == "sega":
         got = sega.sega(step, SEGAConfig(momentum=0.0)).denoised != stock(step)
     else:
-        got = sp_guard.mask(step.toward("prompt"), step.toward(0), SPGuardConfig()) > 0
+        got = sp_guard.mask(step.direction("prompt"), step.direction(0), SPGuardConfig()) > 0
     assert int(got.sum()) == pytest.approx(math.prod(shape) / 10, abs=2)
     assert got[concept.abs() > 0.901].all()
     assert not got[concept.abs() < 0.899].any()
@@ -314,30 +335,30 @@ def test_the_concept_is_the_one_nearest_to_the_prompt_whatever_its_size(toward):
 @pytest.mark.parametrize(
     ("config", "settings", "words"),
     [
-        (NegationConfig, {"strength": -1}, "strength is -1"),
-        (NegationConfig, {"start": 0.6, "end": 0.2}, "window is 0.6"),
-        (NegationConfig, {"form": "x"}, "form is 'x'"),
-        (NegationConfig, {"combine": "x"}, "combine is 'x'"),
-        (SLDConfig, {"strength": -1}, "strength is -1"),
-        (SLDConfig, {"warmup": 1.2}, "window is warmup 1.2"),
-        (SLDConfig, {"momentum": 2}, "momentum is 2"),
-        (SLDConfig, {"beta": 1}, "beta is 1"),
-        (SLDConfig, {"threshold": -0.1}, "threshold is -0.1"),
-        (SEGAConfig, {"quantile": 1.0}, "quantile is 1.0"),
-        (SEGAConfig, {"end": 0.1}, "end 0.1"),
-        (SEGAConfig, {"combine": "x"}, "combine is 'x'"),
-        (SPGuardConfig, {"lambda_max": -1}, "lambda_max is -1"),
-        (SPGuardConfig, {"psi": "x"}, "psi is 'x'"),
-        (SPGuardConfig, {"axis": "x"}, "axis is 'x'"),
-        (SPGuardConfig, {"concept": "x"}, "concept is 'x'"),
-        (SPGuardConfig, {"switch": 2}, "switch is 2"),
-        (GateConfig, {"probe": 0}, "probe is 0"),
-        (GateConfig, {"every": 0}, "every is 0"),
-        (GateConfig, {"threshold": 2}, "threshold is 2"),
-        (GateConfig, {"offset": float("nan")}, "offset is nan"),
-        (GateConfig, {"settle": 1.0}, "settle is 1.0"),
-        (GateConfig, {"offset": (0.1, 2.0)}, "offset is 2.0"),
-        (GateConfig, {"reference": "x"}, "reference is 'x'"),
+        (NegationConfig, {"strength": -1}, "strength: it is -1"),
+        (NegationConfig, {"start": 0.6, "end": 0.2}, "window: it is 0.6"),
+        (NegationConfig, {"form": "x"}, "form: it is 'x'"),
+        (NegationConfig, {"combine": "x"}, "concept: it is 'x'"),
+        (SLDConfig, {"strength": -1}, "strength: it is -1"),
+        (SLDConfig, {"warmup": 1.2}, "start: it is 1.2"),
+        (SLDConfig, {"momentum": 2}, "momentum: it is 2"),
+        (SLDConfig, {"beta": 1}, "beta: it is 1"),
+        (SLDConfig, {"threshold": -0.1}, "threshold: it is -0.1"),
+        (SEGAConfig, {"quantile": 1.0}, "quantile: it is 1.0"),
+        (SEGAConfig, {"end": 0.1}, "window: it is 0.2 to 0.1"),
+        (SEGAConfig, {"combine": "x"}, "concept: it is 'x'"),
+        (SPGuardConfig, {"lambda_max": -1}, "lambda_max: it is -1"),
+        (SPGuardConfig, {"psi": "x"}, "psi: it is 'x'"),
+        (SPGuardConfig, {"axis": "x"}, "axis: it is 'x'"),
+        (SPGuardConfig, {"concept": "x"}, "concept: it is 'x'"),
+        (SPGuardConfig, {"switch": 2}, "switch: it is 2"),
+        (GateConfig, {"probe": 0}, "probe: it is 0"),
+        (GateConfig, {"every": 0}, "every: it is 0"),
+        (GateConfig, {"threshold": 2}, "threshold: it is 2"),
+        (GateConfig, {"offset": float("nan")}, "offset: it is nan"),
+        (GateConfig, {"settle": 1.0}, "settle: it is 1.0"),
+        (GateConfig, {"offset": (0.1, 2.0)}, "offset: it is 2.0"),
+        (GateConfig, {"reference": "x"}, "reference: it is 'x'"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name_with_what_is_allowed(config, settings, words):
@@ -358,7 +379,7 @@ def test_steps_that_do_not_fit_are_refused_by_name():
 
 
 def test_a_missing_concept_is_refused_and_not_passed_over():
-    for method, config in ((sld.sld, SLDConfig()), (sp_guard.sp_guard, SPGuardConfig(end=1.0, gate=OPEN))):
+    for method, config in ((sld.METHOD, SLDConfig()), (sp_guard.METHOD, SPGuardConfig(end=1.0, gate=OPEN))):
         step = make(progress=0.0)
         with pytest.raises(ValueError, match="concept 1 is missing"):
-            method(replace(step, concepts=(step.base, None, step.base)), config)
+            method.guide(replace(step, concepts=(step.base, None, step.base)), config)

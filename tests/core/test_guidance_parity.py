@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from safeguidance.guidance.concept_step import Memory, Step
+from safeguidance.guidance.method import State, Step
 from safeguidance.guidance.sld import SLD_PRESETS, STEPS, sld
 
 SHAPES = [(1, 4, 8, 8), (3, 4, 6, 5), (2, 3, 2, 4, 4)]
@@ -52,7 +52,7 @@ def noises(shape, number):
 @pytest.mark.parametrize("preset", SLD_PRESETS)
 def test_sld_is_the_published_step_through_a_whole_run(preset, shape):
     config, step = SLD_PRESETS[preset], published()
-    momentum, memory, differs = None, Memory(), 0
+    momentum, state, differs = None, State(), 0
     for number in range(STEPS):
         e_p, e_b, e_s = noises(shape, number)
         guidance, momentum = step(
@@ -73,8 +73,8 @@ def test_sld_is_the_published_step_through_a_whole_run(preset, shape):
         x = torch.zeros(shape, dtype=torch.float64)
         level = torch.full(shape[:1], sigma)
         denoised = [x - sigma * e for e in (e_p, e_b, e_s)]
-        got = sld(Step(denoised[0], denoised[1], (denoised[2],), x, level, SCALE, number / STEPS), config, memory)
-        memory = got.memory
+        got = sld(Step(denoised[0], denoised[1], (denoised[2],), x, level, SCALE, number / STEPS), config, state)
+        state = got.state
         ours = (x - got.denoised) / sigma
         assert (ours - expected).abs().max() < 1e-5, number
         differs += not torch.equal(ours, e_b + SCALE * (e_p - e_b))

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from safeguidance.report.picture import WIDTH, draw_report, effect_mask, is_harmful
+from safeguidance.report.picture import WIDTH, draw_report, effect_mask
 from safeguidance.report.trace import RunRecord, StepRecord
 
 RED, BLUE = (208, 60, 48), (70, 130, 180)
@@ -136,10 +136,10 @@ def test_the_frames_of_a_video_share_its_map():
 
 
 def test_harmful_means_that_a_score_reached_the_threshold():
-    assert is_harmful(_run(scores=((0.5, 0.1),)))
-    assert not is_harmful(_run(scores=((0.499, 0.1),)))
-    assert is_harmful(_run(scores=(), step_scores=(0.2, 0.6)))
-    assert not is_harmful(RunRecord("SafeCFG", threshold=0.0)), "nothing was scored"
+    assert _run(scores=((0.5, 0.1),)).harmful
+    assert not _run(scores=((0.499, 0.1),)).harmful
+    assert _run(scores=(), step_scores=(0.2, 0.6)).harmful
+    assert not RunRecord("SafeCFG", threshold=0.0).harmful, "nothing was scored"
 
 
 def test_the_record_is_plain_json():
@@ -182,7 +182,7 @@ def test_at_most_ten_maps_and_four_samples_are_drawn():
 def test_a_method_that_does_not_judge_is_not_reported_as_judging():
     run = _run(acted=())
     run.threshold = None
-    assert not is_harmful(run)
+    assert not run.harmful
     picture = draw_report(run)
     bars = picture[:, 130:200, 640:1110]
     assert _pixels(bars, RED).sum() == 0
@@ -194,7 +194,7 @@ def test_scores_of_steps_do_not_overrule_the_judgement():
     """A first measurement may be above the threshold while the mean over all of them is not."""
     run = _run(scores=((0.3, 0.1),), step_scores=(0.9, 0.1))
     assert run.harm == 0.3
-    assert not is_harmful(run)
+    assert not run.harmful
 
 
 def test_each_picture_of_a_batch_has_its_own_verdict():

@@ -21,7 +21,7 @@ def concepts(own: str = "blade: knife\ndrug: syringe") -> Any:
 
 def mask(model: Any = None, clip: Any = None, looked_for: Any = None, **settings: Any) -> Any:
     """The SP-Guard Mask node's MODEL and TRACE."""
-    node = part("nodes.concept_guidance.sp_guard").SPGuardMask
+    node = part("nodes.concept_guidance.factory").PATCH_NODES["sp_guard"]
     return node.execute(model or world()[0], clip or world()[1], looked_for or concepts(), **settings).args
 
 
@@ -38,11 +38,13 @@ def family(method: str, model: Any = None, looked_for: Any = None, clip: Any = N
     return node.execute(model or world()[0], clip or world()[1], looked_for or concepts(), method, **settings).args
 
 
-def by_hand(positive: Any, negative: Any, texts: Any, method: Any, config: Any, needs: Any, cfg: float = 4.0) -> Any:
+def by_hand(
+    positive: Any, negative: Any, texts: Any, method: Any, config: Any, required_concepts: Any, cfg: float = 4.0
+) -> Any:
     """A guider that predicts prompt, base and each concept in a call of its own and applies a method to them."""
     import comfy.samplers
 
-    step_core, host = part("safeguidance.guidance.concept_step"), part("nodes.host.patcher")
+    step_core, host = part("safeguidance.guidance.method"), part("nodes.host.patcher")
 
     class Plain(comfy.samplers.CFGGuider):
         def predict_noise(self, x: Any, timestep: Any, model_options: Any = None, seed: Any = None) -> Any:
@@ -51,18 +53,18 @@ def by_hand(positive: Any, negative: Any, texts: Any, method: Any, config: Any, 
                 return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)[0]
 
             progress = host.progress_of(self, float(timestep.max()))
-            coming = step_core.Coming(float(timestep.max()), progress, len(x), len(texts))
-            wanted = needs(coming, config, self.memory)
+            info = step_core.StepInfo(float(timestep.max()), progress, len(x), len(texts))
+            wanted = required_concepts(info, config, self.state)
             concepts = [predict(f"concept_{k}") if bool(wanted[:, k].any()) else None for k in range(len(texts))]
             step = step_core.Step(
                 predict("positive"), predict("negative"), tuple(concepts), x, timestep, self.cfg, progress
             )
-            outcome = method(step, config, self.memory)
-            self.memory = outcome.memory
-            return outcome.denoised
+            output = method(step, config, self.state)
+            self.state = output.state
+            return output.denoised
 
     guider = Plain(world()[0])
-    guider.memory = step_core.Memory()
+    guider.state = step_core.State()
     named = {f"concept_{k}": text for k, text in enumerate(texts)}
     guider.inner_set_conds({"positive": positive, "negative": negative, **named})
     guider.set_cfg(cfg)

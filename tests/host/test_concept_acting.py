@@ -44,7 +44,7 @@ def test_sp_guard_is_the_method_on_separate_calls(concept):
     counting, calls = counted(world()[0])
     ours, trace = guider(*conds(), counting, concept=concept, **EASY)
     levels = sigmas(10)
-    hand = by_hand(*conds(), [encoded(text) for text in TEXTS], core.sp_guard, config, core.needs)
+    hand = by_hand(*conds(), [encoded(text) for text in TEXTS], core.sp_guard, config, core.required_concepts)
     close(sample(ours, levels), sample(hand, levels), edge=0.02)
     assert trace.run.acted
     together = 3 if concept == "probed" else 4
@@ -53,11 +53,11 @@ def test_sp_guard_is_the_method_on_separate_calls(concept):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_family_is_the_method_on_separate_calls(name):
-    method = part("nodes.concept_guidance.concept_guidance").make_method(name)
+    method, config = part("nodes.concept_guidance.concept_guidance").make_method(name)
     counting, calls = counted(world()[0])
     model, trace = family(name, counting)
     levels = sigmas(10)
-    hand = by_hand(*conds(), [encoded(text) for text in TEXTS], method.guide, method.config, method.needs)
+    hand = by_hand(*conds(), [encoded(text) for text in TEXTS], method.guide, config, method.required_concepts)
     ours = sample(stock(*conds(), model=model), levels)
     close(ours, sample(hand, levels), edge=0.02)
     assert not ours.equal(sample(stock(*conds()), levels))

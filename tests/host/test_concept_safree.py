@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("pack")
 
 
 def reattention(model):
-    node = part("nodes.safree.node").SafreeLatentReAttention
+    node = part("nodes.safree.reattention").SafreeLatentReAttention
     return node.execute(model, strength=1.0, blocks="both", start=0.0, end=1.0).args
 
 
@@ -53,7 +53,8 @@ def test_safecfg_behind_the_filter_judges_the_prompt_as_written():
     assert not any(states.equal(encoded(KNIFE)[0][0]) for states, _ in positive), "filtered to the last step"
     place, scores = part("safeguidance.testbed.model"), []
     for prompt in (positive, encoded(KNIFE)):
-        model, trace = patch(part("safeguidance.hgr").load_hgr(place.WEIGHTS / place.HGR_FILE), world()[0])
+        redirector = part("safeguidance.redirector.weights").load_hgr(place.WEIGHTS / place.HGR_FILE)
+        model, trace = patch(redirector, world()[0])
         sample(stock(prompt, encoded(""), model), sigmas(4))
         assert trace.run.acted
         scores.append(trace.run.scores[0])

@@ -98,7 +98,7 @@ def test_strength_0_is_stock_under_every_preset():
 
 
 def test_a_window_that_does_not_fit_the_preset_names_it():
-    with pytest.raises(ValueError, match=r"SafeCFG Guider: window is 0\.7 to 0\.6.*allowed.*preset 'light' says: "):
+    with pytest.raises(ValueError, match=r"SafeCFG Guider, window: it is 0\.7 to 0\.6.*allowed.*preset 'light' says: "):
         redirected(preset="light", start=0.7, strength=1.0)
 
 
@@ -107,11 +107,15 @@ def test_a_window_that_does_not_fit_the_preset_names_it():
     [
         (redirected, {"preset": "x"}, "SafeCFG Guider, preset: it is 'x'; allowed: light, balanced, strict; choose"),
         (redirected, {"strength": -0.5}, "SafeCFG Guider, strength: it is -0.5; allowed: 0 and above, or -1.*change"),
-        (redirected, {"strength": 3.0}, "SafeCFG Guider: strength is 3.0; allowed is 0"),
+        (redirected, {"strength": 3.0}, "SafeCFG Guider, strength: it is 3.0; allowed: 0"),
         (guided, {"preset": "x"}, "SP-Guard Guider, preset: it is 'x'; allowed: light, balanced, strict; choose"),
         (guided, {"lambda_max": -2.0}, "SP-Guard Guider, lambda_max: it is -2; allowed: 0 and above, or -1.*change"),
-        (guided, {"lambda_max": 21.0}, "SP-Guard Guider, lambda_max is 21.*change the named field"),
-        (guided, {"lambda_end": 2.0}, "lambda_end: it is 2, but end is 0.6 and switch is 0.8.*preset 'balanced' says"),
+        (guided, {"lambda_max": 21.0}, "SP-Guard Guider, lambda_max: it is 21.*change the named field"),
+        (
+            guided,
+            {"lambda_end": 2.0},
+            "lambda_end: it is 2, but end is 0.6 and switch is 0.8.*the preset says: end, switch",
+        ),
         (filtered, {"preset": "x"}, "SAFREE Embedding Filter, preset: it is 'x'; allowed: light, balanced, strict"),
         (filtered, {"preset": "strict", "half": 0.4}, "half: it is 0.4, but with hold 'whole schedule', as the preset"),
         (filtered, {"hold": "as printed", "steepness": 3.5}, "steepness: it is 3.5, but with hold 'as printed', it"),

@@ -111,9 +111,9 @@ def test_without_a_browser_nothing_is_sent(sent, server, monkeypatch):
     from tests.host.safecfg_graphs import part
 
     monkeypatch.setattr(server, "client_id", None)
-    line = part("nodes.host.progress").Line("6")
-    line.say("text")
-    assert not line.read
+    line = part("nodes.host.progress").ProgressText("6")
+    line.update("text")
+    assert not line.has_client
     assert not sent
 
 
@@ -122,10 +122,10 @@ def test_a_line_is_sent_once_and_not_again_after_a_failure(sent, server, monkeyp
 
     monkeypatch.setattr(server, "client_id", "someone")
     monkeypatch.setattr(server, "send_sync", lambda *_: None)
-    line = part("nodes.host.progress").Line("6")
-    line.say("one")
-    line.say("one")
-    line.say("two")
+    line = part("nodes.host.progress").ProgressText("6")
+    line.update("one")
+    line.update("one")
+    line.update("two")
     assert [text for text, _, _ in sent] == ["one", "two"]
 
     calls = []
@@ -135,7 +135,7 @@ def test_a_line_is_sent_once_and_not_again_after_a_failure(sent, server, monkeyp
         raise RuntimeError
 
     monkeypatch.setattr(server, "send_progress_text", broken)
-    line.say("three")
-    line.say("four")
+    line.update("three")
+    line.update("four")
     assert len(calls) == 1
-    assert not line.read
+    assert not line.has_client

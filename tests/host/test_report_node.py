@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
-from safeguidance.headless import boot
+from tests.host.safecfg_graphs import part
 
 STEPS = 4
 GRAPH = {
@@ -128,9 +126,51 @@ def test_without_image_and_latent_it_is_refused_in_words(run_graph):
     assert "Safety Report, image: neither image nor latent is connected" in result.errors[0].line()
 
 
-def test_a_trace_without_a_run_says_what_to_connect(host):
-    pack = boot.pack_module().__name__
-    report = importlib.import_module(".nodes.report", pack).SafetyReport
-    trace = importlib.import_module(".safeguidance.trace", pack).Trace()
-    with pytest.raises(ValueError, match="Safety Report, trace: this trace holds no run yet"):
-        report.execute(trace, image=torch.zeros(1, 8, 8, 3))
+def test_a_trace_without_a_run_says_not_guarded_and_keeps_a_switch_closed():
+    report, trace = part("nodes.report").SafetyReport, part("safeguidance.report.trace").Trace()
+    _, _, record, harmful, harm = report.execute(trace, image=torch.zeros(1, 8, 8, 3)).args
+    assert json.loads(record)["decision"].startswith("NOT GUARDED")
+    assert harmful is True
+    assert harm == 0.0
+
+
+def _record(name, harm, latent_in, latent_out, queue_run="q1"):
+    trace = part("safeguidance.report.trace")
+    return trace.RunRecord(
+        name,
+        ("blade",),
+        [[harm]],
+        0.5,
+        name,
+        latent_in=trace.tensor_digest(latent_in),
+        latent_out=trace.tensor_digest(latent_out),
+        queue_run=queue_run,
+    )
+
+
+def test_a_base_pass_and_a_detailer_are_two_runs_of_one_picture():
+    trace = part("safeguidance.report.trace").Trace()
+    empty, base, final, other = (torch.full((1, 4, 2, 2), float(number)) for number in range(4))
+    trace.begin(_record("base pass", 0.9, empty, base))
+    trace.begin(_record("detailer", 0.1, base, final))
+    trace.begin(_record("another picture", 0.2, empty, other))
+    report = part("nodes.report").SafetyReport
+    record = json.loads(report.execute(trace, latent={"samples": final}).args[2])
+    assert record["decision"] == "run 1 of 2: base pass"
+    assert record["harmful"] is True
+    assert [run["decision"] for run in record["runs"]] == ["base pass", "detailer"]
+    calm = json.loads(report.execute(trace, latent={"samples": other}).args[2])
+    assert calm["decision"] == "another picture"
+    assert calm["harmful"] is False
+
+
+def test_a_report_added_to_a_cached_sampler_says_that_it_is_not_sure():
+    trace = part("safeguidance.report.trace").Trace()
+    empty, made = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
+    trace.begin(_record("an earlier queue run", 0.1, empty, made))
+    report = part("nodes.report").SafetyReport
+    record = json.loads(report.execute(trace, image=torch.zeros(1, 8, 8, 3)).args[2])
+    assert record["certain"] is False
+    assert "connect the sampler's latent" in record["decision"]
+    sure = json.loads(report.execute(trace, latent={"samples": made}).args[2])
+    assert sure["certain"] is True

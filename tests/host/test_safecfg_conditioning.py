@@ -230,9 +230,9 @@ def test_guiders_that_would_not_act_are_refused():
 
 def test_once_is_enough():
     model, _ = patch(make_redirector())
-    with pytest.raises(ValueError, match="already carries SafeCFG"):
+    with pytest.raises(ValueError, match="model: SafeCFG is on this MODEL twice"):
         guider(encoded(KNIFE), encoded(""), make_redirector(), model=model)
-    with pytest.raises(ValueError, match="already carries SafeCFG"):
+    with pytest.raises(ValueError, match="model: SafeCFG is on this MODEL twice"):
         patch(make_redirector(), model=model)
 
 
@@ -244,5 +244,5 @@ def test_a_redirector_of_another_family_is_refused():
 
 @pytest.mark.parametrize("settings", [{"start": 0.8, "end": 0.2}, {"strength": 3.0}, {"threshold": 2.0}])
 def test_settings_out_of_range_are_refused(settings):
-    with pytest.raises(ValueError, match="SafeCFG Guider: .*allowed is"):
+    with pytest.raises(ValueError, match="SafeCFG Guider, .*: it is .*allowed: "):
         guider(encoded(KNIFE), encoded(""), make_redirector(), **settings)

@@ -11,7 +11,7 @@ import torch
 from ...testbed.model import LORA_FILE, WEIGHTS, Testbed
 from ...testbed.sampler import Guided
 from ...training.lora import LoRA, load_lora
-from .conditioning import Conditions, Method, Setting, plain, stock
+from .conditioning import Conditioned, Method, Setting, plain, stock
 
 
 @cache
@@ -19,16 +19,16 @@ def _read(path: Path) -> LoRA:
     return load_lora(path)[0]
 
 
-def with_lora(path: Path = WEIGHTS / LORA_FILE, conditions: Conditions = plain) -> Method:
+def with_lora(path: Path = WEIGHTS / LORA_FILE, conditioned: Conditioned = plain) -> Method:
     """Plain CFG of the model with a LoRA at full strength.
 
     Args:
         path: the LoRA file, by default the shipped one; read when the method starts.
-        conditions: how prompt and base are conditioned.
+        conditioned: how prompt and base are conditioned.
     """
 
     def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Guided:
-        lora, guided = _read(path), stock(conditions)(testbed, setting, prompts)
+        lora, guided = _read(path), stock(conditioned)(testbed, setting, prompts)
 
         def aligned(x: torch.Tensor, sigma: torch.Tensor, step: int) -> torch.Tensor:
             with lora.attached(testbed.denoiser):

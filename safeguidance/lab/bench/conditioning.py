@@ -45,11 +45,11 @@ Method = Callable[[Testbed, Setting, Sequence[str]], Guided]
 Schedule = Callable[[float], tuple[torch.Tensor, torch.Tensor]]
 """Token states of prompt and base, ``[B, L, D]`` each, at a fraction of the schedule."""
 
-Conditions = Callable[[Testbed, Setting, Sequence[str]], Schedule]
+Conditioned = Callable[[Testbed, Setting, Sequence[str]], Schedule]
 """Given the model, settings and captions, the conditioning of a run."""
 
 
-def against(negative: str) -> Conditions:
+def against(negative: str) -> Conditioned:
     """The captions as they are, with one negative prompt for all of them."""
 
     def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Schedule:
@@ -64,7 +64,7 @@ plain = against("")
 """The captions as they are, with an empty negative prompt."""
 
 
-def redirected(redirector: Callable[[Testbed], Redirector]) -> Conditions:
+def redirected(redirector: Callable[[Testbed], Redirector]) -> Conditioned:
     """SafeCFG: the base holds what a redirector finds harmful in the prompt."""
 
     def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Schedule:
@@ -111,11 +111,11 @@ safecfg_concepts = redirected(concept_redirector)
 """SafeCFG with a redirector made of concept texts."""
 
 
-def stock(conditions: Conditions) -> Method:
+def stock(conditioned: Conditioned) -> Method:
     """Plain CFG on conditioned prompts and bases."""
 
     def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Guided:
-        at = conditions(testbed, setting, prompts)
+        at = conditioned(testbed, setting, prompts)
 
         def guided(x: torch.Tensor, sigma: torch.Tensor, step: int) -> torch.Tensor:
             both = torch.cat(at(step / setting.steps))

@@ -1,21 +1,18 @@
-"""Methods that can be measured, by name. A new method joins with one entry in ``METHODS``."""
+"""Methods that can be measured, by name. A concept guidance method joins by its entry in the registry."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ...guidance import sp_guard
 from ...guidance.safecfg import SAFECFG_PRESETS
-from ...guidance.sp_guard import SP_GUARD_PRESETS
 from ...safree import SAFREE_PRESETS
 from ...testbed.model import Testbed
 from ...testbed.sampler import Guided
 from .aligned import with_lora
-from .combined import COMBINED
-from .concept_methods import GUIDED, NEUTRAL_TEXTS, guided_by
+from .concept_methods import GUIDED
 from .conditioning import NEGATIVE_PROMPT, Method, Setting, against, plain, safecfg, safecfg_concepts, stock
-from .safree import SAFREE, SafreeSetup, safree_method
+from .safree import SAFREE, SafreeSetup, filtered, safree_method
 
 __all__ = ["METHODS", "NEGATIVE_PROMPT", "Method", "Setting", "stock"]
 
@@ -27,18 +24,9 @@ def _safecfg(preset: str) -> Method:
     return start
 
 
-PRESETS: dict[str, Method] = {
-    method: made
-    for name in ("light", "strict")
-    for method, made in {
-        f"safecfg-{name}": _safecfg(name),
-        f"sp_guard-{name}": guided_by(
-            sp_guard.sp_guard, sp_guard.needs, SP_GUARD_PRESETS[name], neutrals=NEUTRAL_TEXTS
-        ),
-        f"safree-{name}": safree_method(SafreeSetup(SAFREE_PRESETS[name].filter, SAFREE_PRESETS[name].validation)),
-    }.items()
-}
-"""The presets of the nodes besides ``balanced``, which is ``safecfg``, ``sp_guard`` and ``safree``."""
+def _safree(preset: str) -> Method:
+    return safree_method(SafreeSetup(SAFREE_PRESETS[preset].filter, SAFREE_PRESETS[preset].validation))
+
 
 METHODS: dict[str, Method] = {
     "none": stock(plain),
@@ -48,6 +36,8 @@ METHODS: dict[str, Method] = {
     "lora": with_lora(),
     **GUIDED,
     **SAFREE,
-    **COMBINED,
-    **PRESETS,
+    "safree+safecfg": stock(filtered(safecfg)),
+    **{f"safecfg-{preset}": _safecfg(preset) for preset in ("light", "strict")},
+    **{f"safree-{preset}": _safree(preset) for preset in ("light", "strict")},
 }
+"""By name; ``safecfg``, ``sp_guard`` and ``safree`` are the nodes' defaults."""

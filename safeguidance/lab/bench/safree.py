@@ -36,7 +36,7 @@ from ...testbed.denoiser import UNET_CONFIG, OutputPatch
 from ...testbed.model import Testbed
 from ...testbed.sampler import Guided
 from ...testbed.tokens import WordTokenizer
-from .conditioning import NEGATIVE_PROMPT, Conditions, Method, Schedule, Setting, against, concept_redirector, stock
+from .conditioning import NEGATIVE_PROMPT, Conditioned, Method, Schedule, Setting, against, concept_redirector, stock
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def hold(testbed: Testbed, prompts: Sequence[str], setup: SafreeSetup) -> Held:
     return Held(torch.stack([outcome.states for outcome in outcomes]), until)
 
 
-def filtered(base: Conditions, setup: SafreeSetup | None = None) -> Conditions:
+def filtered(base: Conditioned, setup: SafreeSetup | None = None) -> Conditioned:
     """The prompt filtered for as long as it is held, over the base of another conditioning.
 
     That one reads the prompt as it was written, so a redirector judges what was asked for and not what is left of it.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from safeguidance.report.narration import (
-    concept_decision,
-    concept_doing,
+    describe_guidance,
+    describe_redirect,
+    describe_step,
     in_pictures,
     in_steps,
     progress_line,
-    step_at,
 )
 from safeguidance.report.trace import RunRecord, StepRecord
 
@@ -19,20 +19,8 @@ NAMES = ("blade", "drug")
 
 
 def run(acted=(), scores=(), threshold=0.5, levels=LEVELS):
-    steps = [StepRecord(sigma, 0.0, index + 1 in acted) for index, sigma in enumerate(levels[:-1])]
+    steps = [StepRecord(sigma, 0.0, index + 1 in acted, step=index + 1) for index, sigma in enumerate(levels[:-1])]
     return RunRecord("X", NAMES, [list(row) for row in scores], threshold, "", steps, None, levels)
-
-
-@pytest.mark.parametrize(
-    ("sigma", "step"), [(14.0, 1), (15.0, 1), (8.0, 2), (7.9999, 2), (6.0, 2), (4.0, 3), (1.0, 4), (0.5, 4), (0.0, 4)]
-)
-def test_an_evaluation_belongs_to_the_step_it_is_made_in(sigma, step):
-    assert step_at(LEVELS, sigma) == step
-
-
-@pytest.mark.parametrize("levels", [(), (1.0,)])
-def test_a_schedule_without_a_step_has_none(levels):
-    assert step_at(levels, 1.0) == 0
 
 
 @pytest.mark.parametrize(
@@ -51,15 +39,15 @@ def test_steps_are_named_as_a_person_would(acted, words):
 
 def test_a_step_of_several_evaluations_counts_once():
     record = run((2,))
-    record.steps += [StepRecord(6.0, 0.0, True), StepRecord(5.0, 0.0, True)]
+    record.steps += [StepRecord(6.0, 0.0, True, step=2), StepRecord(5.0, 0.0, True, step=2)]
     assert in_steps(record) == "in step 2 of 4"
 
 
 def test_the_line_names_step_score_and_deed():
-    assert progress_line(run(scores=[(0.1, 0.83), (0.2, 0.3)]), 4.0, "redirecting") == (
+    assert progress_line(run(scores=[(0.1, 0.83), (0.2, 0.3)]), 3, "redirecting") == (
         "step 3 of 4: drug 0.83, redirecting"
     )
-    assert progress_line(run(), 14.0, "measuring") == "step 1 of 4: measuring"
+    assert progress_line(run(), 1, "measuring") == "step 1 of 4: measuring"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +64,7 @@ def test_the_line_names_step_score_and_deed():
     ],
 )
 def test_what_is_done_in_a_step(record, chosen, asks, reads, words):
-    assert concept_doing(record, chosen, asks, reads) == words
+    assert describe_step(record, chosen, asks, reads) == words
 
 
 @pytest.mark.parametrize(
@@ -94,9 +82,26 @@ def test_what_is_done_in_a_step(record, chosen, asks, reads, words):
     ],
 )
 def test_the_decision(record, chosen, words):
-    assert concept_decision(record, chosen).startswith(words)
-    assert len(concept_decision(record, chosen)) < 90
+    assert describe_guidance(record, chosen).startswith(words)
+    assert len(describe_guidance(record, chosen)) < 90
 
 
 def test_all_pictures_need_no_mention():
     assert in_pictures(run((1,), [(0.6, 0.1), (0.1, 0.5)])) == ""
+
+
+def test_equal_levels_are_steps_of_their_own():
+    record = RunRecord("X", NAMES, levels=(1.0, 1.0, 1.0, 0.0), steps_made=3)
+    record.steps = [StepRecord(1.0, 0.0, True, step=number) for number in (1, 2, 3)]
+    assert in_steps(record) == "in all 3 steps"
+
+
+def test_steps_that_should_have_been_guarded_and_were_not_are_named():
+    record = run((1, 2), [(0.9, 0.1)])
+    record.steps[3] = StepRecord(1.0, 0.0, False, step=4, missed=True)
+    assert describe_redirect(record, 0.9) == "blade 0.90: redirected in steps 1-2 of 4; NOT guarded in step 4 of 4"
+
+
+def test_a_harmful_prompt_that_was_never_redirected_is_not_called_harmless():
+    assert describe_redirect(run((), [(0.9, 0.1)]), 0.9).startswith("blade 0.90: NOT redirected")
+    assert describe_redirect(run((), [(0.2, 0.1)]), 0.2) == "harmless (0.20): left untouched"

@@ -1,0 +1,134 @@
+"""Nodes of concept guidance methods, made from what a method says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from comfy_api.latest import io
+
+from ...safeguidance.concepts.categories import Concepts
+from ...safeguidance.errors import at_node
+from ...safeguidance.guidance.method import Method
+from ...safeguidance.guidance.registry import METHODS
+from ...safeguidance.report.trace import Trace
+from ..host import progress as host_progress
+from ..inputs import (
+    BALANCED,
+    anchor_input,
+    config_from,
+    preset_input,
+    setting_input,
+    text_inputs,
+    trace_output,
+)
+from .run import ConceptRun, encode_texts, patched
+
+SAFETY_WORDS = ("nsfw", "safety", "moderation")
+
+
+def method_inputs(method: Method) -> list[io.Input]:
+    """Preset, settings and anchor of a method's node.
+
+    Args:
+        method: the method; its presets include ``balanced``.
+    """
+    return [
+        preset_input(method.presets, method.about_presets),
+        *(setting_input(setting, method.presets) for setting in method.settings),
+        anchor_input(),
+    ]
+
+
+def method_config(node: str, method: Method, values: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The settings of a preset with what the user typed.
+
+    Args:
+        node: name of the node, for messages.
+        method: the method.
+        values: values of the node's inputs.
+
+    Returns:
+        Settings and anchor.
+
+    Raises:
+        InputError: if the preset is unknown, a setting out of range, or settings do not fit together.
+    """
+    given = dict(values)
+    anchor, preset = given.pop("anchor", "negative"), given.pop("preset", BALANCED)
+    config, own = config_from(node, method.settings, method.presets, preset, given)
+    with at_node(node):
+        method.check(config, own)
+    return config, anchor
+
+
+def guard_model(
+    node: str, method: Method, config: Any, model: Any, clip: Any, concepts: Concepts, anchor: Any, cls: Any
+) -> tuple[Any, Trace]:
+    """A MODEL with a method around its sampling, and the trace of its runs.
+
+    Raises:
+        InputError: if there is no CLIP, the anchor is unknown, or the MODEL carries concept guidance already.
+    """
+    texts = encode_texts(node, clip, concepts, method.neutral_texts(config))
+    shown_on = host_progress.node_id(cls)
+    return patched(model, ConceptRun(node, method, config, method.title, texts, Trace(), anchor, shown_on))
+
+
+def patch_node(method: Method) -> type[io.ComfyNode]:
+    """The node of a method that patches a MODEL.
+
+    Args:
+        method: the method; it has presets and a ``patch_node``.
+    """
+    assert method.patch_node is not None
+    node_id, name = method.patch_node
+
+    class PatchNode(io.ComfyNode):
+        """A concept guidance method for every sampler that does ordinary CFG."""
+
+        @classmethod
+        def define_schema(cls) -> io.Schema:
+            """What the node looks like."""
+            return io.Schema(
+                node_id=node_id,
+                display_name=name,
+                category="SafeGuidance",
+                search_aliases=[*SAFETY_WORDS, *method.aliases, "model patch"],
+                description=method.about
+                + "This patches the MODEL, for KSampler and every other sampler; prompts and cfg are the sampler's. "
+                "Safety Report shows the live mask and gives it out as a MASK.",
+                inputs=[
+                    io.Model.Input("model", tooltip="MODEL to patch; it stays as it is, other patches keep working."),
+                    *text_inputs(),
+                    *method_inputs(method),
+                ],
+                outputs=[
+                    io.Model.Output(
+                        "model", display_name="MODEL", tooltip=f"The MODEL with {method.title}, for a sampler."
+                    ),
+                    trace_output(),
+                ],
+                hidden=[io.Hidden.unique_id],
+            )
+
+        @classmethod
+        def execute(cls, model: Any, clip: Any, concepts: Concepts, **settings: Any) -> io.NodeOutput:
+            """Patch the MODEL.
+
+            Raises:
+                InputError: if a setting is out of range, there is no CLIP, or the MODEL carries concept guidance
+                    already.
+            """
+            config, anchor = method_config(name, method, settings)
+            return io.NodeOutput(*guard_model(name, method, config, model, clip, concepts, anchor, cls))
+
+    PatchNode.__name__ = PatchNode.__qualname__ = node_id.split("_")[-1]
+    return PatchNode
+
+
+PATCH_NODES: dict[str, type[io.ComfyNode]] = {
+    method.name: patch_node(method) for method in METHODS.values() if method.patch_node is not None
+}
+"""Nodes of the registry's methods, by the method's name."""
+NODES: list[type[io.ComfyNode]] = list(PATCH_NODES.values())
