@@ -44,8 +44,8 @@ class SafetyReport(io.ComfyNode):
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="The sampler's latent. With it the report finds the runs that made this very picture, "
-                    "also where one MODEL is sampled several times; without it, it tells of the runs of this queue run.",
+                    tooltip="The sampler's latent. With it the report finds the runs that made this very picture, also "
+                    "where one MODEL is sampled several times; without it, it tells of all runs of this queue run.",
                 ),
             ],
             outputs=[

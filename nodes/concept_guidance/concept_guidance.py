@@ -8,6 +8,7 @@ come from the registry.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 from comfy_api.latest import io
@@ -33,8 +34,9 @@ _OF_NODE = ("strength", "end", "concept")
 
 
 def own_settings() -> dict[str, Setting]:
-    """The fields that methods of the family have beyond those of the node, by name."""
-    return {s.name: s for method in reversed(FAMILY) for s in reversed(method.settings) if s.name not in _OF_NODE}
+    """The fields that methods of the family have beyond those of the node, by name, in the methods' own order."""
+    rows = zip_longest(*([s for s in method.settings if s.name not in _OF_NODE] for method in FAMILY))
+    return {setting.name: setting for row in rows for setting in row if setting is not None}
 
 
 def make_method(

@@ -92,6 +92,8 @@ class Evaluation:
         progress: fraction of the schedule.
         x: noisy latent, ``[B, C, *spatial]``.
         options: the host's options of this prediction; hooks are added to a copy.
+        before_cfg: pre-cfg functions of ours.
+        after_cfg: post-cfg functions of ours.
     """
 
     level: float
@@ -163,7 +165,11 @@ class GuidedRun(ABC, Generic[S]):
     # ---- the wrappers ----
 
     def around_run(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """Wrapper of a whole run."""
+        """Wrapper of a whole run.
+
+        Raises:
+            InputError: if the method is on the MODEL twice, or cannot guard this run.
+        """
         guider, noise, sigmas = executor.class_obj, args[0], args[3]
         levels = tuple(float(sigma) for sigma in sigmas)
         record = self.trace.begin(self.new_record(levels))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
@@ -217,7 +219,7 @@ def _overlay(run: RunRecord, picture: Image.Image | None, index: int) -> Image.I
     return Image.fromarray((coloured + 0.5).astype(np.uint8))
 
 
-def _coloured(heat: np.ndarray) -> np.ndarray:
+def _coloured(heat: NDArray[Any]) -> NDArray[Any]:
     stops = np.array([stop for stop, _ in _HEAT])
     colours = np.array([colour for _, colour in _HEAT], dtype=np.float64)
     return np.stack([np.interp(heat, stops, colours[:, channel]) for channel in range(3)], axis=-1)

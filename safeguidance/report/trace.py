@@ -120,8 +120,9 @@ class RunRecord:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the run: those the sampler made, or those of the schedule where it does not say."""
-        return self.steps_made or max(len(self.levels) - 1, 0)
+        """Steps of the run: those that a sampler made which came to its end, else those of the schedule."""
+        planned = max(len(self.levels) - 1, 0)
+        return self.steps_made if self.steps_made and self.latent_out else max(planned, self.steps_made)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without the effect maps."""

@@ -9,16 +9,18 @@ import pytest
 
 from safeguidance.concepts.banks import BENIGN_PROMPTS
 from safeguidance.concepts.categories import FIELD_PRESETS
+from safeguidance.guidance.registry import METHODS
 from safeguidance.testbed.concepts import BANK_SIZE
 from safeguidance.testbed.world import BACKGROUNDS, COLOURS, STYLES, THINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "web" / "docs"
-NODE_IDS = sorted(
+WRITTEN_IDS = [
     node_id
-    for path in (ROOT / "nodes").glob("*.py")
+    for path in (ROOT / "nodes").rglob("*.py")
     for node_id in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))
-)
+]
+NODE_IDS = sorted([*WRITTEN_IDS, *(method.patch_node[0] for method in METHODS.values() if method.patch_node)])
 
 
 def _page(node_id):

@@ -91,7 +91,7 @@ def test_all_pictures_need_no_mention():
 
 
 def test_equal_levels_are_steps_of_their_own():
-    record = RunRecord("X", NAMES, levels=(1.0, 1.0, 1.0, 0.0), steps_made=3)
+    record = RunRecord("X", NAMES, levels=(1.0, 1.0, 1.0, 0.0), steps_made=3, latent_out="x")
     record.steps = [StepRecord(1.0, 0.0, True, step=number) for number in (1, 2, 3)]
     assert in_steps(record) == "in all 3 steps"
 

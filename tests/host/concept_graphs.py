@@ -48,6 +48,9 @@ def by_hand(
 
     class Plain(comfy.samplers.CFGGuider):
         def predict_noise(self, x: Any, timestep: Any, model_options: Any = None, seed: Any = None) -> Any:
+            if self.replay is not None:
+                x = self.replay[len(self.made)].to(x)
+
             def predict(name: str) -> Any:
                 conds = [self.conds[name]]
                 return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)[0]
@@ -61,10 +64,11 @@ def by_hand(
             )
             output = method(step, config, self.state)
             self.state = output.state
+            self.made.append(output.denoised)
             return output.denoised
 
     guider = Plain(world()[0])
-    guider.state = step_core.State()
+    guider.state, guider.replay, guider.made = step_core.State(), None, []
     named = {f"concept_{k}": text for k, text in enumerate(texts)}
     guider.inner_set_conds({"positive": positive, "negative": negative, **named})
     guider.set_cfg(cfg)

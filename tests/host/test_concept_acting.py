@@ -33,6 +33,26 @@ def close(one, other, edge=0.0):
     assert float((one - other).abs().max()) < 0.05
 
 
+def same_predictions(ours, hand, levels):
+    """Every prediction of a run equals the one made by hand for the same noisy latent.
+
+    Not the runs as a whole: an element at the edge of a mask may fall to either side by rounding, and the steps after
+    it start from there.
+    """
+    states, made = [], []
+
+    def note(step, denoised, x, *_):
+        states.append(x.clone())
+        made.append(denoised.clone())
+
+    sample(ours, levels, callback=note)
+    hand.replay = states
+    sample(hand, levels)
+    for one, other in zip(made, hand.made, strict=True):
+        off = (one - other).abs() > 1e-4 + 1e-3 * other.abs()
+        assert float(off.float().mean()) <= 0.02
+
+
 # ---- one call a step, the same as separate calls ----
 
 
@@ -45,7 +65,7 @@ def test_sp_guard_is_the_method_on_separate_calls(concept):
     ours, trace = guider(*conds(), counting, concept=concept, **EASY)
     levels = sigmas(10)
     hand = by_hand(*conds(), [encoded(text) for text in TEXTS], core.sp_guard, config, core.required_concepts)
-    close(sample(ours, levels), sample(hand, levels), edge=0.02)
+    same_predictions(ours, hand, levels)
     assert trace.run.acted
     together = 3 if concept == "probed" else 4
     assert calls == [(2, 2)] * 4 + [(together, together)] * 8, "one call a step once it acts"
@@ -58,8 +78,8 @@ def test_the_family_is_the_method_on_separate_calls(name):
     model, trace = family(name, counting)
     levels = sigmas(10)
     hand = by_hand(*conds(), [encoded(text) for text in TEXTS], method.guide, config, method.required_concepts)
+    same_predictions(stock(*conds(), model=model), hand, levels)
     ours = sample(stock(*conds(), model=model), levels)
-    close(ours, sample(hand, levels), edge=0.02)
     assert not ours.equal(sample(stock(*conds()), levels))
     acted = [step for step in trace.run.steps if step.acted]
     assert calls[-len(acted) :] == [(4, 4)] * len(acted)

@@ -114,7 +114,7 @@ def test_a_pack_loaded_before_ours_makes_no_difference():
         sys.modules["loaded_again"] = module
         try:
             spec.loader.exec_module(module)
-            again = importlib.import_module("loaded_again.nodes.safecfg")
+            again = importlib.import_module("loaded_again.nodes.safecfg.node")
             model = again.SafeCFGPatch.execute(world()[0], redirector).args[0]
             assert ksample(model, *conds).equal(ours_first)
         finally:

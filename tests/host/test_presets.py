@@ -61,7 +61,8 @@ def test_balanced_is_the_default_of_every_node():
     assert redirected().equal(redirected(preset="balanced"))
     assert guided(threshold=0.0)[0].equal(guided(threshold=0.0, preset="balanced")[0])
     assert same(filtered()[0], filtered(preset="balanced")[0])
-    config = part("nodes.concept_guidance.sp_guard")._config("X", {})
+    method, core = part("nodes.concept_guidance.factory").method_config, part("safeguidance.guidance.sp_guard")
+    config = method("X", core.METHOD, {})[0]
     assert config == part("safeguidance.guidance.sp_guard").SPGuardConfig()
     assert (
         part("nodes.safecfg.node")._config("X", "balanced", -1, 0, -1, -1, True)
@@ -71,8 +72,9 @@ def test_balanced_is_the_default_of_every_node():
 
 @pytest.mark.parametrize("preset", SP_GUARD)
 def test_an_sp_guard_preset_is_its_numbers_and_typed_ones_go_before_another(preset):
-    config = part("nodes.concept_guidance.sp_guard")._config
-    assert config("X", {"preset": preset}) == config("X", {"preset": OTHER[preset], **SP_GUARD[preset]})
+    config, method = part("nodes.concept_guidance.factory").method_config, part("safeguidance.guidance.sp_guard").METHOD
+    typed = {"preset": OTHER[preset], **SP_GUARD[preset]}
+    assert config("X", method, {"preset": preset}) == config("X", method, typed)
     # a threshold of 0 makes every preset act on this small picture
     numbers = {**SP_GUARD[preset], "threshold": 0.0}
     picture, run = guided(preset=preset, threshold=0.0)

@@ -170,13 +170,13 @@ def test_an_error_inside_a_step_puts_the_negative_back():
 
 
 def entry(positive=None, negative=None):
-    run, core = part("nodes.safecfg.run"), part("safeguidance.redirector.interface")
+    places, core = part("nodes.safecfg.places"), part("safeguidance.conditioning")
     tokens = torch.ones(1, 4, 8)
-    return run._entry(
+    pair = (
         {"cross_attn": tokens, **(positive or {})},
         {"cross_attn": 0 * tokens, "model_conds": {}, **(negative or {})},
-        core.Conditioning(2 * tokens),
     )
+    return places.redirected_entries([(pair, core.Conditioning(2 * tokens), True)])[0]
 
 
 def test_controls_and_hooks():
@@ -194,7 +194,8 @@ def test_ranges_of_hook_schedules_are_carried():
     made = entry({"clip_start_percent": 0.2, "clip_end_percent": 0.8, "start_percent": 0.3}, {"end_percent": 0.6})
     assert (made["start_percent"], made["end_percent"]) == (0.3, 0.6)
     assert "clip_start_percent" not in made
-    assert entry({"end_percent": 0.3}, {"start_percent": 0.3}) is None
+    late = entry({"end_percent": 0.3}, {"start_percent": 0.3})
+    assert (late.get("start_percent", 0.0), late["end_percent"]) == (0.0, 0.3)
 
 
 def test_attention_masks_let_the_redirect_be_seen():
