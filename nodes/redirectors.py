@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ from comfy_api.latest import io
 
 from ..safeguidance.concepts.categories import Concepts
 from ..safeguidance.conditioning import Conditioning
+from ..safeguidance.errors import InputError
 from ..safeguidance.redirector.from_concepts import make_concept_redirector
 from ..safeguidance.redirector.hgr import TrainedRedirector
 from ..safeguidance.redirector.interface import Proposal, Redirector
-from ..safeguidance.redirector.weights import HGRCard, load_hgr, read_card
+from ..safeguidance.redirector.weights import KIND, HGRCard, load_hgr, read_card
 from ..safeguidance.testbed.concepts import benign_bank
+from ..safeguidance.weight_files import WeightFileError, read_header
 from .host import files, patcher
 from .host import model as host_model
 from .host.encoding import ClipEncoder
@@ -43,7 +47,10 @@ class ManagedRedirector(TrainedRedirector):
 def describe(path: Path) -> str:
     """The card of an HGR file in lines for people."""
     shape, card = read_card(path)
-    return "\n".join(f"{name}: {value}" for name, value in _card_lines(path, shape, card))
+    header = read_header(path, KIND)
+    digest = "matches the contents" if header.has_digest else f"WARNING: this {header.without_digest}"
+    lines = [*_card_lines(path, shape, card), ("digest of the file", digest)]
+    return "\n".join(f"{name}: {value}" for name, value in lines)
 
 
 def _card_lines(path: Path, shape: Any, card: HGRCard) -> list[tuple[str, Any]]:
@@ -102,10 +109,13 @@ def check_model(redirector: Redirector, model: Any, where: str) -> str:
 def _find(name: str) -> Path:
     path = files.model_file(name) if name in files.hgr_files() else None
     if path is None:
-        allowed = ", ".join(files.hgr_files()) or "none found"
-        raise ValueError(
-            f"Load HGR, hgr_name: {name!r} is not there; allowed: {allowed}. Put an HGR .safetensors file into "
-            f"{files.user_folder()} and refresh (press R), or use Redirector from Concepts, which needs no file"
+        raise InputError(
+            "hgr_name",
+            f"{name!r} is not there",
+            ", ".join(files.hgr_files()) or "none found",
+            f"put an HGR .safetensors file into {files.user_folder()} and refresh (press R), or use Redirector from "
+            "Concepts, which needs no file",
+            "Load HGR",
         )
     return path
 
@@ -166,9 +176,10 @@ class LoadHGR(io.ComfyNode):
         if hgr_name is None:
             return True
         try:
-            read_card(_find(hgr_name))
-        except ValueError as error:
-            return _named(error)
+            with _named():
+                read_card(_find(hgr_name))
+        except InputError as error:
+            return str(error)
         return True
 
     @classmethod
@@ -186,10 +197,8 @@ class LoadHGR(io.ComfyNode):
                 says what to do.
         """
         path = _find(hgr_name)
-        try:
+        with _named():
             redirector, card = ManagedRedirector(load_hgr(path)), describe(path)
-        except ValueError as error:
-            raise ValueError(_named(error)) from error
         if model is not None:
             if differs := check_model(redirector, model, "Load HGR, model"):
                 logging.warning("SafeGuidance, Load HGR: %s", differs)
@@ -198,9 +207,14 @@ class LoadHGR(io.ComfyNode):
         return io.NodeOutput(redirector, card)
 
 
-def _named(error: ValueError) -> str:
-    text = str(error)
-    return text if text.startswith("Load HGR") else f"Load HGR, hgr_name: {text}"
+@contextmanager
+def _named() -> Iterator[None]:
+    """Name node and field in errors of a file."""
+    try:
+        yield
+    except WeightFileError as error:
+        found = f"{error.file} {error.found}"
+        raise InputError("hgr_name", found, error.allowed, error.next_step, "Load HGR") from error
 
 
 class RedirectorFromConcepts(io.ComfyNode):

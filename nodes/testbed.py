@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from comfy_api.latest import io
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ..safeguidance.testbed.denoiser import UNET_CONFIG
 from ..safeguidance.testbed.latents import PATCH, to_image, to_latent
-from ..safeguidance.testbed.model import BASE_MODEL, DENOISER_FILE, TEXT_FILE, WEIGHTS
+from ..safeguidance.testbed.model import BASE_MODEL, DENOISER_FILE, TEXT_FILE, WEIGHTS, read_state
 from ..safeguidance.testbed.sampler import SHIFT
 from ..safeguidance.testbed.text_encoder import TEXT_CONFIG
 from ..safeguidance.testbed.tokens import MAX_LENGTH, WordTokenizer
 from .host import testbed as host_testbed
 
-_NEXT = "restore it from the pack's repository, or train it anew with `python -m safeguidance testbed train`"
 
-
-def _read(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    path = folder / name
-    if not path.is_file():
-        raise ValueError(f"Load Testbed: the weight file {path} is missing; {_NEXT}")
+def _read(name: str) -> dict[str, torch.Tensor]:
     try:
-        return {key: value.float() for key, value in load_file(path).items()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"Load Testbed: the weight file {path} can not be read ({error}); {_NEXT}") from error
+        return read_state(WEIGHTS / name)
+    except ValueError as error:
+        raise ValueError(f"Load Testbed: {error}") from error
 
 
 class LoadTestbed(io.ComfyNode):
@@ -71,8 +62,8 @@ class LoadTestbed(io.ComfyNode):
         Raises:
             ValueError: if a weight file is missing, damaged or of another shape.
         """
-        model = host_testbed.testbed_model(BASE_MODEL, UNET_CONFIG, SHIFT, PATCH, _read(WEIGHTS, DENOISER_FILE))
-        clip = host_testbed.testbed_clip(WordTokenizer, TEXT_CONFIG, MAX_LENGTH, _read(WEIGHTS, TEXT_FILE))
+        model = host_testbed.testbed_model(BASE_MODEL, UNET_CONFIG, SHIFT, PATCH, _read(DENOISER_FILE))
+        clip = host_testbed.testbed_clip(WordTokenizer, TEXT_CONFIG, MAX_LENGTH, _read(TEXT_FILE))
         return io.NodeOutput(model, clip, host_testbed.testbed_vae(to_latent, to_image, PATCH))
 
 

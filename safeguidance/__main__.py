@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from . import __version__
@@ -30,8 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # imported here: each command pulls in its own part of the package
     from .commands.comfyui import add_parser as add_comfyui
     from .commands.data import add_parser as add_data
+    from .commands.weights import add_parser as add_weights
 
     add_data(commands)
+    add_weights(commands)
     add_comfyui(commands)
     _add_lab(commands)
     args = parser.parse_args(argv)
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_lab(commands: Any) -> None:
-    if importlib.util.find_spec(f"{__package__}.lab") is None:
+    if not (Path(__file__).parent / "lab").is_dir():
         for name, text in LAB_COMMANDS.items():
             parser = commands.add_parser(name, help=f"{text} (needs the repository)", prefix_chars="\0", add_help=False)
             parser.add_argument("rest", nargs="*")

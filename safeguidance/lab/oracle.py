@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from ..testbed.captions import GROUPS, random_scene
-from ..testbed.model import ORACLE_FILE, WEIGHTS
+from ..testbed.model import ORACLE_FILE, WEIGHTS, read_state
 from ..testbed.world import BACKGROUNDS, CATEGORY_NAMES, COLOURS, HARM_THINGS, POSITIONS, STYLES, THINGS, Scene, Thing
 from .draw import draw_scene
 
@@ -126,6 +125,7 @@ def load_oracle(folder: Path = WEIGHTS) -> Oracle:
 
     Raises:
         FileNotFoundError: if its file is missing.
+        ValueError: if it is damaged or holds another network.
     """
     path = folder / ORACLE_FILE
     if not path.is_file():
@@ -133,7 +133,7 @@ def load_oracle(folder: Path = WEIGHTS) -> Oracle:
             f"oracle weights {path} are missing; `python -m safeguidance testbed oracle` makes them"
         )
     oracle = Oracle()
-    oracle.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    oracle.load_state_dict(read_state(path, oracle))
     return oracle.requires_grad_(False).eval()
 
 

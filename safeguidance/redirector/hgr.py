@@ -68,7 +68,8 @@ class _Layer(nn.Module):
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm1(x)).chunk(3, dim=-1))
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+        out: torch.Tensor = x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+        return out
 
 
 class HGR(nn.Module):
@@ -85,7 +86,9 @@ class HGR(nn.Module):
         width = config.width
         self.enter = operations.Linear(config.context_width, width)
         self.enter_norm = operations.LayerNorm(width)
-        self.marks = nn.Parameter(0.02 * torch.randn(1 + len(config.edges), width))
+        marks = torch.empty(1 + len(config.edges), width)
+        # nothing to draw on the meta device, where torch would load its decompositions for it, a second or more
+        self.marks = nn.Parameter(marks if marks.is_meta else 0.02 * torch.randn_like(marks))
         self.layers = nn.ModuleList(_Layer(width, config.heads, operations) for _ in range(config.layers))
         self.leave_norm = operations.LayerNorm(width)
         self.leave = operations.Linear(width, config.context_width)
@@ -120,7 +123,8 @@ class HGR(nn.Module):
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """Gate logits per category, ``[B, K]``, the largest over a prompt's chunks."""
         per_chunk = self.judge(self.judge_norm(self._read(self._chunks(tokens), 0)[0]))
-        return per_chunk.reshape(tokens.shape[0], -1, per_chunk.shape[-1]).amax(dim=1)
+        scores: torch.Tensor = per_chunk.reshape(tokens.shape[0], -1, per_chunk.shape[-1]).amax(dim=1)
+        return scores
 
     def change(self, tokens: torch.Tensor, bucket: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The proposed change of token states ``[B, L, D]`` and of the pooled vector ``[B, P]`` in one bucket."""

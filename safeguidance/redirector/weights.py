@@ -3,21 +3,49 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
+from ..card_fields import LONG, counts, edges, names, notes, number, plain, shown, text, whole
+from ..weight_files import FileKind, Header, half_state, layout_of, read_header, read_tensors, save_tensors
 from .hgr import HGR, HGRConfig, TrainedRedirector
 
-FORMAT = "safeguidance-hgr"
-VERSION = 1
-_HELP = "get a file made with `python -m safeguidance train-hgr`, or use the Redirector from Concepts node instead"
+KIND = FileKind(
+    "HGR file",
+    "safeguidance-hgr",
+    "copy it again, get a file made with `python -m safeguidance train-hgr`, or use the Redirector from Concepts node",
+)
+
+_NETWORK = {
+    "context_width": whole(1, 65_536),
+    "categories": names(256),
+    "width": whole(1, 16_384),
+    "layers": whole(1, 64),
+    "heads": whole(1, 1024),
+    "chunk": whole(0, 65_536),
+    "edges": edges(64),
+    "pooled_width": whole(0, 65_536),
+}
+_CARD = {
+    "base_model": text(),
+    "target": text(),
+    "kappa": number(1, 10**6, above=True),
+    "threshold": number(0, 1, above=True),
+    "false_positive_rate": number(0, 1),
+    "calibration_count": whole(0, 10**9),
+    "data": text(LONG),
+    "licence": text(LONG),
+    "training": notes(),
+    "base_hash": text(),
+    "data_hash": text(),
+    "counts": counts(),
+}
+# fields that the first files did not have
+_LATER = frozenset({"training", "base_hash", "data_hash", "counts"})
 
 
 @dataclass(frozen=True)
@@ -54,56 +82,38 @@ class HGRCard:
 
 
 def save_hgr(path: Path, network: HGR, card: HGRCard) -> None:
-    """Write weights in half precision with their card."""
-    meta = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "network": json.dumps(asdict(network.config)),
-        "card": json.dumps(asdict(card)),
-    }
-    tensors = {key: value.detach().to(torch.float16).contiguous() for key, value in network.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # whole or not at all: a full disk must not leave half a file, or take the old one away
-    part = path.with_suffix(".part")
+    """Write weights in half precision with their card.
+
+    Raises:
+        ValueError: if the card or a weight is not what a file may hold.
+        OSError: if the file can not be written; an older one of that name is then as it was.
+    """
+    entries = {"network": json.dumps(asdict(network.config)), "card": json.dumps(plain(asdict(card)))}
+    saving = replace(KIND, next_step="nothing was written; correct the value and save again")
+    _parse(Header(path, saving, entries, {}))
+    save_tensors(path, KIND, half_state(network), entries)
+
+
+def _parse(header: Header) -> tuple[HGRConfig, HGRCard]:
+    shape = header.fields("network", _NETWORK)
     try:
-        save_file(tensors, part, meta)
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise OSError(f"the HGR could not be written to {path} ({error}); free some space and save again") from error
+        config = HGRConfig(**shape)
+    except ValueError as error:
+        header.refuse(f"has a damaged header: {shown(error)}", "the shape of a network")
+    return config, HGRCard(**header.fields("card", _CARD, _LATER))
 
 
 def read_card(path: Path) -> tuple[HGRConfig, HGRCard]:
     """The shape and card of a weight file, without its tensors.
 
     Raises:
-        ValueError: if the file is missing, is not safetensors, or is not an HGR of a known version; the message
-            says what it is, what was expected and what to do.
+        ValueError: if the file is missing, is not safetensors, or is not an HGR of a known version with a card in
+            which every field is of its type and range; the message says what it is, what was expected and what to do.
     """
-    where = f"HGR file {path}"
-    if not path.is_file():
-        raise ValueError(f"{where} does not exist; {_HELP}")
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{where} is not a .safetensors file; pickled weights are never opened; {_HELP}")
-    try:
-        with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{where} can not be read as safetensors ({error}): truncated or another format; {_HELP}"
-        ) from error
-    if meta.get("format") != FORMAT:
-        raise ValueError(f"{where} says its format is {meta.get('format')!r}; expected {FORMAT!r}; {_HELP}")
-    if meta.get("version") != str(VERSION):
-        raise ValueError(
-            f"{where} has version {meta.get('version')!r}, this pack reads {VERSION}; update the pack or retrain"
-        )
-    try:
-        shape = json.loads(meta["network"])
-        shape["categories"], shape["edges"] = tuple(shape["categories"]), tuple(shape["edges"])
-        return HGRConfig(**shape), HGRCard(**json.loads(meta["card"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} has a damaged header ({error}); {_HELP}") from error
+    header = read_header(path, KIND)
+    found = _parse(header)
+    header.check_digest()
+    return found
 
 
 def load_hgr(path: Path, operations: Any = nn, device: torch.device | str = "cpu") -> TrainedRedirector:
@@ -115,22 +125,14 @@ def load_hgr(path: Path, operations: Any = nn, device: torch.device | str = "cpu
         device: where the weights go.
 
     Raises:
-        ValueError: if the file does not hold an HGR that fits its own header; see ``read_card``.
+        ValueError: if the file does not hold an HGR that fits its own header, as it was saved; see ``read_card``.
     """
-    config, card = read_card(path)
-    network = HGR(config, operations)
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    with safe_open(path, "pt", device=str(device)) as file:
-        found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        if found != expected:
-            wrong = sorted(set(found.items()) ^ set(expected.items()))[:3]
-            raise ValueError(
-                f"HGR file {path} does not hold the tensors its header describes, first differences {wrong}; {_HELP}"
-            )
-        state = {key: file.get_tensor(key).float() for key in expected}
-    bad = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        raise ValueError(f"HGR file {path} holds values that are not finite in {bad[:3]}; {_HELP}")
-    network.load_state_dict(state)
+    header = read_header(path, KIND)
+    config, card = _parse(header)
+    # without memory until the file is known to hold that network
+    with torch.device("meta"):
+        network = HGR(config, operations)
+    state = {key: value.float() for key, value in read_tensors(header, layout_of(network)).items()}
+    network.load_state_dict(state, assign=True)
     network.to(device).requires_grad_(False).eval()
     return TrainedRedirector(network, card.base_model, card.threshold, card.kappa, f"HGR {path.stem}", card.base_hash)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..weight_files import FileKind, half_state, layout_of, read_header, read_tensors, save_tensors
 from .denoiser import UNET_CONFIG, Denoiser, OutputPatch
 from .latents import LATENT_CHANNELS
 from .text_encoder import TextEncoder
@@ -21,6 +21,12 @@ TEXT_FILE, DENOISER_FILE, ORACLE_FILE, HGR_FILE, LORA_FILE = (
 )
 BASE_MODEL = "SafeGuidanceTestbed"
 """Name of the model family in weight files."""
+
+KIND = FileKind(
+    "testbed weight file",
+    "safeguidance-testbed",
+    "restore it from the pack's repository, or train it again with `python -m safeguidance testbed train`",
+)
 
 LATENT_SHAPE = (LATENT_CHANNELS, UNET_CONFIG["image_size"], UNET_CONFIG["image_size"])
 assert 2 * UNET_CONFIG["image_size"] == IMAGE_SIZE
@@ -44,19 +50,22 @@ class Testbed:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
         """Token states ``[B, 32, 128]`` of prompts."""
-        return self.text(self.tokenizer.batch(prompts))[0]
+        states: torch.Tensor = self.text(self.tokenizer.batch(prompts))[0]
+        return states
 
     @torch.no_grad()
     def encode_pooled(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token states ``[B, 32, 128]`` and end states ``[B, 128]`` of prompts."""
-        return self.text(self.tokenizer.batch(prompts))
+        encoded: tuple[torch.Tensor, torch.Tensor] = self.text(self.tokenizer.batch(prompts))
+        return encoded
 
     def predict(
         self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor, *, output_patch: OutputPatch | None = None
     ) -> torch.Tensor:
         """Denoised prediction (x0) for latents ``x [B, 12, 24, 24]`` at ``sigma [B]`` (0..1)."""
         velocity = self.denoiser(x, 1000 * sigma, cond, output_patch)
-        return x - sigma.reshape(-1, 1, 1, 1) * velocity
+        denoised: torch.Tensor = x - sigma.reshape(-1, 1, 1, 1) * velocity
+        return denoised
 
 
 def load_testbed(folder: Path = WEIGHTS) -> Testbed:
@@ -64,6 +73,7 @@ def load_testbed(folder: Path = WEIGHTS) -> Testbed:
 
     Raises:
         FileNotFoundError: if a weight file is missing; the message says how to make it.
+        ValueError: if one is damaged or holds another network.
     """
     text, denoiser = TextEncoder(len(WordTokenizer())), Denoiser()
     for module, name in ((text, TEXT_FILE), (denoiser, DENOISER_FILE)):
@@ -73,11 +83,24 @@ def load_testbed(folder: Path = WEIGHTS) -> Testbed:
                 f"testbed weights {path} are missing; restore them from the repository or train them anew with "
                 "`python -m safeguidance testbed train`"
             )
-        module.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+        module.load_state_dict(read_state(path, module))
     return Testbed(text, denoiser)
+
+
+def read_state(path: Path, network: nn.Module | None = None) -> dict[str, torch.Tensor]:
+    """Weights of a part of the testbed, in single precision.
+
+    Args:
+        path: the file.
+        network: what it must hold; None where that is checked later.
+
+    Raises:
+        ValueError: if the file is missing, damaged or holds another network.
+    """
+    found = read_tensors(read_header(path, KIND), layout_of(network) if network else None)
+    return {key: value.float() for key, value in found.items()}
 
 
 def save_half(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Write a module's weights in half precision."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().to(torch.float16).contiguous() for k, v in module.state_dict().items()}, path, metadata)
+    save_tensors(path, KIND, half_state(module), metadata)

@@ -8,27 +8,42 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-FORMAT = "safeguidance-lora"
-VERSION = 1
+from ..card_fields import LONG, notes, number, plain, shown, text, whole
+from ..weight_files import HALF, FileKind, Header, Layout, read_header, read_tensors, save_tensors
+
+KIND = FileKind("LoRA file", "safeguidance-lora", "copy it again, or make one with `python -m safeguidance align`")
 PREFIX = "diffusion_model."
 """What the host puts before the denoiser's layer names."""
 
 TARGETS = {"attention": r"attn|attention", "linear": ""}
 """Which linear layers get an adapter, as a pattern that their name must hold."""
+
+_CARD = {
+    "base_model": text(),
+    "redirector": text(),
+    "threshold": number(0, 1),
+    "prompts": whole(0, 10**9),
+    "judged_harmful": whole(0, 10**9),
+    "data": text(LONG),
+    "licence": text(LONG),
+    "training": notes(),
+    "base_hash": text(),
+    "data_hash": text(),
+}
+# fields that the first files did not have
+_LATER = frozenset({"training", "base_hash", "data_hash"})
+_MOST_RANK = 4096
 
 
 def linear_layers(network: nn.Module, targets: str) -> dict[str, tuple[int, int]]:
@@ -170,49 +185,64 @@ def save_lora(path: Path, lora: LoRA, card: LoRACard) -> None:
     """Write a LoRA with its card; whole or not at all.
 
     Raises:
+        ValueError: if the card or a weight is not what a file may hold.
         OSError: if it can not be written; an older file of that name is then as it was.
     """
-    meta = {"format": FORMAT, "version": str(VERSION), "card": json.dumps(asdict(card))}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    try:
-        save_file(lora.tensors(), part, meta)
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise OSError(f"the LoRA could not be written to {path} ({error}); free some space and save again") from error
+    entries = {"card": json.dumps(plain(asdict(card)))}
+    saving = replace(KIND, next_step="nothing was written; correct the value and save again")
+    _parse(Header(path, saving, entries, {}))
+    save_tensors(path, KIND, lora.tensors(), entries)
+
+
+def _parse(header: Header) -> LoRACard:
+    return LoRACard(**header.fields("card", _CARD, _LATER))
+
+
+def _shapes(header: Header) -> tuple[int, dict[str, tuple[int, int]]]:
+    """Rank and layers of a LoRA file: name -> (channels in, channels out)."""
+    names = [key[len(PREFIX) : -len(".alpha")] for key in header.layout if key.endswith(".alpha")]
+    if not names:
+        header.refuse("does not hold the tensors of a LoRA: no alpha is among them", "the tensors of a LoRA")
+    ranks, shapes = set(), {}
+    for name in names:
+        down, up = (header.layout.get(f"{PREFIX}{name}.lora_{part}.weight", ("", ()))[1] for part in ("down", "up"))
+        if len(down) != 2 or len(up) != 2 or down[0] != up[1] or not 1 <= down[0] <= _MOST_RANK or 0 in (*down, *up):
+            header.refuse(
+                f"does not hold the tensors of a LoRA: the layer {shown(name)} has {shown([down, up])}",
+                f"[rank, in] and [out, rank] with a rank from 1 to {_MOST_RANK}",
+            )
+        ranks.add(down[0])
+        shapes[name] = (down[1], up[0])
+    if len(ranks) > 1:
+        header.refuse(f"holds adapters of the ranks {shown(sorted(ranks))}", "one rank")
+    return ranks.pop(), shapes
+
+
+def _layout(rank: int, shapes: Mapping[str, tuple[int, int]]) -> Layout:
+    expected: Layout = {}
+    for name, (size_in, size_out) in shapes.items():
+        expected[f"{PREFIX}{name}.lora_down.weight"] = (HALF, (rank, size_in))
+        expected[f"{PREFIX}{name}.lora_up.weight"] = (HALF, (size_out, rank))
+        expected[f"{PREFIX}{name}.alpha"] = ("F32", ())
+    return expected
 
 
 def load_lora(path: Path) -> tuple[LoRA, LoRACard]:
     """Read a LoRA that ``save_lora`` wrote.
 
     Raises:
-        ValueError: if the file is missing or holds something else; the message says what.
+        ValueError: if the file is missing, holds something else or is not as it was saved; the message says what.
     """
-    where = f"LoRA file {path}"
-    if not path.is_file():
-        raise ValueError(f"{where} does not exist; make one with `python -m safeguidance align`")
-    try:
-        with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
-            found = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{where} can not be read as safetensors ({error}); make it anew") from error
-    if meta.get("format") != FORMAT or meta.get("version") != str(VERSION):
-        raise ValueError(
-            f"{where} says {meta.get('format')!r} version {meta.get('version')!r}; expected {FORMAT!r} version "
-            f"{VERSION}; make it anew with `python -m safeguidance align`"
-        )
-    names = [key[len(PREFIX) : -len(".alpha")] for key in found if key.endswith(".alpha")]
-    try:
-        downs: Sequence[torch.Tensor] = [found[f"{PREFIX}{name}.lora_down.weight"] for name in names]
-        ups: Sequence[torch.Tensor] = [found[f"{PREFIX}{name}.lora_up.weight"] for name in names]
-        shapes = {n: (d.shape[1], u.shape[0]) for n, d, u in zip(names, downs, ups, strict=True)}
-        lora = LoRA(shapes, len(downs[0]), float(found[f"{PREFIX}{names[0]}.alpha"]))
-        card = LoRACard(**json.loads(meta["card"]))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} is damaged ({error!r}); make it anew") from error
+    header = read_header(path, KIND)
+    card = _parse(header)
+    rank, shapes = _shapes(header)
+    found = read_tensors(header, _layout(rank, shapes))
+    alphas = {float(found[f"{PREFIX}{name}.alpha"]) for name in shapes}
+    if len(alphas) > 1 or not min(alphas) > 0:
+        header.refuse(f"holds the alphas {shown(sorted(alphas))}", "one alpha above 0")
+    lora = LoRA(shapes, rank, alphas.pop())
     with torch.no_grad():
-        for kept, value in zip([*lora.down, *lora.up], [*downs, *ups], strict=True):
-            kept.copy_(value)
+        for name, down, up in zip(shapes, lora.down, lora.up, strict=True):
+            down.copy_(found[f"{PREFIX}{name}.lora_down.weight"])
+            up.copy_(found[f"{PREFIX}{name}.lora_up.weight"])
     return lora.requires_grad_(False).eval(), card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import pickle
 
@@ -97,12 +98,29 @@ def test_a_replaced_file_is_read_again(good, session):
     assert second.value("6", 1).run.decision.startswith("harmless")
 
 
-def damaged(kind: str, path) -> None:
+def content(path) -> tuple:
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     with safe_open(path, "pt") as file:
-        meta, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def older(path, **card: object) -> None:
+    """Write a file as version 1 did, without digests, where nothing but the fields' types and ranges can be checked."""
+    from safetensors.torch import save_file
+
+    meta, tensors = content(path)
+    meta = {key: value for key, value in meta.items() if not key.endswith("_digest")}
+    card = {**json.loads(meta["card"]), **card}
+    save_file(
+        {key: value.clone() for key, value in tensors.items()}, path, {**meta, "version": "1", "card": json.dumps(card)}
+    )
+
+
+def damaged(kind: str, path) -> None:
+    from safetensors.torch import save_file
+
+    meta, tensors = content(path)
     if kind == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
     elif kind == "empty":
@@ -119,10 +137,28 @@ def damaged(kind: str, path) -> None:
         save_file({**tensors, "leave.weight": torch.zeros(3, 3)}, path, meta)
     elif kind == "not finite":
         save_file({**tensors, "leave.bias": tensors["leave.bias"] * float("nan")}, path, meta)
+    elif kind == "edited":
+        save_file(tensors, path, {**meta, "card": meta["card"].replace('"threshold": 0.5', '"threshold": 0.9')})
+    elif kind == "huge":
+        save_file(tensors, path, {**meta, "network": meta["network"].replace('"layers": ', '"layers": 10000')})
+    elif kind == "nested":
+        save_file(tensors, path, {**meta, "card": "[" * 100_000})
+    elif kind == "flipped bit":
+        data = bytearray(path.read_bytes())
+        data[-50] ^= 16
+        path.write_bytes(data)
+    elif kind == "other dtype":
+        save_file({key: value.to(torch.bfloat16) for key, value in tensors.items()}, path, meta)
+    else:
+        # what a file without a digest says
+        older(path, threshold=json.loads(kind.removeprefix("threshold ")))
 
 
-EARLY = ("truncated", "empty", "pickle", "other format", "other version", "damaged header")
-LATE = ("misshaped", "not finite")
+EARLY = (
+    *("truncated", "empty", "pickle", "other format", "other version", "damaged header", "edited", "huge", "nested"),
+    *(f"threshold {value}" for value in ("NaN", "Infinity", "1.0000001", "0", "true", "null")),
+)
+LATE = ("misshaped", "not finite", "flipped bit", "other dtype")
 
 
 @pytest.mark.parametrize("kind", EARLY + LATE)
@@ -138,6 +174,25 @@ def test_bad_files_are_refused_and_the_queue_goes_on(good, session, kind):
     assert any(word in error.message for word in ("train-hgr", "retrain")), error.message
     save_redirector(good)
     assert session.run(edited()).ok
+
+
+def test_an_older_file_acts_and_says_in_the_card_what_to_do(good, session):
+    before = session.run(edited()).value("6", 1).run.decision
+    older(good)
+    os.utime(good, ns=(2, 2))
+    result = session.run(edited())
+    assert result.ok
+    assert result.value("6", 1).run.decision == before
+    assert "WARNING: this is an older file without a digest" in result.value("5", 1)
+    assert f"python -m safeguidance weights resave {good}" in result.value("5", 1)
+
+
+def test_a_suffix_in_capitals_is_listed_and_loaded(good, session):
+    good.rename(good.with_name("X.SAFETENSORS"))
+    assert "X.SAFETENSORS" in part("nodes.host.files").hgr_files()
+    result = session.run(edited("5", hgr_name="X.SAFETENSORS"))
+    assert result.ok, result.errors
+    assert "digest of the file: matches the contents" in result.value("5", 1)
 
 
 def test_a_missing_file_is_named_with_what_there_is(good, session):
