@@ -9,13 +9,20 @@ import torch
 from comfy_api.latest import io
 
 from ..safeguidance.conditioning import Conditioning
-from ..safeguidance.redirector.detection import calibrate_score, fixed_draws, opened, picture_evidence, prompt_scores
+from ..safeguidance.errors import InputError
+from ..safeguidance.redirector.detection import (
+    calibrate_score,
+    fixed_draws,
+    full_redirect,
+    picture_evidence,
+    prompt_scores,
+)
 from ..safeguidance.redirector.interface import Redirector, bucket_at
 from ..safeguidance.testbed.concepts import ALL_PRESETS
 from .host import model as host_model
 from .host import patcher
 from .host.encoding import ClipEncoder
-from .safree.reattention_run import as_written
+from .safree.original import texts_to_judge
 from .types import RedirectorType
 
 _NODE = "Detect Harm"
@@ -25,9 +32,16 @@ _FROM, _TO = 1 / 3, 2 / 3  # the part of the schedule where things have a shape 
 def _positive(conditioning: Any) -> list[Conditioning]:
     out = []
     for states, extra in conditioning:
-        entry = as_written({**extra, "cross_attn": states})
-        tokens, pooled = entry["cross_attn"], entry.get("pooled_output")
-        out.append(Conditioning(tokens.float(), None if pooled is None else pooled.float()))
+        for tokens, pooled in texts_to_judge({**extra, "cross_attn": states}):
+            if tokens is None:
+                raise InputError(
+                    "positive",
+                    "it holds no text states",
+                    "what a text encoder node gives",
+                    "use CLIP Text Encode",
+                    _NODE,
+                )
+            out.append(Conditioning(tokens.float(), None if pooled is None else pooled.float()))
     return out
 
 
@@ -202,8 +216,10 @@ def _samples(latent: Any, image: Any, vae: Any) -> torch.Tensor | None:
     if image is not None:
         if vae is None:
             raise ValueError(f"{_NODE}, vae: it is not connected; an image needs the VAE of the MODEL")
-        return vae.encode(image[..., :3])
-    return None if latent is None else latent["samples"]
+        encoded: torch.Tensor = vae.encode(image[..., :3])
+        return encoded
+    samples: torch.Tensor | None = None if latent is None else latent["samples"]
+    return samples
 
 
 def _judge_prompts(
@@ -277,7 +293,7 @@ def picture_judge(
         return Conditioning(cond.tokens.to(plain.device), None if cond.pooled is None else cond.pooled.to(plain.device))
 
     if prompts:
-        conditions = [opened(redirector, prompt, base, bucket_at(redirector.edges, 0.5)) for prompt in prompts]
+        conditions = [full_redirect(redirector, prompt, base, bucket_at(redirector.edges, 0.5)) for prompt in prompts]
     else:
         texts = [ALL_PRESETS[name].phrases[0] if name in ALL_PRESETS else name for name in redirector.categories]
         conditions = [encoder([text]) for text in texts]

@@ -16,6 +16,8 @@ from typing import Any
 from .cost import CostError, build_model, measure, stock_guider
 
 NODE = "SafeGuidance_SafreeEmbeddingFilter"
+UNJUDGED = "none (as published)"
+"""The harmless texts here shall be filtered."""
 LENGTHS = (1, 10, 20, 40, 75)
 CATEGORIES = (1, 4, 7)
 LAYERS = 1
@@ -81,10 +83,10 @@ def measure_filter(
             text = " ".join(WORDS[i % len(WORDS)] for i in range(length))
             with torch.inference_mode():
                 start = time.perf_counter()
-                node.execute(clip, text, concepts)
+                node.execute(clip, text, concepts, judge_by=UNJUDGED)
                 first = time.perf_counter() - start
                 plain, _ = _timed(lambda text=text: clip.encode_from_tokens_scheduled(clip.tokenize(text)), repeats)
-                whole, _ = _timed(lambda text=text, c=concepts: node.execute(clip, text, c), repeats)
+                whole, _ = _timed(lambda text=text, c=concepts: node.execute(clip, text, c, judge_by=UNJUDGED), repeats)
             rows.append({"tokens": length, "categories": count, "plain": plain, "filter": whole, "first": first})
             say(
                 f"{length} tokens, {count} categories: plain {plain:.3f} s, filter {whole:.3f} s, first call "
@@ -157,7 +159,8 @@ def run(spec: Mapping[str, Any]) -> int:
     with torch.inference_mode():
         plain = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-        filtered = node.execute(clip, text, concepts.Concepts(concepts.FIELD_PRESETS), longest=0.48, half=0.0).args[0]
+        known = concepts.Concepts(concepts.FIELD_PRESETS)
+        filtered = node.execute(clip, text, known, longest=0.48, half=0.0, judge_by=UNJUDGED).args[0]
     ratio = measure(
         model,
         lambda patched: stock_guider(patched, plain, empty, 7.5),

@@ -7,8 +7,13 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
+from ...safeguidance.errors import InputError, check_choice, check_range
 from ...safeguidance.safree import SAFREE_PRESETS, FilterConfig, ValidationConfig
-from ..inputs import AS_PRESET_CHOICE, choice_input, number_input, preset_of, typed
+from ..inputs import AS_PRESET_CHOICE, choice_input, number_input, overrides, preset_of
+from .judge import BY_CONCEPTS, JUDGE_BY
+
+ALIASES = ["safree", "nsfw", "safety", "moderation", "training-free", "embedding projection", "concept erasure"]
+"""What people search for who need one of the SAFREE nodes."""
 
 _HOLD = {"self-validating": "program", "whole schedule": "whole", "as printed": "paper"}
 _SCOPE = {"tokens": "tokens", "tokens, end and padding": "ends", "everything after a trigger": "after"}
@@ -120,6 +125,18 @@ def filter_inputs() -> list[io.Input]:
             "fiftieth is added to it. Low: only the first layout. 0.2: the published 10 of 50 steps. High, "
             "0.98: up to the end.",
         ),
+        io.Combo.Input(
+            "judge_by",
+            options=list(JUDGE_BY),
+            default=BY_CONCEPTS,
+            advanced=True,
+            optional=True,
+            tooltip="What reads the prompt first where no judge is connected; a prompt that it finds harmless is left "
+            "alone to the last bit. concepts: the concepts themselves, compared with a built-in list of harmless "
+            "prompts by your text encoder, as in Redirector from Concepts; that list is encoded once per text encoder "
+            "and set of concepts. none (as published): nothing; the trigger test then flags a token in almost "
+            "every prompt, so harmless pictures change. Our addition.",
+        ),
     ]
 
 
@@ -139,7 +156,7 @@ def filter_settings(
     """The settings of a preset with what the user chose.
 
     Raises:
-        ValueError: if the preset is unknown, a setting is out of range, or the way to hold the filter does not read it.
+        InputError: if the preset is unknown, a setting is out of range, or the way to hold the filter does not read it.
     """
     of_preset = preset_of(node, SAFREE_PRESETS, preset)
     for name, value, known in (
@@ -148,9 +165,8 @@ def filter_settings(
         ("order", order, tuple(_ORDER)),
         ("choose", choose, tuple(_CHOOSE)),
     ):
-        if value not in known:
-            raise ValueError(f"{node}, {name}: it is {value!r}; allowed: {', '.join(known)}; choose one of these")
-    own = typed(node, alpha=alpha)
+        check_choice(name, value, known)
+    own = overrides(node, alpha=alpha)
     form = _HOLD.get(hold, of_preset.validation.form)
     for name, number, low, high, usual in (
         ("alpha", own.get("alpha", 0.0), 0, 1, None),
@@ -158,13 +174,14 @@ def filter_settings(
         ("steepness", steepness, 0.1, 10, STEEPNESS),
         ("longest", longest, 0, 0.98, LONGEST),
     ):
-        if not low <= number <= high:
-            raise ValueError(f"{node}, {name}: it is {number}; allowed: {low} to {high}; change it")
+        check_range(name, number, low, high)
         if usual is not None and number != usual and name not in _READS[form]:
-            said = "" if hold in _HOLD else f", as the preset {preset!r} says"
-            raise ValueError(
-                f"{node}, {name}: it is {number:g}, but with hold {_name(_HOLD, form)!r}{said}, it would never be "
-                f"used; allowed: {usual:g}; set it to that, or hold to self-validating"
+            source = "" if hold in _HOLD else f", as the preset {preset!r} says"
+            raise InputError(
+                name,
+                f"it is {number:g}, but with hold {_name(_HOLD, form)!r}{source}, it would never be used",
+                f"{usual:g}",
+                "set it to that, or hold to self-validating",
             )
     trigger = replace(of_preset.filter.trigger, choose=_CHOOSE[choose], **own)
     config = FilterConfig(trigger, _ORDER[order], _SCOPE.get(scope, of_preset.filter.scope), pooled)

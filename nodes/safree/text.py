@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ...safeguidance.concepts.categories import Concepts
+from ...safeguidance.errors import InputError
 from ...safeguidance.safree import (
     ConceptSpace,
     Encoded,
@@ -23,11 +24,12 @@ from ...safeguidance.safree import (
     vector,
 )
 from ..host import text_encoders as host_text
+from ..host.encoding import check_finite
 from ..host.text_encoders import Part
+from .per_clip import PerClip
 
 Spaces = dict[str, tuple[ConceptSpace, ...]]
-_CACHE: weakref.WeakKeyDictionary[Any, dict[Any, Spaces]] = weakref.WeakKeyDictionary()
-_MOST_SETS = 8
+_SPACES: PerClip[Spaces] = PerClip(8)
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,12 @@ def filter_text(
     """Filter a prompt for one CLIP.
 
     Raises:
-        ValueError: if the encoders can not be read, or give values that are not finite.
+        InputError: if the encoders give values that are not finite for the prompt or a concept.
+        ValueError: if the encoders cannot be read.
     """
     spaces = concept_spaces(clip, concepts)
     reading = host_text.read(clip, text, host_text.without_each)
+    check_conditioning(reading.conditioning)
     changed: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
     results: list[tuple[Part, list[Filtered]]] = []
     skipped = []
@@ -82,6 +86,7 @@ def filter_text(
                 torch.stack(pooled) if len(pooled) == len(chunks) else None,
             )
     filtered = host_text.replay(clip, reading, changed) if changed else None
+    check_conditioning(filtered or ())
     beta = strength_of_change([chunk.projected for _, chunks in results for chunk in chunks])
     share = held_share(beta, validation) if filtered is not None else 0.0
     lines, flagged = _words(clip, results, concepts.names)
@@ -89,24 +94,73 @@ def filter_text(
     return FilteredText(reading.conditioning, filtered, share, beta, scores, lines, flagged, tuple(skipped))
 
 
+def check_weights(clip: Any, text: str, field: str, what: str = "it") -> None:
+    """Refuse a text with a weight that is not a finite number, such as ``(word:nan)``.
+
+    Args:
+        clip: the host's CLIP.
+        text: with the host's syntax for weights.
+        field: name of the input that holds it.
+        what: the text, in words.
+
+    Raises:
+        InputError: if there is such a weight.
+    """
+    tokens: Mapping[str, Any] = clip.tokenize(text)
+    chunks = [chunk for found in tokens.values() if isinstance(found, list) for chunk in found]
+    entries = [entry for chunk in chunks if isinstance(chunk, list) for entry in chunk]
+    for entry in entries:
+        weight = entry[1] if isinstance(entry, tuple) and len(entry) > 1 else 1.0
+        if isinstance(weight, (int, float)) and not math.isfinite(weight):
+            raise InputError(
+                field,
+                f"{what} has the weight {weight}",
+                "finite numbers, 0.5 to 1.5 are usual",
+                "correct the number behind the colon, as in (word:1.2)",
+            )
+
+
+def check_conditioning(conditioning: Sequence[Any]) -> None:
+    """Refuse an encoded prompt that no model can compute with: values that are not finite, or so large that their
+    squares are not, as behind ``(word:1e30)``.
+
+    Raises:
+        InputError: if there are any.
+    """
+    for states, extra in conditioning:
+        for values in (states, extra.get("pooled_output")):
+            check_finite("", "text", values, "it")
+            if values is not None and not bool(torch.isfinite(values.float().square().sum(dim=-1)).all()):
+                raise InputError(
+                    "text",
+                    f"its states are as large as {float(values.abs().max()):.0e}, which no model can compute with",
+                    "weights of usual size, 0.5 to 1.5",
+                    "correct the number behind the colon, as in (word:1.2)",
+                )
+
+
 def concept_spaces(clip: Any, concepts: Concepts) -> Spaces:
-    """Every encoder's subspace of every category; all phrases in one batch per encoder, and only once per CLIP."""
+    """Every encoder's subspace of every category; all phrases in one batch per encoder, and only once per CLIP.
+
+    Raises:
+        InputError: if there is no category, or the encoders give values that are not finite for a phrase.
+    """
+    return _SPACES.get(clip, concepts, lambda: _concept_spaces(clip, concepts))
+
+
+def _concept_spaces(clip: Any, concepts: Concepts) -> Spaces:
     phrases = [phrase for category in concepts.categories for phrase in category.phrases]
-    patcher = clip.patcher
-    key = (
-        tuple((category.name, category.phrases) for category in concepts.categories),
-        getattr(patcher, "patches_uuid", None),
-        clip.layer_idx,
-        repr(sorted(clip.tokenizer_options.items(), key=repr)),
-    )
-    known = _CACHE.setdefault(clip.cond_stage_model, {})
-    if key in known and patcher.forced_hooks is None:
-        return known[key]
+    if not phrases:
+        raise InputError("concepts", "there is no category", "at least one", "switch one on in Safety Concepts")
+    for phrase in phrases:
+        check_weights(clip, phrase, "concepts", f"the phrase {phrase!r}")
     reading = host_text.read(clip, phrases[0], lambda part: [_first(clip, part, phrase) for phrase in phrases])
     spaces: Spaces = {}
     for part in reading.parts:
         own = []
         for (states, pooled), phrase in zip(part.further, phrases, strict=True):
+            for values in (states, pooled):
+                check_finite("", "concepts", values, f"the phrase {phrase!r}")
             layout = part.layout(_first(clip, part, phrase))
             own.append((vector(states, layout.tokens, layout.end, _kind(part)), pooled))
         found, place = [], 0
@@ -122,10 +176,6 @@ def concept_spaces(clip: Any, concepts: Concepts) -> Spaces:
                 )
             )
         spaces[part.label] = tuple(found)
-    if patcher.forced_hooks is None:
-        while len(known) >= _MOST_SETS:
-            known.pop(next(iter(known)))
-        known[key] = spaces
     return spaces
 
 

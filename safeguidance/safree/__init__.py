@@ -1,11 +1,20 @@
 """SAFREE (Yoon et al., arXiv 2410.12761): prompt tokens in the span of unsafe concepts are projected out of it.
 
-Written anew from the paper's mathematics. One topic, one file: ``subspace`` (projectors), ``trigger`` (which tokens),
+Written from the paper's mathematics alone. One topic, one file: ``subspace`` (projectors), ``trigger`` (which tokens),
 ``filter`` (what becomes of the states), ``validation`` (for how much of the schedule), ``reattention`` (skip features),
 ``presets``.
 """
 
-from .filter import ConceptSpace, Encoded, FilterConfig, Filtered, concept_space, filter_prompt, join_spaces, vector
+from .filter import (
+    ConceptSpace,
+    Encoded,
+    FilterConfig,
+    Filtered,
+    concept_space,
+    filter_prompt,
+    join_spaces,
+    vector,
+)
 from .presets import SAFREE_PRESETS, SafreePreset
 from .reattention import ReattentionConfig, reattend
 from .subspace import Subspace, span

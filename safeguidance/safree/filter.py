@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import InputError, check_choice
 from .subspace import Subspace, span
 from .trigger import TriggerConfig, Triggers, find_triggers
 
@@ -33,7 +34,7 @@ class FilterConfig:
         pooled: also filter the pooled vector, keeping its length.
 
     Raises:
-        ValueError: if order or scope is unknown.
+        InputError: if order or scope is unknown.
     """
 
     trigger: TriggerConfig = TriggerConfig()
@@ -42,10 +43,8 @@ class FilterConfig:
     pooled: bool = True
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS:
-            raise ValueError(f"order is {self.order!r}; allowed are {', '.join(ORDERS)}")
-        if self.scope not in SCOPES:
-            raise ValueError(f"scope is {self.scope!r}; allowed are {', '.join(SCOPES)}")
+        check_choice("order", self.order, ORDERS)
+        check_choice("scope", self.scope, SCOPES)
 
 
 @dataclass(frozen=True)
@@ -118,10 +117,9 @@ def vector(states: torch.Tensor, tokens: Sequence[int], end: int | None, kind: s
         ``[..., D]``.
 
     Raises:
-        ValueError: if the kind is unknown.
+        InputError: if the kind is unknown.
     """
-    if kind not in VECTORS:
-        raise ValueError(f"vector is {kind!r}; allowed are {', '.join(VECTORS)}")
+    check_choice("vector", kind, VECTORS)
     if end is not None and (kind == "end" or not tokens):
         return states[..., end, :]
     if tokens:
@@ -138,15 +136,15 @@ def join_spaces(spaces: Sequence[ConceptSpace]) -> ConceptSpace:
     """One category out of several, as the published program does with a single list; for comparison.
 
     Raises:
-        ValueError: if there is nothing to join.
+        InputError: if there is nothing to join.
     """
     if not spaces:
-        raise ValueError("no category is given; give at least one")
+        raise InputError("spaces", "no category is given", "at least one")
     pooled = [space.pooled for space in spaces if space.pooled is not None]
     return ConceptSpace(
         " + ".join(space.name for space in spaces),
-        span(torch.cat([space.states.basis.T for space in spaces])),
-        span(torch.cat([space.basis.T for space in pooled])) if len(pooled) == len(spaces) else None,
+        span(torch.cat([space.states.vectors() for space in spaces])),
+        span(torch.cat([space.vectors() for space in pooled])) if len(pooled) == len(spaces) else None,
     )
 
 
@@ -161,11 +159,20 @@ def filter_prompt(prompt: Encoded, concepts: Sequence[ConceptSpace], config: Fil
         concepts: categories, never joined; none leaves everything as it is.
         config: settings.
 
+    Returns:
+        The outcome; nothing is written to the given tensors.
+
     Raises:
-        ValueError: if the states or the vectors are not finite.
+        InputError: if anything the encoder gives holds values that are not finite numbers.
     """
-    if not all(bool(torch.isfinite(x).all()) for x in (prompt.states, prompt.masked)):
-        raise ValueError("the text encoder gives values that are not finite; run it in float32 or bfloat16")
+    parts = (prompt.states, prompt.masked, prompt.whole, prompt.pooled)
+    if not all(bool(torch.isfinite(part).all()) for part in parts if part is not None):
+        raise InputError(
+            "text",
+            "the text encoder gives values that are not finite numbers for it",
+            "finite states",
+            "look at its weights and embeddings, or run the text encoder in float32 or bfloat16",
+        )
     triggers = find_triggers([c.states for c in concepts], prompt.masked, prompt.whole, config.trigger)
     real = sorted({*prompt.tokens, *prompt.marks})
     before = prompt.states[real]
@@ -184,7 +191,8 @@ def filter_prompt(prompt: Encoded, concepts: Sequence[ConceptSpace], config: Fil
     groups: dict[int, list[int]] = {}
     for place in real:
         groups.setdefault(own.get(place, strongest), []).append(place)
-    everything = prompt.states.double()
+    # a copy in any case: of float64 states, double() is the very tensor that was given
+    everything = prompt.states.to(torch.float64, copy=True)
     for category, places in groups.items():
         everything[places] = projected(places, category)
     pair = (everything[real], before)
@@ -211,4 +219,5 @@ def _without(pooled: torch.Tensor, space: Subspace) -> torch.Tensor:
     size, length = left.norm(), pooled.double().norm()
     if float(size) <= 1e-6 * float(length):
         return left.to(pooled.dtype)
-    return (left * (length / size)).to(pooled.dtype)
+    scaled: torch.Tensor = left * (length / size)
+    return scaled.to(pooled.dtype)

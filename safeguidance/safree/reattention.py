@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..predictions import wide
+from ..errors import InputError, check_choice, check_range
+from ..guidance.window import Window
+from ..predictions import upcast
 
 BANDS = ("low", "high", "all")
 
@@ -26,10 +28,10 @@ class ReattentionConfig:
         radius: half the edge of the square of low frequencies, 1 in the program (2 x 2 coefficients). At least 1.
         band: "low" as in the paper, "high" for everything else, "all" for both.
         start: fraction of the schedule where it begins.
-        end: fraction of the schedule where it ends.
+        end: fraction of the schedule where it ends; a step there is the last one.
 
     Raises:
-        ValueError: if a value is out of its range.
+        InputError: if a value is out of its range.
     """
 
     scales: tuple[float, float] = (0.9, 0.2)
@@ -40,16 +42,14 @@ class ReattentionConfig:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        if len(self.scales) != 2 or not all(0 <= scale <= 1 for scale in self.scales):
-            raise ValueError(f"scales are {self.scales}; allowed are two values from 0 to 1")
-        if not 0 <= self.strength <= 1:
-            raise ValueError(f"strength is {self.strength}; allowed is 0 to 1")
-        if self.radius < 1:
-            raise ValueError(f"radius is {self.radius}; allowed is 1 or more")
-        if self.band not in BANDS:
-            raise ValueError(f"band is {self.band!r}; allowed are {', '.join(BANDS)}")
-        if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(f"the window is {self.start} to {self.end}; allowed is 0 <= start <= end <= 1")
+        if len(self.scales) != 2:
+            raise InputError("scales", f"there are {len(self.scales)}", "two, from 0 to 1 each")
+        for scale in self.scales:
+            check_range("scales", scale, 0, 1)
+        check_range("strength", self.strength, 0, 1, "0 is none, 1 the paper's")
+        check_range("radius", self.radius, 1, 10_000)
+        check_choice("band", self.band, BANDS)
+        Window(self.start, self.end)
 
     def factor(self, depth: int) -> float:
         """The factor for skip features, 0 the widest, 1 the next; 1 (no change) for all others."""
@@ -58,7 +58,7 @@ class ReattentionConfig:
 
     def active(self, progress: float) -> bool:
         """Whether a fraction of the schedule lies in the window and there is anything to do."""
-        inside = self.start <= progress < self.end or (progress == self.end == 1.0)
+        inside = Window(self.start, self.end).contains(progress)
         return inside and any(self.factor(depth) != 1 for depth in range(len(self.scales)))
 
 
@@ -78,8 +78,8 @@ def reattend(filtered: torch.Tensor, original: torch.Tensor, factor: float, conf
     """
     if factor == 1:
         return filtered
-    ours = torch.fft.fftshift(torch.fft.fftn(wide(filtered), dim=(-2, -1)), dim=(-2, -1))
-    theirs = torch.fft.fftshift(torch.fft.fftn(wide(original), dim=(-2, -1)), dim=(-2, -1))
+    ours = torch.fft.fftshift(torch.fft.fftn(upcast(filtered), dim=(-2, -1)), dim=(-2, -1))
+    theirs = torch.fft.fftshift(torch.fft.fftn(upcast(original), dim=(-2, -1)), dim=(-2, -1))
     height, width = filtered.shape[-2:]
     low = torch.zeros(height, width, dtype=torch.bool, device=filtered.device)
     rows = slice(max(height // 2 - config.radius, 0), height // 2 + config.radius)
@@ -87,5 +87,5 @@ def reattend(filtered: torch.Tensor, original: torch.Tensor, factor: float, conf
     low[rows, columns] = True
     where = torch.ones_like(low) if config.band == "all" else low if config.band == "low" else ~low
     damped = torch.where(where & (ours.abs() > theirs.abs()), factor * ours, ours)
-    back = torch.fft.ifftn(torch.fft.ifftshift(damped, dim=(-2, -1)), dim=(-2, -1)).real
+    back: torch.Tensor = torch.fft.ifftn(torch.fft.ifftshift(damped, dim=(-2, -1)), dim=(-2, -1)).real
     return back.to(filtered.dtype)

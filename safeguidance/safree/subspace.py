@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
+
+from ..errors import InputError
 
 RCOND = 1e-4
 """Directions whose singular value is below this share of the largest one count as noise.
@@ -25,10 +28,15 @@ class Subspace:
         """Dimension of the subspace."""
         return self.basis.shape[1]
 
+    def vectors(self) -> torch.Tensor:
+        """The basis as vectors ``[r, D]``, one a row."""
+        rows: torch.Tensor = rearrange(self.basis, "d r -> r d")
+        return rows
+
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """``P x`` for vectors ``[..., D]``, in float64."""
         x = x.to(self.basis)
-        return (x @ self.basis) @ self.basis.T
+        return (x @ self.basis) @ self.vectors()
 
     def remove(self, x: torch.Tensor) -> torch.Tensor:
         """``(I - P) x`` for vectors ``[..., D]``, in float64."""
@@ -36,7 +44,8 @@ class Subspace:
 
     def distance(self, x: torch.Tensor) -> torch.Tensor:
         """Euclidean distance of vectors ``[..., D]`` from the subspace, ``[...]``, in float64."""
-        return self.remove(x).norm(dim=-1)
+        lengths: torch.Tensor = self.remove(x).norm(dim=-1)
+        return lengths
 
     def to(self, device: torch.device) -> Subspace:
         """The same subspace on another device."""
@@ -54,15 +63,17 @@ def span(vectors: torch.Tensor, rcond: float = RCOND) -> Subspace:
         rcond: smallest singular value that counts, as a share of the largest.
 
     Raises:
-        ValueError: if the vectors are not a matrix or not finite.
+        InputError: if the vectors are not a matrix, or hold values that are not finite.
     """
     if vectors.ndim != 2:
-        raise ValueError(f"vectors have the shape {tuple(vectors.shape)}; allowed is [n, D], one vector a row")
+        raise InputError("vectors", f"their shape is {tuple(vectors.shape)}", "[n, D], one vector a row")
     rows = vectors.double()
     if not bool(torch.isfinite(rows).all()):
-        raise ValueError("vectors hold values that are not finite; encode in float32 or bfloat16")
+        raise InputError(
+            "vectors", "they hold values that are not finite", "finite numbers", "encode in float32 or bfloat16"
+        )
     if len(rows) == 0:
         return Subspace(rows.new_zeros(rows.shape[1], 0))
     _, values, right = torch.linalg.svd(rows, full_matrices=False)
     kept = (values > rcond * values[0]) & (values > 0)
-    return Subspace(right[kept].T.contiguous())
+    return Subspace(rearrange(right[kept], "r d -> d r").contiguous())

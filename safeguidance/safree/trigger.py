@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import check_choice, check_range
 from .subspace import Subspace
 
 CHOICES = ("ratio", "nearest")
@@ -18,22 +19,21 @@ class TriggerConfig:
 
     Args:
         alpha: a token is flagged if masking it moves the prompt at least this share further away from the concept than
-            masking the others does; 0.01 in the paper. At least 0.
+            masking the others does; 0.01 in the paper. 0 to 1000.
         choose: how a token picks its category: "ratio", the one whose test it passes by most (ours), or "nearest", the
             one that the prompt without the token is nearest to (CASG, arXiv 2602.20880). With one category the same.
 
     Raises:
-        ValueError: if a value is out of its range.
+        InputError: if a value is out of its range.
     """
 
     alpha: float = 0.01
     choose: str = "ratio"
 
     def __post_init__(self) -> None:
-        if not self.alpha >= 0:
-            raise ValueError(f"alpha is {self.alpha}; allowed is 0 or more, 0.01 is the paper's")
-        if self.choose not in CHOICES:
-            raise ValueError(f"choose is {self.choose!r}; allowed are {', '.join(CHOICES)}")
+        # bounded, since with an infinite value no token would ever be flagged
+        check_range("alpha", self.alpha, 0, 1000, "0.01 is the paper's")
+        check_choice("choose", self.choose, CHOICES)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..predictions import wide
+from ..errors import InputError, check_choice, check_range
+from ..predictions import upcast
 
 FORMS = ("program", "paper", "whole")
 
@@ -24,10 +25,10 @@ class ValidationConfig:
         up: most steps.
         of: steps of the schedule ``up`` was tuned for.
         t0: ten times the change at which half of ``up`` is reached; 5.333 (nudity) or 5.5 (artists). 0..10.
-        k: steepness; 2.5 (nudity) or 3.5 (artists). Above 0.
+        k: steepness; 2.5 (nudity) or 3.5 (artists). Above 0, at most 1000.
 
     Raises:
-        ValueError: if a value is out of its range.
+        InputError: if a value is out of its range.
     """
 
     form: str = "program"
@@ -37,14 +38,13 @@ class ValidationConfig:
     k: float = 2.5
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise ValueError(f"form is {self.form!r}; allowed are {', '.join(FORMS)}")
-        if not 0 <= self.up < self.of:
-            raise ValueError(f"up is {self.up} of {self.of} steps; allowed is 0 to {self.of - 1}")
-        if not 0 <= self.t0 <= 10:
-            raise ValueError(f"t0 is {self.t0}; allowed is 0 to 10, 5.333 is the program's for nudity")
-        if not self.k > 0:
-            raise ValueError(f"k is {self.k}; allowed is above 0, 2.5 is the program's for nudity")
+        check_choice("form", self.form, FORMS)
+        check_range("of", self.of, 1, 10_000)
+        check_range("up", self.up, 0, self.of - 1, f"of {self.of} steps")
+        check_range("t0", self.t0, 0, 10, "5.333 is the program's for nudity")
+        if self.k == 0:
+            raise InputError("k", "it is 0", "above 0, at most 1000 (2.5 is the program's for nudity)")
+        check_range("k", self.k, 0, 1000, "2.5 is the program's for nudity")
 
 
 def strength_of_change(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float:
@@ -57,7 +57,7 @@ def strength_of_change(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> fl
     Returns:
         0 where there is no token.
     """
-    cosines = [torch.nn.functional.cosine_similarity(wide(a), wide(b).to(wide(a)), dim=-1) for a, b in pairs]
+    cosines = [torch.nn.functional.cosine_similarity(upcast(a), upcast(b).to(upcast(a)), dim=-1) for a, b in pairs]
     joined = torch.cat([c.double().cpu() for c in cosines]) if cosines else torch.zeros(0, dtype=torch.float64)
     return float(1 - joined.mean()) if len(joined) else 0.0
 

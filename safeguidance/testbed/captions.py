@@ -13,6 +13,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -108,8 +109,9 @@ def random_scene(
         if (held_out and not held[0]) or (not held_out and any(held)):
             continue
         style = _pick(rng, STYLES[1:]) if rng.random() < styled else STYLES[0]
-        things = [Thing(*parts) for parts in zip(kinds, colours, places, strict=True)]
-        rng.shuffle(things)  # type: ignore[arg-type]
+        # numpy's stubs disagree on whether a list of objects can be shuffled
+        things: list[Any] = [Thing(*parts) for parts in zip(kinds, colours, places, strict=True)]
+        rng.shuffle(things)
         return Scene(tuple(things), background, style)
 
 

@@ -73,7 +73,8 @@ class _ResBlock(_Conditioned):
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         h = self.in_layers(x) + self.emb_layers(time)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        out: torch.Tensor = self.skip_connection(x) + self.out_layers(h)
+        return out
 
 
 class _Attention(nn.Module):
@@ -93,7 +94,8 @@ class _Attention(nn.Module):
         # plain products: twice as fast as the fused kernel when training on a CPU
         weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
         out = weights.to(v.dtype) @ v
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        projected: torch.Tensor = self.to_out(out.transpose(1, 2).flatten(2))
+        return projected
 
 
 class _GatedLinear(nn.Module):
@@ -103,7 +105,8 @@ class _GatedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * nn.functional.gelu(gate)
+        gated: torch.Tensor = value * nn.functional.gelu(gate)
+        return gated
 
 
 class _FeedForward(nn.Module):
@@ -114,7 +117,8 @@ class _FeedForward(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x)
+        out: torch.Tensor = self.net(x)
+        return out
 
 
 class _Block(nn.Module):
@@ -129,7 +133,8 @@ class _Block(nn.Module):
         n = self.norm1(x)
         x = x + self.attn1(n, n)
         x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        out: torch.Tensor = x + self.ff(self.norm3(x))
+        return out
 
 
 class _Transformer(_Conditioned):
@@ -145,7 +150,8 @@ class _Transformer(_Conditioned):
         h = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
         for block in self.transformer_blocks:
             h = block(h, context)
-        return x + self.proj_out(h).transpose(1, 2).unflatten(2, (height, width))
+        out: torch.Tensor = x + self.proj_out(h).transpose(1, 2).unflatten(2, (height, width))
+        return out
 
 
 class _Downsample(nn.Module):
@@ -154,7 +160,8 @@ class _Downsample(nn.Module):
         self.op = operations.Conv2d(width, width, 3, stride=2, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.op(x)
+        out: torch.Tensor = self.op(x)
+        return out
 
 
 class _Upsample(nn.Module):
@@ -163,7 +170,8 @@ class _Upsample(nn.Module):
         self.conv = operations.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        out: torch.Tensor = self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
 
 
 def _through(layers: nn.Module, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -241,4 +249,5 @@ class Denoiser(nn.Module):
             if output_patch is not None:
                 x, skip = output_patch(x, skip)
             x = _through(layers, torch.cat([x, skip], dim=1), time, context)
-        return self.out(x)
+        velocity: torch.Tensor = self.out(x)
+        return velocity

@@ -33,7 +33,8 @@ class _Attention(nn.Module):
             p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
         )
         out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        projected: torch.Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        return projected
 
 
 class _Mlp(nn.Module):
@@ -43,7 +44,8 @@ class _Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))
+        out: torch.Tensor = self.fc2(x * torch.sigmoid(1.702 * x))
+        return out
 
 
 class _Layer(nn.Module):
@@ -54,7 +56,8 @@ class _Layer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
+        out: torch.Tensor = x + self.mlp(self.layer_norm2(x))
+        return out
 
 
 class _Embeddings(nn.Module):
@@ -66,7 +69,9 @@ class _Embeddings(nn.Module):
         nn.init.normal_(self.position_embedding.weight, std=0.1)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.token_embedding(ids) + self.position_embedding(torch.arange(ids.shape[1], device=ids.device))
+        places = torch.arange(ids.shape[1], device=ids.device)
+        embedded: torch.Tensor = self.token_embedding(ids) + self.position_embedding(places)
+        return embedded
 
 
 class _Encoder(nn.Module):

@@ -113,7 +113,7 @@ def test_reattention_asks_for_the_unfiltered_branch_only_while_it_acts(testbed):
     prompts = [caption.text for caption in captions_for("explicit", 1, 0)]
     seen = []
     hook = testbed.denoiser.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
-    part = replace(WHOLE, reattention=ReattentionConfig(end=0.5))
+    part = replace(WHOLE, reattention=ReattentionConfig(end=0.4))
     got = draw(testbed, safree_method(part), prompts)
     hook.remove()
     assert seen == [3, 3, 2, 2]

@@ -64,10 +64,13 @@ def concepts(*lines: str) -> Any:
 
 
 def filtered(clip: Any, text: str, known: Any = None, **settings: Any) -> tuple[Any, Any, str]:
-    """The SAFREE Embedding Filter's CONDITIONING, TRACE and text."""
-    node = part("nodes.safree.node").SafreeEmbeddingFilter
+    """The SAFREE Embedding Filter's CONDITIONING, TRACE and text; without a judge where none is given."""
+    values = {"hold": "whole schedule", **settings}
+    if "judge" not in values:
+        values.setdefault("judge_by", "none (as published)")
+    node = part("nodes.safree.filter").SafreeEmbeddingFilter
     with torch.inference_mode():
-        return node.execute(clip, text, known or concepts(), **{"hold": "whole schedule", **settings}).args
+        return node.execute(clip, text, known or concepts(), **values).args
 
 
 def plain(clip: Any, text: str) -> Any:

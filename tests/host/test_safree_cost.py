@@ -33,7 +33,7 @@ def test_sampling_with_the_filter_evaluates_as_much_as_without_it():
 def test_the_filter_is_timed_and_drawn(monkeypatch, tmp_path):
     monkeypatch.setattr(safree_cost, "LENGTHS", (1, 6))
     concepts = part("safeguidance.concepts")
-    node = part("nodes.safree.node").SafreeEmbeddingFilter
+    node = part("nodes.safree.filter").SafreeEmbeddingFilter
     rows = safree_cost.measure_filter(
         safree_cost.build_clip(), node, concepts.FIELD_PRESETS, concepts.Concepts, repeats=1
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -35,7 +37,7 @@ def safree(text=KNIFE, **settings):
 
 
 def reattention(model=None, **settings):
-    node = part("nodes.safree.node").SafreeLatentReAttention
+    node = part("nodes.safree.reattention").SafreeLatentReAttention
     values = {"strength": 1.0, "blocks": "both", "start": 0.0, "end": 1.0, **settings}
     return node.execute(model or world()[0], **values).args
 
@@ -58,8 +60,9 @@ def test_the_filter_holds_for_its_share_and_then_the_prompt_as_written_takes_ove
         seen[name] = latents
     assert torch.equal(seen["half"][0], seen["whole"][0])
     assert not torch.equal(seen["half"][0], seen["plain"][0])
-    ends = [entry[1]["end_percent"] for entry in half if "end_percent" in entry[1]]
-    assert half[1][1]["start_percent"] == ends[0] < 0.5
+    (_, first), (_, then) = half
+    assert first["clip_end_percent"] < 0.5
+    assert then["clip_start_percent"] == first["clip_end_percent"]
     # from the switch on a step costs and says what it says without the filter
     model, calls = counted(world()[0])
     run(half, model, schedule=levels)
@@ -87,7 +90,8 @@ def test_a_prompt_without_a_trigger_gives_the_very_picture_of_plain_sampling():
 
 def test_a_judge_leaves_harmless_prompts_alone_and_lets_harmful_ones_be_filtered():
     plain, _, words = safree(CUP, judge=make_redirector(harm=-6.0), **WHOLE)
-    assert words.startswith("harmless to")
+    assert words.startswith("harmless (")
+    assert "to HGR test: left untouched" in words
     assert torch.equal(run(plain), run(encoded(CUP)))
     acted, _, words = safree(KNIFE, judge=make_redirector(harm=6.0), **WHOLE)
     assert words.startswith("flagged")
@@ -202,7 +206,7 @@ def test_a_failed_run_leaves_nothing_behind():
 
 def test_an_ordinary_prompt_under_reattention_is_refused_in_words():
     patched, _ = reattention()
-    with pytest.raises(ValueError, match="Latent Re-Attention, model.*SAFREE Embedding Filter.*allowed"):
+    with pytest.raises(ValueError, match="Latent Re-Attention, model.*did not come from.*Embedding Filter.*allowed"):
         run(encoded(KNIFE), patched)
 
 
@@ -224,6 +228,10 @@ def test_it_is_refused_twice_on_one_model():
         ({"scope": "x"}, "scope: it is 'x'; allowed"),
         ({"steepness": 0.0}, "steepness: it is 0.0; allowed"),
         ({"longest": 1.0}, "longest: it is 1.0; allowed"),
+        ({"alpha": math.inf}, "alpha: it is inf; allowed"),
+        ({"alpha": math.nan}, "alpha: it is nan; allowed"),
+        ({"half": math.nan}, "half: it is nan; allowed"),
+        ({"longest": True}, "longest: it is True; allowed"),
     ],
 )
 def test_bad_settings_of_the_filter_are_refused_by_name(settings, words):
@@ -231,7 +239,7 @@ def test_bad_settings_of_the_filter_are_refused_by_name(settings, words):
         safree(**{**SELF, **settings})
     with pytest.raises(ValueError, match="Re-Attention, blocks: it is 'x'; allowed"):
         reattention(blocks="x")
-    with pytest.raises(ValueError, match="window is"):
+    with pytest.raises(ValueError, match="Re-Attention, window: it is 0.6 to 0.2; allowed"):
         reattention(start=0.6, end=0.2)
 
 

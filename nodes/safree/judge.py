@@ -1,0 +1,123 @@
+"""What reads a prompt before the SAFREE filter changes it: a redirector, so that harmless prompts are left alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...safeguidance.concepts.categories import Concepts
+from ...safeguidance.conditioning import Conditioning
+from ...safeguidance.errors import InputError, check_choice
+from ...safeguidance.guidance.safecfg import SafeCFGConfig
+from ...safeguidance.redirector.from_concepts import make_concept_redirector
+from ...safeguidance.redirector.interface import Redirector, run_redirector
+from ...safeguidance.testbed.concepts import TESTBED_PRESETS, benign_bank
+from ...safeguidance.testbed.short_prompts import short_bank
+from ..host.encoding import ClipEncoder, encode
+from .per_clip import PerClip
+
+BY_CONCEPTS, BY_NOTHING = "concepts", "none (as published)"
+JUDGE_BY = (BY_CONCEPTS, BY_NOTHING)
+_SCALE = 7.5  # any above 1: only whether the redirector acts is asked for
+SENSITIVITY = 0.8
+"""Of the judge made of the concepts, chosen on testbed captions of seeds 4 and 5: in place of 1 it leaves 599 of 600
+look-alikes alone (581), and finds 1,749 of 1,800 harmful captions (1,761)."""
+_EVERYDAY = ("cat", "dog", "robot", "coffee", "mountain")
+_JUDGES: PerClip[Redirector] = PerClip(2)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a redirector finds in a prompt.
+
+    Args:
+        title: of the redirector.
+        categories: what it looks for.
+        scores: per category, 0..1, ``[K]``; the largest of the prompt's parts.
+        gate: harmfulness, 0..1.
+        threshold: harmfulness from which it acts.
+        harmful: whether it acts.
+    """
+
+    title: str
+    categories: tuple[str, ...]
+    scores: tuple[float, ...]
+    gate: float
+    threshold: float
+    harmful: bool
+
+    @property
+    def finding(self) -> str:
+        """The largest score in words."""
+        name, score = max(zip(self.categories, self.scores, strict=True), key=lambda pair: pair[1])
+        return f"{name} {max(score, self.gate):.2f}"
+
+
+def choose_judge(clip: Any, concepts: Concepts, judge: Redirector | None, judge_by: str) -> Redirector | None:
+    """The redirector that reads the prompt; None for none.
+
+    Args:
+        clip: the host's CLIP.
+        concepts: what the filter looks for.
+        judge: one that is connected.
+        judge_by: what to do where none is, one of ``JUDGE_BY``.
+
+    Raises:
+        InputError: if the choice is unknown, or is against the one that is connected.
+        ValueError: if none can be made of the concepts with this CLIP.
+    """
+    check_choice("judge_by", judge_by, JUDGE_BY)
+    if judge is not None:
+        if judge_by == BY_NOTHING:
+            raise InputError(
+                "judge_by",
+                f"it is {judge_by!r}, but a judge is connected",
+                f"{BY_CONCEPTS!r} with a judge (which is then asked), or no judge",
+                f"set it to {BY_CONCEPTS!r}, or disconnect the judge",
+            )
+        return judge
+    if judge_by == BY_NOTHING:
+        return None
+
+    def make() -> Redirector:
+        encoder = ClipEncoder(clip)
+        return make_concept_redirector(concepts, encoder, _bank(clip, concepts), encoder.span, sensitivity=SENSITIVITY)
+
+    return _JUDGES.get(clip, concepts, make)
+
+
+def _bank(clip: Any, concepts: Concepts) -> tuple[str, ...]:
+    """Harmless prompts in words that the text encoder knows."""
+    names = concepts.names
+    if len({repr(clip.tokenize(word)) for word in _EVERYDAY}) < len(_EVERYDAY):
+        # to the testbed's encoder everyday words are all one unknown word: everything would look alike
+        names = tuple(category.name for category in TESTBED_PRESETS)
+    return (*benign_bank(names), *short_bank(names))
+
+
+def read_prompt(clip: Any, conditioning: list[Any], redirector: Redirector) -> Judgement:
+    """Judge an encoded prompt.
+
+    Args:
+        clip: the CLIP it was encoded with.
+        conditioning: CONDITIONING; where it has several parts, the most harmful one counts.
+        redirector: the judge.
+
+    Raises:
+        ValueError: if the redirector was made for another text encoder, or gives no finite score.
+    """
+    (empty, extra), *_ = encode(clip, "")
+    base = Conditioning(empty, extra.get("pooled_output"))
+    found = [
+        run_redirector(redirector, Conditioning(states, more.get("pooled_output")), base, SafeCFGConfig(), _SCALE)
+        for states, more in conditioning
+    ]
+    rows = [row for result in found for row in result.scores.float().tolist()]
+    return Judgement(
+        redirector.title,
+        tuple(redirector.categories),
+        tuple(max(column) for column in zip(*rows, strict=True)),
+        max(float(result.gate.max()) for result in found),
+        redirector.threshold,
+        any(result.acts for result in found),
+    )

@@ -1,0 +1,56 @@
+"""Short everyday prompts that a gate must leave alone.
+
+A text of one or two words has its end mark where others have words, so next to a bank of whole sentences it looks
+unusual, and phrases of concepts are as short: a gate that has met none of these opens for nearly any of them.
+"""
+
+from __future__ import annotations
+
+SHORT_PROMPTS: tuple[str, ...] = (
+    "",
+    "a",
+    "a photo",
+    "a picture of",
+    "photo of a person",
+    "portrait",
+    "portrait of a woman",
+    "an old man",
+    "a child",
+    "two friends",
+    "a crowd",
+    "cat",
+    "dog",
+    "two cats",
+    "a horse",
+    "bird",
+    "apple",
+    "a red apple",
+    "bread",
+    "a cup",
+    "coffee",
+    "pizza",
+    "house",
+    "a blue house",
+    "castle",
+    "street",
+    "city at night",
+    "a car",
+    "red",
+    "blue sky",
+    "sunset",
+    "wide landscape",
+    "mountains",
+    "forest",
+    "the sea",
+    "snow",
+    "flower",
+    "a tree",
+    "robot",
+    "a book",
+    "logo",
+    "watercolor",
+    "abstract",
+    "best quality",
+    "hello",
+    "test",
+)
