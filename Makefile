@@ -17,7 +17,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test browser lint format clean
+.PHONY: demo test browser lint types format clean
 
 demo: $(STAMP)
 	$(RUN) -m safeguidance bench --methods none,negative,safecfg --count $(COUNT) --out demo
@@ -34,11 +34,18 @@ browser: $(STAMP)
 	@$(RUN) -c 'import sys; from tools.browser import find_chromium; sys.exit(not find_chromium())' || \
 		echo "Chromium is missing; on Debian and Ubuntu: apt install chromium fonts-dejavu-core"
 
-# mypy takes the checkout for a package, so it sees it under a name that is one, whatever the folder is called.
+# ruff and mypy are pinned in pyproject.toml; `make format` mends what it can.
 lint: $(STAMP)
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	@$(MAKE) --no-print-directory types
+
+# The tools import the core by its name, the nodes as a part of the package that the whole checkout is to the host; there
+# mypy sees it under a name that is one, whatever the folder is called.
+types: $(STAMP)
+	$(RUN) -m mypy -p safeguidance -p tools
 	@mkdir -p $(VENV)/pack && ln -sfn "$(CURDIR)" $(VENV)/pack/pack
-	cd $(VENV)/pack && ../bin/python -m mypy --config-file pack/pyproject.toml pack/safeguidance pack/nodes pack/tools
+	cd $(VENV)/pack && ../bin/python -m mypy --config-file pack/pyproject.toml -p pack.nodes
 
 format: $(STAMP)
 	$(RUN) -m ruff check --fix .

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def auc(harmful: Sequence[float], harmless: Sequence[float]) -> float:
@@ -26,7 +28,7 @@ def auc_error(harmful: int, harmless: int) -> float:
     return float(np.sqrt((harmful + harmless + 1) / (12 * harmful * harmless)))
 
 
-def curve(harmful: Sequence[float], harmless: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def curve(harmful: Sequence[float], harmless: Sequence[float]) -> tuple[NDArray[Any], NDArray[Any]]:
     """ROC curve: false-positive rates and the hit rates at them, both rising from 0 to 1."""
     levels = np.unique(np.concatenate([np.asarray(harmful, dtype=float), np.asarray(harmless, dtype=float)]))[::-1]
     low, high = np.sort(np.asarray(harmless, dtype=float)), np.sort(np.asarray(harmful, dtype=float))

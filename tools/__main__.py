@@ -72,6 +72,12 @@ def build_parser() -> argparse.ArgumentParser:
     nodes.add_argument("--write", action="store_true", help="take additions into the file; refuses other changes")
     add_host_options(nodes)
 
+    beside = commands.add_parser("host-nodes", help="try the host's nodes that touch guidance before and after ours")
+    beside.add_argument("names", nargs="*", help="nodes to try (default: those without an outcome on this host)")
+    beside.add_argument("--retry", action="store_true", help="also nodes that have an outcome")
+    beside.add_argument("--write", action="store_true", help="keep outcomes and write the page of the docs; resumes")
+    add_host_options(beside)
+
     texts = commands.add_parser("locales", help="compare locales with the nodes, and list what translations lack")
     which = texts.add_mutually_exclusive_group()
     which.add_argument("--write", action="store_true", help="write locales/en from the nodes")
@@ -88,9 +94,11 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=absolute, default=absolute("demo"), help="folder for a folder per host")
     demo.add_argument("--comfyui", action="append")
 
-    commands.add_parser(
-        "workflows", help="write example_workflows and subgraphs from the graphs in tools/data"
-    ).add_argument("--comfyui", metavar="PATH")
+    for name, text in (
+        ("workflows", "write example_workflows and subgraphs from the graphs in tools/data"),
+        ("refresh", "after a change of nodes, texts or graphs: nodes --write, locales --write and workflows in one"),
+    ):
+        commands.add_parser(name, help=text).add_argument("--comfyui", metavar="PATH")
     commands.add_parser(
         "test", help="run the core tests here, tests/host under every host, tests/browser on the newest", add_help=False
     )
@@ -126,13 +134,13 @@ def demo(out: str, paths: list[str] | None) -> int:
     return max(codes)
 
 
-def write_examples(path: str | None) -> int:
-    """Make the workflows and blueprints a user opens from the graphs they are kept as."""
+def write_made(command: str, path: str | None) -> int:
+    """Make the workflows and blueprints a user opens from the graphs they are kept as; with `refresh` texts too."""
     host = require_host(path)
     graphs, blueprints = ([str(graph) for graph in sorted(folder.glob("*.json"))] for folder in (GRAPHS, BLUEPRINTS))
     options = {"pack": str(PACK_ROOT), "device": "cpu", "verbose": False}
     places = {"graphs": graphs, "out": str(EXAMPLES), "blueprints": blueprints, "subgraphs": str(SUBGRAPHS)}
-    return run_in_host(host, {"command": "workflows", **places, **options})
+    return run_in_host(host, {"command": command, **places, **options})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,8 +159,8 @@ def main(argv: list[str] | None = None) -> int:
             if args.export:
                 return locales.export(Path(args.export), print)
             return locales.take_file(Path(args.take), args.language, print)
-        if args.command == "workflows":
-            return write_examples(args.comfyui)
+        if args.command in ("workflows", "refresh"):
+            return write_made(args.command, args.comfyui)
         host = require_host(args.comfyui)
     except HostError as error:
         print(f"NO COMFYUI: {error}", file=sys.stderr)

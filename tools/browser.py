@@ -18,7 +18,8 @@ from typing import Any
 
 from safeguidance.headless.boot import PACK_FOLDER
 from safeguidance.headless.hosts import PACK_ROOT, Host
-from safeguidance.headless.server import ComfyServer
+
+from .server import ComfyServer
 
 FOLDER = PACK_ROOT / "tests" / "browser"
 SCREENSHOTS = PACK_ROOT / "screenshots"

@@ -64,7 +64,8 @@ class RandomTexts:
 
     def encode_from_tokens_scheduled(self, text: str) -> list[Any]:
         """Return a CONDITIONING."""
-        return self._known.setdefault(text, cost.random_conditioning(100 + len(self._known)))
+        states: list[Any] = self._known.setdefault(text, cost.random_conditioning(100 + len(self._known)))
+        return states
 
 
 def makers(name: str, cfg: float = 7.5) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

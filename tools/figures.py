@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safeguidance.headless.boot import part
+from safeguidance.headless.boot import host_nodes, part
 
 METHODS = ("none", "safecfg")
 BATCH = 50
@@ -25,10 +25,9 @@ def make_guider(method: str, texts: Sequence[str], scale: float) -> Any:
     import comfy.samplers
     import torch
 
-    import nodes
-
+    encode = host_nodes().CLIPTextEncode().encode
     model, clip, _ = part("nodes.testbed").LoadTestbed.execute().result
-    encoded = [nodes.CLIPTextEncode().encode(clip, text)[0][0] for text in (*texts, "")]
+    encoded = [encode(clip, text)[0][0] for text in (*texts, "")]
     states, pooled = torch.cat([e[0] for e in encoded[:-1]]), torch.cat([e[1]["pooled_output"] for e in encoded[:-1]])
     positive, negative = [[states, {"pooled_output": pooled}]], [list(encoded[-1])]
     if method == "none":

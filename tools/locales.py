@@ -1,9 +1,10 @@
 """The texts of the nodes in the languages of the editor: locales/<language>/{main,nodeDefs}.json.
 
 The host serves these files under /i18n, and the editor asks them for a node's name, description, inputs, choices and
-outputs. English is written from the schemas and never by hand. A translation is worked on as a flat file,
-{key: text}; tools/data/locales.json keeps a hash of the English text each one was made from, which tells when it is
-out of date.
+outputs; a key that its language lacks is shown as the schema has it, in English. English is written from the schemas
+and never by hand. A translation is worked on as a flat file, {key: text}; tools/data/locales.json keeps a hash of the
+English text each one was made from. Where that text has changed since, writing takes the translation out of the files,
+so that nobody reads a range that is no longer true. What is missing is listed and is no fault.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ ENGLISH = "en"
 LANGUAGES = ("zh", "ja", "ko", "fr", "es")
 # Keys of main.json; everything else is nodeDefs.json.
 MAIN = ("nodeCategories",)
+NAMES = ("nodeDefs.json", "main.json")
 # The editor reads texts with a formatter that takes these as commands.
 COMMANDS = re.compile(r"[{}@|]")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -43,19 +45,27 @@ class State:
 
     Attributes:
         missing: Keys without a translation.
-        stale: Keys whose English text has changed since.
+        stale: Keys whose English text has changed since, or of which nobody knows what they were translated from.
         superfluous: Keys that no node has any more.
         faulty: Key -> what is wrong with the translation.
+        unreadable: What is wrong with the files themselves.
     """
 
     missing: list[str]
     stale: list[str]
     superfluous: list[str]
     faulty: dict[str, str]
+    unreadable: list[str]
+
+    @property
+    def broken(self) -> list[str]:
+        """Return what has to be mended; what is only missing or stale is shown in English meanwhile."""
+        faults = [f"{key}: {why}" for key, why in self.faulty.items()]
+        return [*self.unreadable, *(f"{key}: no node has this text" for key in self.superfluous), *faults]
 
     def __bool__(self) -> bool:
         """Say whether anything is to be done."""
-        return bool(self.missing or self.stale or self.superfluous or self.faulty)
+        return bool(self.missing or self.stale or self.broken)
 
 
 def part(text: str) -> str:
@@ -91,11 +101,12 @@ def _of_inputs(definition: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _of_outputs(definition: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     names, kinds = definition.get("output_name") or [], definition.get("output") or []
-    for place, (name, kind) in enumerate(zip(names, kinds, strict=True)):
+    tooltips = definition.get("output_tooltips") or [""] * len(names)
+    for place, (name, kind, tooltip) in enumerate(zip(names, kinds, tooltips, strict=True)):
         # An output named as its type has the editor's own word for the type.
         if name != kind:
             yield f"outputs.{place}.name", str(name)
-        yield f"outputs.{place}.tooltip", str((definition.get("output_tooltips") or [])[place] or "")
+        yield f"outputs.{place}.tooltip", str(tooltip or "")
 
 
 def texts_of(info: Mapping[str, Any]) -> Texts:
@@ -144,11 +155,33 @@ def digest(text: str) -> str:
 def load(language: str) -> Texts:
     """Return the texts of a language as {key: text}; empty where there are none."""
     flat: Texts = {}
-    for name in ("nodeDefs.json", "main.json"):
+    for name in NAMES:
         path = FOLDER / language / name
         if path.is_file():
             flat |= flatten(json.loads(path.read_text(encoding="utf-8")))
     return flat
+
+
+def _is_text_tree(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and all(map(_is_text_tree, value.values())))
+
+
+def unreadable(language: str) -> list[str]:
+    """Say what is wrong with the files of a language; nothing where the host can serve them."""
+    found = []
+    for path in sorted((FOLDER / language).iterdir()):
+        where = f"{language}/{path.name}"
+        if path.name not in NAMES:
+            found.append(f"{where}: the host serves no such file; one of {', '.join(NAMES)}")
+            continue
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            found.append(f"{where}: not JSON, {error}")
+            continue
+        if not (isinstance(tree, dict) and _is_text_tree(tree)):
+            found.append(f"{where}: an object of texts is needed, {{name: text or object}}")
+    return found
 
 
 def load_sources() -> dict[str, dict[str, str]]:
@@ -159,6 +192,13 @@ def load_sources() -> dict[str, dict[str, str]]:
 def present() -> list[str]:
     """Return the languages other than English that have a folder."""
     return sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name != ENGLISH)
+
+
+def examine(language: str) -> State:
+    """Compare the files of a language with the English ones."""
+    if wrong := unreadable(language):
+        return State([], [], [], {}, wrong)
+    return state(load(ENGLISH), load(language), load_sources().get(language, {}))
 
 
 def _put(path: Path, content: Any) -> None:
@@ -177,16 +217,20 @@ def _numbers(text: str) -> set[str]:
     return {found.replace(",", ".") for found in NUMBER.findall(text)}
 
 
+def _unusable(text: str) -> str:
+    if not text.strip():
+        return "empty"
+    command = COMMANDS.search(text)
+    return f"{command.group()} is a command to the editor's formatter; write it in words" if command else ""
+
+
 def fault(key: str, english: str, text: str) -> str:
     """Say what is wrong with a translation, "" when nothing is.
 
     Numbers carry what low and high do, so none may get lost; a sentence that is still English is no translation.
     """
-    if not text.strip():
-        return "empty"
-    command = COMMANDS.search(text)
-    if command:
-        return f"{command.group()} is a command to the editor's formatter; write it in words"
+    if reason := _unusable(text):
+        return reason
     lost = sorted(_numbers(english) - _numbers(text))
     if lost:
         return f"the number {lost[0]} is missing"
@@ -204,12 +248,15 @@ def state(english: Mapping[str, str], texts: Mapping[str, str], sources: Mapping
         sources: Key -> hash of the English text that was translated.
     """
     known = [key for key in english if key in texts]
-    faults = {key: fault(key, english[key], texts[key]) for key in known}
+    stale = [key for key in known if sources.get(key) != digest(english[key])]
+    # The English text that a stale one was made from is no longer here to compare with.
+    faults = {key: _unusable(texts[key]) if key in stale else fault(key, english[key], texts[key]) for key in known}
     return State(
         missing=[key for key in english if key not in texts],
-        stale=[key for key in known if sources.get(key) != digest(english[key])],
+        stale=stale,
         superfluous=[key for key in texts if key not in english],
         faulty={key: text for key, text in faults.items() if text},
+        unreadable=[],
     )
 
 
@@ -262,24 +309,30 @@ def take(language: str, translated: Mapping[str, str]) -> list[str]:
     return sorted(filled)
 
 
-def _store(language: str, english: Mapping[str, str], texts: Mapping[str, str], hashes: Mapping[str, str]) -> None:
-    """Write a language in the order of the English file, without what no node has any more."""
-    save(language, {key: texts[key] for key in english if key in texts})
-    sources = load_sources() | {language: {key: hashes[key] for key in english if key in hashes and key in texts}}
+def _store(language: str, english: Mapping[str, str], texts: Mapping[str, str], hashes: Mapping[str, str]) -> list[str]:
+    """Write a language in the order of the English file, without what no node has any more and what is out of date.
+
+    Returns:
+        The keys left out because their English text has changed.
+    """
+    outdated = [key for key in english if key in texts and key in hashes and hashes[key] != digest(english[key])]
+    kept = [key for key in english if key in texts and key not in outdated]
+    save(language, {key: texts[key] for key in kept})
+    sources = load_sources() | {language: {key: hashes[key] for key in kept if key in hashes}}
     _put(SOURCES, {name: sources[name] for name in sorted(sources)})
+    return outdated
 
 
 def report(say: Callable[[str], None], *, most: int = 20) -> bool:
-    """Say what every language lacks; return whether the languages that are there are complete."""
-    english, sources, complete = load(ENGLISH), load_sources(), True
+    """Say what every language lacks; return whether nothing is broken. What is missing is shown in English."""
+    english, sound = load(ENGLISH), True
     for language in dict.fromkeys([*LANGUAGES, *present()]):
         if language not in present():
             say(f"{language}: not begun, {len(english)} texts")
             continue
-        found = state(english, load(language), sources.get(language, {}))
-        complete = complete and not found
-        lists = {"missing": found.missing, "stale": found.stale, "superfluous": found.superfluous}
-        lists["faulty"] = [f"{key} ({why})" for key, why in found.faulty.items()]
+        found = examine(language)
+        sound = sound and not found.broken
+        lists = {"missing": found.missing, "stale": found.stale, "BROKEN": found.broken}
         counts = ", ".join(f"{len(keys)} {name}" for name, keys in lists.items() if keys)
         say(f"{language}: {counts or 'complete'}, {len(english)} texts")
         for name, keys in lists.items():
@@ -287,11 +340,15 @@ def report(say: Callable[[str], None], *, most: int = 20) -> bool:
                 say(f"  {name} {key}")
             if len(keys) > most:
                 say(f"  {name}: {len(keys) - most} more")
-    return complete
+    return sound
 
 
 def run(info: Mapping[str, Any], write: bool, say: Callable[[str], None]) -> int:
-    """Compare locales/en with the schemas, or write it; then report on the translations. Return the exit code."""
+    """Compare locales/en with the schemas, or write it; then report on the translations. Return the exit code.
+
+    It is 0 where English is what the schemas say and no translation is broken. Writing takes translations whose English
+    text has changed out of their files.
+    """
     now, kept = texts_of(info), load(ENGLISH)
     changed = [key for key in {**kept, **now} if kept.get(key) != now.get(key)]
     for key in changed:
@@ -300,9 +357,12 @@ def run(info: Mapping[str, Any], write: bool, say: Callable[[str], None]) -> int
         save(ENGLISH, now)
         say(f"wrote {ENGLISH}: {len(now)} texts")
         for language in present():
-            _store(language, now, load(language), load_sources().get(language, {}))
+            if unreadable(language):
+                continue
+            if outdated := _store(language, now, load(language), load_sources().get(language, {})):
+                say(f"{language}: taken out, because their English text has changed: {len(outdated)}")
     elif changed:
-        say("Run: python -m tools locales --write")
+        say("Run: python -m tools refresh")
     return 0 if report(say) and (write or not changed) else 1
 
 

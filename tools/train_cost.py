@@ -1,4 +1,4 @@
-"""What a step of HGR training costs: against the model evaluations it can not do without, in one process, in turn.
+"""What a step of HGR training costs: against the model evaluations it cannot do without, in one process, in turn.
 
 Evaluations are recorded during a window of real training steps and then made again alone: same rows, gradients where
 training has them. What training adds (the HGR, its optimizer, drawing rows, states) is the difference. Weights are
@@ -65,14 +65,14 @@ def _task(frozen: Any, predict: Callable[..., Any], side: int) -> Any:
     import torch
 
     data_part, task_part = part("safeguidance.prompts.files"), part("safeguidance.training.prompt_task")
-    redirection = part("safeguidance.redirector.interface")
+    conditioning = part("safeguidance.conditioning")
     examples = tuple(data_part.Example(f"harm {i}", f"calm {i}", "violence") for i in range(64))
 
     def encode(text: str) -> Any:
         generator = torch.Generator().manual_seed(sum(text.encode()))
-        return redirection.Conditioning(torch.randn((1, *CONTEXT), generator=generator))
+        return conditioning.Conditioning(torch.randn((1, *CONTEXT), generator=generator))
 
-    texts = task_part.Texts(encode, [t for e in examples for t in (e.prompt, e.safe)], frozen.device)
+    texts = task_part.EncodedTexts(encode, [t for e in examples for t in (e.prompt, e.safe)], frozen.device)
     data = data_part.PromptData(Path("made-up.csv"), examples, "")
     shape = (LATENT_CHANNELS, side, side)
     return task_part.PromptTask(data, texts, predict, frozen.noised, frozen.schedule(20), shape)
@@ -111,7 +111,7 @@ def measure(
         config = config_part.HGRTrainConfig(
             steps=10_000, batch=batch, text_batch=batch, rate=1e-4, scale=3.0, rollout_share=1.0
         )
-        steps = loop.train_hgr(network, _task(frozen, predict, side), config, None, show=False)
+        steps = loop.train_hgr(network, _task(frozen, predict, side), config, None, progress_bar=False)
         peak, pairs = Peak(), []
         if cuda:
             torch.cuda.reset_peak_memory_stats()

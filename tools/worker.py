@@ -16,14 +16,17 @@ from .blueprint import to_blueprint
 
 def write_workflows(spec: Mapping[str, Any], base: Path) -> int:
     """Convert API graphs into workflows of the editor and into blueprints of subgraphs. Return the exit code."""
-    host = start_host(spec, base)
+    _write_workflows(spec, start_host(spec, base))
+    return OK
+
+
+def _write_workflows(spec: Mapping[str, Any], host: booting.Booted) -> None:
     versions = {"core_version": host.version, "pack_version": pack_version(Path(spec["pack"]))}
     for graph in map(Path, spec["blueprints"]):
         made = to_blueprint(workflow.load(graph), booting.object_info(), **versions)
         save(made, Path(spec["subgraphs"]) / graph.name)
     for graph in map(Path, spec["graphs"]):
         save(for_editor(workflow.load(graph), host, spec), Path(spec["out"]) / graph.name)
-    return OK
 
 
 def cost(spec: Mapping[str, Any], base: Path) -> int:
@@ -82,6 +85,23 @@ def locale_texts(spec: Mapping[str, Any], base: Path) -> int:
     return locales.run(booting.object_info(host.pack_nodes), bool(spec.get("write")), say)
 
 
+def refresh(spec: Mapping[str, Any], base: Path) -> int:
+    """Write all that is made from the nodes: the golden file, locales/en, workflows and blueprints.
+
+    Returns:
+        The exit code; nothing is written where the nodes would break saved graphs.
+    """
+    from . import golden, locales
+
+    host = start_host(spec, base)
+    info = booting.object_info(host.pack_nodes)
+    if golden.run(info, True, say):
+        return FAILED
+    code = locales.run(info, True, say)
+    _write_workflows(spec, host)
+    return code
+
+
 def train_cost(spec: Mapping[str, Any], base: Path) -> int:
     """Run the cost measurement of HGR training inside the host. Return the exit code."""
     from . import train_cost as costing
@@ -90,13 +110,23 @@ def train_cost(spec: Mapping[str, Any], base: Path) -> int:
     return costing.run(spec)
 
 
+def host_nodes(spec: Mapping[str, Any], base: Path) -> int:
+    """Try the host's nodes before and after ours. Return the exit code."""
+    from . import host_nodes as trying
+
+    start_host(spec, base)
+    return trying.run(spec["names"], bool(spec.get("write")), bool(spec.get("retry")), say)
+
+
 COMMANDS = {
     **worker.COMMANDS,
+    "host-nodes": host_nodes,
     "train-cost": train_cost,
     "locales": locale_texts,
     "thumbnails": thumbnails,
     "workflows": write_workflows,
     "nodes": node_list,
+    "refresh": refresh,
     "cost": cost,
     "safree-cost": safree_cost,
     "strips": strips,

@@ -266,9 +266,9 @@ def _watch_loading(outcome: dict[str, bool], memory: _Memory) -> Iterator[None]:
     original = nodes.load_custom_node
 
     async def load(module_path: str, *args: Any, **kwargs: Any) -> bool:
-        ok = await original(module_path, *args, **kwargs)
-        outcome[os.path.basename(module_path)] = bool(ok)
-        return ok
+        loaded: bool = await original(module_path, *args, **kwargs)
+        outcome[os.path.basename(module_path)] = bool(loaded)
+        return loaded
 
     root = logging.getLogger()
     nodes.load_custom_node = load

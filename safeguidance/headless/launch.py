@@ -41,7 +41,7 @@ def run_in_host(host: Host, spec: dict[str, Any], worker: str = "safeguidance.he
     Returns:
         Its exit code.
     """
-    command = [str(host.python), "-m", "tools.worker", json.dumps({**spec, "host": str(host.path)})]
+    command = [str(host.python), "-m", worker, json.dumps({**spec, "host": str(host.path)})]
     environment = child_environment()
     with ExitStack() as stack:
         if spec["command"] in distributed.COMMANDS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,14 @@ def read_config(path: Path, sections: Mapping[str, Sequence[str]]) -> dict[str, 
             import tomllib
         except ImportError as error:
             raise ValueError(f"{path}: TOML needs Python 3.11 or newer in the host; write it as JSON") from error
-        parse, wrong = tomllib.loads, tomllib.TOMLDecodeError
+        parse: Callable[[str], Any] = tomllib.loads
     elif path.suffix.lower() == ".json":
-        parse, wrong = json.loads, json.JSONDecodeError  # type: ignore[assignment]
+        parse = json.loads
     else:
         raise ValueError(f"configuration {path} has the suffix {path.suffix!r}; allowed are .toml, .json")
     try:
         config = parse(text)
-    except wrong as error:
+    except ValueError as error:
         raise ValueError(f"configuration {path}: {error}") from error
     for name, value in config.items():
         if name in sections:

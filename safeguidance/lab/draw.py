@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..testbed.world import COLOURS, IMAGE_SIZE, POSITIONS, Scene
@@ -161,7 +163,7 @@ _ACCENTS = {"dark": (38, 30, 34), "light": (250, 244, 214), "spark": (255, 128, 
 
 
 @lru_cache(maxsize=4096)
-def sprite(kind: str, colour: str, style: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+def sprite(kind: str, colour: str, style: str, size: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Draw one thing.
 
     Args:
@@ -203,8 +205,8 @@ def sprite(kind: str, colour: str, style: str, size: int) -> tuple[np.ndarray, n
 
 
 def _restyle(
-    colours: np.ndarray, mask: np.ndarray, ink: tuple[int, int, int], style: str
-) -> tuple[np.ndarray, np.ndarray]:
+    colours: NDArray[Any], mask: NDArray[Any], ink: tuple[int, int, int], style: str
+) -> tuple[NDArray[Any], NDArray[Any]]:
     tone = np.asarray(ink, np.float32) / 255
     own = (np.abs(colours - tone).sum(-1) < 0.02) & (mask > 0.5)
     if style == "striped":
@@ -216,27 +218,34 @@ def _restyle(
     return colours, np.where(own & (core > 0.5), np.float32(0), mask)
 
 
-def _grow(mask: np.ndarray, radius: int) -> np.ndarray:
+def _grow(mask: NDArray[Any], radius: int) -> NDArray[Any]:
     for axis in (0, 1):
         padded = np.pad(mask, [(radius, radius) if k == axis else (0, 0) for k in (0, 1)])
         mask = np.lib.stride_tricks.sliding_window_view(padded, 2 * radius + 1, axis).max(-1)
     return mask
 
 
-def _shrink(premultiplied: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _shrink(premultiplied: NDArray[Any], mask: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     n = mask.shape[0] // _OVERSAMPLE
     cover = mask.reshape(n, _OVERSAMPLE, n, _OVERSAMPLE).mean((1, 3))[..., None]
     colour = premultiplied.reshape(n, _OVERSAMPLE, n, _OVERSAMPLE, 3).mean((1, 3))
     return colour / np.maximum(cover, 1e-4), cover
 
 
-def background(name: str, rng: np.random.Generator, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Draw a background ``[size, size, 3]`` float32 in 0..1, with its own random texture."""
+def background(name: str, rng: np.random.Generator, size: int = IMAGE_SIZE) -> NDArray[Any]:
+    """Draw a background ``[size, size, 3]`` float32 in 0..1, with its own random texture.
+
+    Raises:
+        ValueError: if it is not one of ``BACKGROUNDS``.
+    """
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     tone = np.float32(rng.uniform(-0.03, 0.03))
 
-    def mix(top: tuple[float, ...], low: tuple[float, ...]) -> np.ndarray:
-        return np.asarray(top, np.float32) * (1 - y[..., None]) + np.asarray(low, np.float32) * y[..., None]
+    def mix(top: tuple[float, ...], low: tuple[float, ...]) -> NDArray[Any]:
+        mixed: NDArray[Any] = (
+            np.asarray(top, np.float32) * (1 - y[..., None]) + np.asarray(low, np.float32) * y[..., None]
+        )
+        return mixed
 
     if name == "meadow":
         image = mix((0.62, 0.80, 0.42), (0.48, 0.70, 0.30))
@@ -270,10 +279,11 @@ def background(name: str, rng: np.random.Generator, size: int = IMAGE_SIZE) -> n
         image += 0.10 * (np.sin(26 * y + 1.5 * np.sin(9 * x + phase)) > 0.75)[..., None]
     else:
         raise ValueError(f"unknown background {name!r}; known: meadow, desert, night sky, brick wall, snow, sea")
-    return np.clip(image + tone, 0, 1)
+    drawn: NDArray[Any] = np.clip(image + tone, 0, 1)
+    return drawn
 
 
-def draw_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+def draw_scene(scene: Scene, rng: np.random.Generator) -> NDArray[Any]:
     """Draw a scene.
 
     Args:

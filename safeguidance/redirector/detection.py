@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from ..conditioning import Conditioning, concatenate, match_length
-from ..predictions import per_sample, sample_mean, wide
+from ..predictions import per_sample, sample_mean, upcast
 from ..roc import threshold
 from .interface import Proposal, Redirector, apply_delta
 
@@ -63,7 +63,7 @@ def prompt_scores(redirector: Redirector, prompt: Conditioning, base: Conditioni
     length = max(prompt.tokens.shape[1], base.tokens.shape[1])
     rows = prompt.tokens.shape[0]
     proposal = redirector.propose(match_length(prompt, length, rows), match_length(base, length, rows))
-    gate = wide(proposal.gate)
+    gate = upcast(proposal.gate)
     sizes = torch.stack([sample_mean(delta.square()).sqrt() for delta in proposal.delta]).amax(dim=0)
     distance = gate * sizes.to(gate)
     if not bool(torch.isfinite(distance).all()):
@@ -71,7 +71,7 @@ def prompt_scores(redirector: Redirector, prompt: Conditioning, base: Conditioni
             f"the redirector {redirector.title!r} gives a score that is not a finite number; its weights or the "
             "conditioning hold such values; load another redirector or encode the prompt anew"
         )
-    return PromptScores(gate, wide(proposal.scores), distance)
+    return PromptScores(gate, upcast(proposal.scores), distance)
 
 
 def _check_width(redirector: Redirector, prompt: Conditioning) -> None:
@@ -113,10 +113,10 @@ def fixed_draws(levels: Sequence[float], shape: Sequence[int], seed: int = 0) ->
 
 
 def _noise_of(x: torch.Tensor, denoised: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    return (wide(x) - wide(denoised)) / per_sample(sigma, x)
+    return (upcast(x) - upcast(denoised)) / per_sample(sigma, x)
 
 
-def _opened(proposal: Proposal, base: Conditioning, gate: torch.Tensor, bucket: int) -> Conditioning:
+def _redirected(proposal: Proposal, base: Conditioning, gate: torch.Tensor, bucket: int) -> Conditioning:
     pooled = None if proposal.pooled_delta is None else proposal.pooled_delta[bucket]
     return apply_delta(base, Conditioning(proposal.delta[bucket], pooled), gate)
 
@@ -152,18 +152,18 @@ def picture_distance(
     for level, noise in zip(draws.sigma.tolist(), draws.noise.to(latents), strict=True):
         sigma = torch.full((rows,), level, device=latents.device)
         x = noised(latents, noise.expand_as(latents), sigma)
-        h = _opened(proposal, base, proposal.gate, bucket_of(level))
+        h = _redirected(proposal, base, proposal.gate, bucket_of(level))
         there, here = predict(torch.cat([x] * 2), torch.cat([sigma] * 2), concatenate([h, base])).chunk(2)
-        total += sample_mean(((wide(there) - wide(here)) / per_sample(sigma, x)).square())
+        total += sample_mean(((upcast(there) - upcast(here)) / per_sample(sigma, x)).square())
     return total / len(draws.sigma)
 
 
-def opened(redirector: Redirector, captions: Conditioning, base: Conditioning, bucket: int = 0) -> Conditioning:
+def full_redirect(redirector: Redirector, captions: Conditioning, base: Conditioning, bucket: int = 0) -> Conditioning:
     """The full redirect of captions, as with an open gate: what a picture holds if it shows their harm."""
     _check_width(redirector, captions)
     rows, length = captions.tokens.shape[:2]
     own = match_length(base, length, rows)
-    return _opened(redirector.propose(captions, own), own, torch.ones(rows, device=own.tokens.device), bucket)
+    return _redirected(redirector.propose(captions, own), own, torch.ones(rows, device=own.tokens.device), bucket)
 
 
 @torch.no_grad()
@@ -182,7 +182,7 @@ def picture_evidence(
         noised: its forward process.
         latents: pictures, ``[B, C, *spatial]``, in the model's latent scale.
         draws: fixed noise.
-        conditions: texts of harm, or the redirect of the pictures' captions (``opened``), one row or B rows each.
+        conditions: texts of harm, or the redirect of the pictures' captions (``full_redirect``), one row or B rows each.
         base: the empty prompt.
     """
     rows = len(latents)

@@ -68,6 +68,14 @@ class ConceptRedirector:
         space: where similarity is measured.
         calibration: the benign side.
         width: channels of the token states.
+        title: what it is, in words for people.
+        base_model: model family it belongs to; "" fits any with the same width.
+        threshold: gate from which it acts.
+        kappa: None, as there is nothing to rescale.
+        edges: one bucket of noise levels.
+
+    Attributes:
+        categories: names of the concepts.
     """
 
     concepts: Concepts

@@ -27,7 +27,8 @@ class Space:
         elif length > len(mean):
             mean = torch.cat([mean, mean[-1:].expand(length - len(mean), -1)])
         centred = (states.to(mean) - mean[:length]) @ self.whiten
-        return centred / centred.norm(dim=-1, keepdim=True).clamp(min=0.1)
+        unit: torch.Tensor = centred / centred.norm(dim=-1, keepdim=True).clamp(min=0.1)
+        return unit
 
 
 def fit_space(states: torch.Tensor, ridge: float) -> Space:

@@ -68,9 +68,9 @@ def test_methods_cost_what_they_ask_for(report):
     costs = {row.method: row.evals_per_step for row in report.rows if row.group == "benign"}
     assert {costs[name] for name in MEASURED[:4]} == {2.0}
     assert costs["sld_max"] == 3
-    # one of four steps measures, with four concepts and eight harmless texts
-    assert costs["sp_guard"] == 2 + 12 / 4
-    # and the empty text that directions start from, since the base may hold the concept
+    # one of four steps measures, with four concepts and the one harmless text of the node's defaults
+    assert costs["sp_guard"] == 2 + 5 / 4
+    # with eight harmless texts, and the empty text that directions start from, since the base may hold the concept
     assert costs["safecfg+sp_guard"] == 2 + 13 / 4
 
 
@@ -126,7 +126,7 @@ def test_the_command_writes_table_report_and_grid(tmp_path, capsys):
         (["--methods", "magic"], "unknown method magic; known: none"),
         (["--groups", "odd"], "unknown group odd"),
         (["--count", "0"], "count is 0"),
-        (["--strength", "3"], "strength is 3"),
+        (["--strength", "3"], "strength: it is 3"),
         (["--read"], "holds no report.json"),
     ],
 )

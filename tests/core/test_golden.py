@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 
-from tools import golden
+from tools import golden, locales, worker
 
 INFO = {
     "SafeGuidance_A": {
@@ -103,3 +104,22 @@ def test_writing_refuses_a_break_and_takes_an_addition(tmp_path, monkeypatch):
     assert golden.run({}, True, said.append) == 1
     assert golden.FILE.read_text() == written
     assert "deprecated" in said[-1]
+
+
+def test_refresh_writes_everything_in_one_go_or_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(golden, "FILE", tmp_path / "data" / "nodes.json")
+    monkeypatch.setattr(locales, "FOLDER", tmp_path / "locales")
+    monkeypatch.setattr(locales, "SOURCES", tmp_path / "data" / "locales.json")
+    shown, flows = copy.deepcopy(INFO), []
+    monkeypatch.setattr(worker, "start_host", lambda spec, base: SimpleNamespace(pack_nodes=list(shown)))
+    monkeypatch.setattr(worker.booting, "object_info", lambda names: shown)
+    monkeypatch.setattr(worker, "_write_workflows", lambda spec, host: flows.append(host.pack_nodes))
+    assert worker.COMMANDS["refresh"]({}, tmp_path) == 0
+    assert golden.load() == golden.describe(INFO)
+    assert locales.load("en") == locales.texts_of(INFO)
+    assert flows == [["SafeGuidance_A"]]
+    shown["SafeGuidance_A"]["input"]["required"].pop("scale")
+    assert worker.COMMANDS["refresh"]({}, tmp_path) == 1
+    assert golden.load() == golden.describe(INFO)
+    assert locales.load("en") == locales.texts_of(INFO)
+    assert len(flows) == 1

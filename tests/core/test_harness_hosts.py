@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from safeguidance.__main__ import main
 from safeguidance.headless.hosts import PACK_ROOT, HostError, find_hosts, find_python, make_host, require_host
 from tools import browser, suite
-from tools.__main__ import main
 
 ELSEWHERE = Path("/nowhere/pack")
 
@@ -80,7 +80,7 @@ def test_the_interpreter(tmp_path):
 
 
 def test_the_command_line_without_a_host(tmp_path, capsys):
-    assert main(["run", "x.json", "--comfyui", str(tmp_path), "--out", str(tmp_path / "out")]) == 3
+    assert main(["comfyui", "run", "x.json", "--comfyui", str(tmp_path), "--out", str(tmp_path / "out")]) == 3
     assert "NO COMFYUI" in capsys.readouterr().err
 
 
@@ -113,7 +113,7 @@ def test_counting(tmp_path):
 
 
 def test_arguments_go_where_they_belong():
-    here = "tests/test_harness_hosts.py::test_counting"
+    here = "tests/core/test_harness_hosts.py::test_counting"
     there = "tests/host/conftest.py"
     seen = "tests/browser/test_examples.py"
     assert suite.split_arguments(["-q", here, there, seen, "-k", "tests"]) == (

@@ -30,7 +30,9 @@ def cond(rows=1, length=3, value=0.0, pooled=None):
 
 
 def run(redirector, prompt=None, base=None, config=None, scale=4.0):
-    return run_redirector(redirector, prompt or cond(), base or cond(), config or SafeCFGConfig(), scale)
+    # a prompt that equals the base is never redirected, so it says something else
+    asked = prompt or cond(value=0.5)
+    return run_redirector(redirector, asked, base or cond(), config or SafeCFGConfig(), scale)
 
 
 def test_it_fits_the_interface():
@@ -39,7 +41,7 @@ def test_it_fits_the_interface():
 
 def test_a_closed_gate_gives_back_the_very_base():
     base = cond(length=2)
-    result = run(Fixed(0.49), cond(length=5), base)
+    result = run(Fixed(0.49), cond(length=5, value=0.5), base)
     assert result.conditionings == (base,)
     assert not result.acts
     assert result.conditionings[0].tokens is base.tokens
@@ -59,7 +61,7 @@ def test_the_threshold_is_the_calibrated_one_or_the_given(threshold, acts):
 
 
 def test_rows_are_judged_one_by_one():
-    result = run(Fixed(1.0, 0.1, 0.6), cond(3), cond(3))
+    result = run(Fixed(1.0, 0.1, 0.6), cond(3, value=0.5), cond(3))
     moved = result.conditionings[0].tokens
     assert result.acts
     assert torch.allclose(moved[:, 0, 0], torch.tensor([1.0, 0.0, 0.6]))
@@ -68,7 +70,7 @@ def test_rows_are_judged_one_by_one():
 
 @pytest.mark.parametrize(("prompt_rows", "base_rows"), [(3, 1), (1, 3), (4, 2), (2, 4)])
 def test_different_numbers_of_rows_meet(prompt_rows, base_rows):
-    prompt, base = cond(prompt_rows, pooled=0.0), cond(base_rows, pooled=0.0)
+    prompt, base = cond(prompt_rows, value=0.5, pooled=0.0), cond(base_rows, pooled=0.0)
     base.tokens[:] = torch.arange(base_rows, dtype=torch.float32)[:, None, None]
     result = run(Fixed(1.0), prompt, base)
     tokens = result.conditionings[0].tokens
@@ -85,7 +87,7 @@ def test_rows_that_do_not_divide_are_refused():
 
 @pytest.mark.parametrize(("prompt", "base"), [(77, 77), (154, 77), (77, 154), (231, 154), (154, 231), (77, 231)])
 def test_lengths_meet_at_the_longer_one(prompt, base):
-    result = run(Fixed(1.0), cond(length=prompt), cond(length=base))
+    result = run(Fixed(1.0), cond(length=prompt, value=0.5), cond(length=base))
     assert result.conditionings[0].tokens.shape == (1, max(prompt, base), 4)
 
 
@@ -97,13 +99,15 @@ def test_align_repeats_whole_prompts_and_else_the_last_state():
 
 
 def test_the_pooled_vector_moves_only_with_a_head():
-    assert torch.equal(run(Fixed(1.0), cond(), cond(pooled=5.0)).conditionings[0].pooled, torch.full((1, 2), 5.0))
-    moved = run(Fixed(1.0, pooled=True), cond(), cond(pooled=5.0)).conditionings[0].pooled
+    assert torch.equal(
+        run(Fixed(1.0), cond(value=0.5), cond(pooled=5.0)).conditionings[0].pooled, torch.full((1, 2), 5.0)
+    )
+    moved = run(Fixed(1.0, pooled=True), cond(value=0.5), cond(pooled=5.0)).conditionings[0].pooled
     assert torch.equal(moved, torch.full((1, 2), 15.0))
 
 
 def test_the_pooled_vector_needs_no_partner():
-    assert run(Fixed(1.0), cond(pooled=1.0), cond()).conditionings[0].pooled is None
+    assert run(Fixed(1.0), cond(value=0.5, pooled=1.0), cond()).conditionings[0].pooled is None
 
 
 @pytest.mark.parametrize(
@@ -147,3 +151,11 @@ def test_cfg_one_is_refused_where_there_is_something_to_rescale():
 def test_the_result_keeps_the_dtype(dtype):
     base = Conditioning(torch.zeros(1, 3, 4, dtype=dtype))
     assert run(Fixed(1.0), Conditioning(torch.zeros(1, 3, 4, dtype=dtype)), base).conditionings[0].tokens.dtype == dtype
+
+
+def test_a_row_whose_prompt_is_the_base_is_never_redirected():
+    prompt = Conditioning(torch.cat([cond().tokens, cond(value=0.5).tokens]))
+    result = run(Fixed(1.0), prompt, cond())
+    assert result.open.tolist() == [False, True]
+    assert result.gate.tolist() == [0.0, 1.0]
+    assert torch.equal(result.conditionings[0].tokens[0], cond().tokens[0])

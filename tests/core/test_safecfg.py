@@ -5,7 +5,7 @@ import torch
 
 from safeguidance.guidance.safecfg import SafeCFGConfig, gate_open, kappa, redirect
 from safeguidance.predictions import cfg
-from safeguidance.training.target import leftover, target
+from safeguidance.training.target import target
 from tests.core.reference import cfg_reference, redirect_reference, target_reference
 
 SHAPES = [(1, 4, 6, 5), (3, 4, 6, 5), (1, 3, 2, 4, 5), (3, 3, 2, 4, 5)]
@@ -37,8 +37,8 @@ def test_leftover_at_another_scale_is_one_minus_the_ratio_of_etas(used, trained)
     base, prompt, safe = _predictions((2, 4, 6, 5))
     redirected = target(base, prompt, safe, kappa(trained))
     rest = cfg(prompt, redirected, used) - cfg(safe, base, used)
-    assert torch.allclose(rest, leftover(used, trained) * (prompt - safe), atol=1e-5)
-    assert (leftover(used, trained) > 0) == (used < trained)
+    leftover = 1 - (used - 1) / (trained - 1)
+    assert torch.allclose(rest, leftover * (prompt - safe), atol=1e-5)
 
 
 @pytest.mark.parametrize("used", [2.0, 6.5, 12.0])
@@ -106,7 +106,7 @@ def test_kappa_refuses_a_scale_without_an_unconditional_branch(scale):
         ({"strength": -0.1}, "strength"),
         ({"strength": 2.1}, "strength"),
         ({"start": 0.7, "end": 0.3}, "window"),
-        ({"end": 1.2}, "window"),
+        ({"end": 1.2}, "end"),
         ({"threshold": 1.5}, "threshold"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from safeguidance.headless.hosts import make_host
-from safeguidance.headless.server import ComfyServer, ServerError
+from tools.server import ComfyServer, ServerError
 
 GRAPH = {
     "1": {

@@ -13,8 +13,8 @@ import pytest
 
 from safeguidance.headless.convert import to_api
 from safeguidance.headless.hosts import PACK_ROOT, make_host
-from safeguidance.headless.server import ComfyServer, ServerError
 from tools import archive
+from tools.server import ComfyServer, ServerError
 
 FOLDER = "Safe_Guidance-installed.1"
 IMPORTING = """

@@ -13,7 +13,7 @@ def test_english_is_what_the_nodes_say(host, object_info):
     now = locales.texts_of({name: object_info[name] for name in host.pack_nodes})
     kept = locales.load("en")
     changed = [key for key in {**kept, **now} if kept.get(key) != now.get(key)]
-    assert not changed, f"run: python -m tools locales --write (changed: {changed})"
+    assert not changed, f"run: python -m tools refresh (changed: {changed})"
     assert list(kept) == list(now)
 
 

@@ -39,7 +39,11 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the table, write reports and pictures."""
+    """Measure, print the table, write reports and pictures.
+
+    Raises:
+        ValueError: if a measurement is to be read and the folder holds none, or an argument is out of range.
+    """
     from .localisation import MaskRow
     from .measure import Row
     from .summary import markdown, scatter, summarise

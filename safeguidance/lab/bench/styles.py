@@ -155,7 +155,11 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print a table."""
+    """Measure and print a table.
+
+    Raises:
+        ValueError: if an HGR is given for another method, or an argument is out of range.
+    """
     if args.hgr and args.method != "safecfg":
         raise ValueError(f"hgr is {args.hgr}, method is {args.method}; an HGR is only used with --method safecfg")
     methods = None

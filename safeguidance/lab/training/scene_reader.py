@@ -32,7 +32,8 @@ class SceneReader(nn.Module):
 
     def forward(self, end_state: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits of every head for end states ``[B, D]``."""
-        return self.heads(end_state).split(self.sizes, dim=-1)
+        logits: tuple[torch.Tensor, ...] = self.heads(end_state).split(self.sizes, dim=-1)
+        return logits
 
     def loss(self, end_state: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy over the attributes that the caption mentions (targets of -1 are left out)."""
@@ -55,21 +56,21 @@ class SceneReader(nn.Module):
 def targets(captions: Sequence[Caption]) -> torch.Tensor:
     """Class indices ``[B, 8]`` for the heads; -1 where the caption does not say."""
 
-    def said(caption: Caption, name: str, names: Sequence[str]) -> int:
+    def class_index(caption: Caption, name: str, names: Sequence[str]) -> int:
         return list(names).index(name) if f" {name} " in f" {caption.text} " else -1
 
     rows = []
     for caption in captions:
         scene = caption.scene
-        row = [said(caption, scene.background, BACKGROUNDS), STYLES.index(scene.style)]
+        row = [class_index(caption, scene.background, BACKGROUNDS), STYLES.index(scene.style)]
         for i in range(2):
             if i < len(scene.things):
                 thing = scene.things[i]
                 # a place name inside another ("left" in "top left") is harmless: it names the same words
                 row += [
                     THINGS.index(thing.kind),
-                    said(caption, thing.colour, list(COLOURS)),
-                    said(caption, thing.position, list(POSITIONS)),
+                    class_index(caption, thing.colour, list(COLOURS)),
+                    class_index(caption, thing.position, list(POSITIONS)),
                 ]
             else:
                 row += [len(THINGS), -1, -1]

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .boot import PACK_FOLDER, PackImportError, host_arguments, prepare_base
-from .execute import clean_graph
-from .hosts import PACK_ROOT, Host
+from safeguidance.headless.boot import PACK_FOLDER, PackImportError, host_arguments, prepare_base
+from safeguidance.headless.execute import clean_graph
+from safeguidance.headless.hosts import PACK_ROOT, Host
 
 Answer = TypeVar("Answer")
 
