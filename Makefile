@@ -1,5 +1,6 @@
 # make demo    samples the shipped model with and without safety guidance into demo/
 # make test    lint, types, and every test that can run here
+# make test-fast  the tests that need no ComfyUI
 # make browser installs what the tests in a browser need (not Chromium and Node.js: those are your system's)
 #
 # Needs Python 3.10 to 3.13 and make, nothing else; everything is installed into .venv on the first run.
@@ -17,7 +18,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test browser lint types format clean
+.PHONY: demo test test-fast browser lint types format clean
 
 demo: $(STAMP)
 	$(RUN) -m safeguidance bench --methods none,negative,safecfg --count $(COUNT) --out demo
@@ -25,6 +26,10 @@ demo: $(STAMP)
 
 test: lint
 	$(RUN) -m tools test
+
+# The core alone, on every core of the machine: for the loop while you write.
+test-fast: $(STAMP)
+	$(RUN) -m tools test --core-only
 
 # The newest frontend is tested besides the one each ComfyUI asks for.
 browser: $(STAMP)

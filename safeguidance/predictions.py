@@ -52,9 +52,10 @@ def fold_into_cond(prompt: torch.Tensor, stock: torch.Tensor, guided: torch.Tens
 
 
 def guidance_scale(denoised: torch.Tensor, prompt: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """The cfg scale that a prediction was made with, per sample: ``<denoised - base, prompt - base> / |prompt - base|^2``.
+    """The cfg scale that a prediction was made with, per sample.
 
-    Least squares, so it is exact for plain CFG with any scale per sample, and a measure of it for rules near it.
+    ``<denoised - base, prompt - base> / |prompt - base|^2``, by least squares: exact for plain CFG with any scale per
+    sample, and a measure of it for rules near it.
 
     Args:
         denoised: result of guidance, ``[B, C, *spatial]``.

@@ -125,9 +125,14 @@ def run_pytest(python: Path | str, arguments: Sequence[str], environment: dict[s
 
 
 def run_core(options: Sequence[str], paths: Sequence[str], selecting: bool) -> Outcome:
-    """Run the tests that need no host, under this interpreter."""
+    """Run the tests that need no host, under this interpreter, one process per core.
+
+    Each process gets one thread: several that share the cores wait for each other most of the time.
+    """
     ignored = [f"--ignore={folder}" for folder in SUITES]
-    return run_pytest(sys.executable, [*(paths or ["tests"]), *ignored, *options], {}, selecting)
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or "1"}
+    spread = [] if "-n" in options or paths else ["-n", "auto", "--dist", "loadfile"]
+    return run_pytest(sys.executable, [*(paths or ["tests"]), *ignored, *spread, *options], threads, selecting)
 
 
 def run_host(host: Host, options: Sequence[str], paths: Sequence[str], pack: str, selecting: bool) -> Outcome:

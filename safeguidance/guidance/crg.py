@@ -5,10 +5,10 @@ With ``d_a = e_a - e_base`` in noise units, ``e = (x - D) / sigma``::
     b     = |d_prompt|^2 - |e_prompt - e_concept|^2          nearer to the concept than to nothing by that much
     risk  = (K / 2) b + sum over the run of kappa_t b / T
     omega = (risk - tau) / (K |d_concept|^2)                 where risk > tau, else 0
-    e     = e_base + w (d_prompt - lambda_0 omega d_concept)
+    e     = e_base + w d_prompt - lambda_0 omega d_concept
 
-We had a summary of the method and not the paper, so these are our readings: the push sits inside the cfg scale, as in
-SP-Guard; ``tau`` counts in units of ``K |d_concept|^2``, so that it does not depend on the size of the latent; and
+We had a summary of the method and not the paper, so these are our readings: the push is added outside the cfg scale, as
+in SEGA (inside it, pictures of the testbed break); ``tau`` counts in units of ``K |d_concept|^2``, so that it does not depend on the size of the latent; and
 ``kappa_t / T``, published as ``beta_t / (2 alpha_t (1 - alphabar_t))`` of a training schedule, is its limit for small
 steps, the fall of ``ln sigma`` since the evaluation before. One concept per sample, the one with the largest omega.
 """
@@ -149,7 +149,7 @@ def crg(step: Step, config: CRGConfig, state: State[Risk] | None = None) -> Guid
     if not bool((chosen >= 0).any()):
         return unguided(step, state, scores)
     push = direction_to_chosen(step, chosen)
-    weight = per_sample(step.scale * config.strength * largest.clamp(min=0), push)
+    weight = per_sample(config.strength * largest.clamp(min=0), push)
     return steered(step, torch.where(per_sample(chosen >= 0, push), -weight * push, 0), state, scores, chosen)
 
 

@@ -174,5 +174,5 @@ def crg_reference(steps, w, strength, tau, weight):
         risk = weight / 2 * b + gathered
         omega = risk / (weight * dot(d_c, d_c)) - tau
         push = strength * omega if omega > 0 else 0.0
-        out.append({i: e_b[i] + w * (d_p[i] - push * d_c[i]) for i in e_p})
+        out.append({i: e_b[i] + w * d_p[i] - push * d_c[i] for i in e_p})
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safeguidance.predictions import as_prompt, cfg
+from safeguidance.predictions import cfg, fold_into_cond
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 6, 6), (2, 4, 3, 6, 6)])
@@ -17,7 +17,7 @@ def test_the_guided_prediction_comes_back_and_the_rest_keeps_its_bits(shape, dty
     change = torch.where(change > 0.5, change, 0)
     stock = cfg(prompt, base, scale)
     guided = torch.where(change == 0, stock, stock + change)
-    out = as_prompt(prompt, stock, guided, scale)
+    out = fold_into_cond(prompt, stock, guided, scale)
     assert out.dtype == dtype
     assert out.shape == prompt.shape
     same = guided == stock

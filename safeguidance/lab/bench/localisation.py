@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from ...testbed.latents import PATCH
 from ...testbed.world import HARM_THINGS, IMAGE_SIZE, POSITIONS, Scene
@@ -90,8 +91,8 @@ def true_region(scene: Scene) -> torch.Tensor:
 
 def in_latent(region: torch.Tensor) -> torch.Tensor:
     """Places of the latent that hold any pixel of a region, ``[..., 48, 48]`` to ``[..., 24, 24]``."""
-    height, width = (size // PATCH for size in region.shape[-2:])
-    return region.unflatten(-1, (width, PATCH)).unflatten(-3, (height, PATCH)).any(dim=-1).any(dim=-2)
+    patches = rearrange(region, "... (h p) (w q) -> ... h w (p q)", p=PATCH, q=PATCH)
+    return patches.any(dim=-1)
 
 
 def mask_row(
