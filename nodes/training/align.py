@@ -8,16 +8,18 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ...safeguidance.errors import at_node
 from ...safeguidance.redirector.interface import Redirector
 from ...safeguidance.training.align import AlignConfig
 from ...safeguidance.training.align_data import read_unlabelled, typed_prompts
+from ...safeguidance.training.checkpoints import History
 from ...safeguidance.training.lora import TARGETS, load_lora
 from ...safeguidance.training.loss_curve import draw_losses
 from ..host import files
 from ..host import model as host_model
 from ..types import RedirectorType
-from .align_run import Alignment, AlignSettings, History
-from .train_run import check_inputs
+from .align_run import Alignment, AlignSettings
+from .inputs import ALIGN_FIELDS, check_inputs, training_node
 
 _NODE = "Align Model (LoRA)"
 
@@ -37,7 +39,7 @@ class AlignModel(io.ComfyNode):
                 "Trains a LoRA with which the model draws safely on its own, without a guider. The redirector judges "
                 "unlabelled prompts: what it finds harmful is redirected, everything else stays as it is. The idea is "
                 "SafeCFG's (arXiv 2412.16039); the loss is our own derivation. The file lands in models/loras, and "
-                "stock Load LoRA nodes read it. An interrupted or killed run goes on when it is queued again."
+                "stock Load LoRA nodes read it. An interrupted or killed run resumes when it is queued again."
             ),
             is_output_node=True,
             inputs=[
@@ -48,7 +50,7 @@ class AlignModel(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder of that model."),
                 RedirectorType.Input(
                     "redirector",
-                    tooltip="Who judges the prompts and says what to remove: from Load HGR or Train HGR, or, more "
+                    tooltip="Judges the prompts and says what to remove: from Load HGR or Train HGR, or, more "
                     "weakly, from Redirector from Concepts.",
                 ),
                 io.Latent.Input(
@@ -57,9 +59,9 @@ class AlignModel(io.ComfyNode):
                 io.String.Input(
                     "dataset",
                     default="prompts.txt",
-                    tooltip="Prompts without labels: .txt with one a line, or the column prompt of a .csv or .jsonl; a "
-                    "full path or a name in the input folder. Harmful and harmless ones mixed, as people write them. "
-                    "Not read where prompts are typed below.",
+                    tooltip="Prompts without labels, a file in the input folder or a folder below it: .txt with one a "
+                    "line, or the column prompt of a .csv or .jsonl. Harmful and harmless ones mixed, as people write "
+                    "them. Not read where prompts are typed below.",
                 ),
                 io.String.Input(
                     "prompts",
@@ -71,8 +73,8 @@ class AlignModel(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my-safety-lora",
-                    tooltip="Name of the file in models/loras. Letters, digits, - _ and dots. An existing file of that "
-                    "name is replaced at the end.",
+                    tooltip="Name of the file in models/loras. Letters, digits, - _ and dots. Other settings need "
+                    "another name; a file of that name from elsewhere is replaced at the end.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -196,6 +198,11 @@ class AlignModel(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, dataset: str | None = None, prompts: str | None = None, **_: Any) -> str:
+        """Changes when the prompt file does, so that the run is not taken from the cache then."""
+        return "typed" if prompts and typed_prompts(prompts).texts else files.input_fingerprint(dataset)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -222,50 +229,38 @@ class AlignModel(io.ComfyNode):
         """Judge the prompts, train, save, apply.
 
         Raises:
-            ValueError: if an input can not be used; the message names it.
+            ValueError: if an input cannot be used; the message names it.
             FloatingPointError: if a loss is not finite; the last checkpoint stays.
-            OSError: if a file can not be written.
+            OSError: if a file cannot be written.
         """
-        check_inputs(_NODE, name, clip)
-        config = AlignConfig(
-            steps=steps,
-            batch=batch,
-            rate=rate,
-            scale=cfg,
-            strength=strength,
-            softness=softness,
-            seed=seed,
-            patience=patience,
+        with at_node(_NODE):
+            check_inputs(name, clip)
+        folder, path = files.output_folder(f"lora-{name}"), host_model.new_lora_file(f"{name}.safetensors")
+        settings = AlignSettings(
+            folder, path, rank, layers, harmful_share, checkpoint_every, save_memory, command=_NODE
         )
-        try:
+        show_step = host_model.progress(steps)
+
+        def on_step(step: int, history: History) -> None:
+            show_step(step, draw_losses(history, steps) if step % 25 == 0 else None)
+
+        with training_node(_NODE, ALIGN_FIELDS, folder):
+            config = AlignConfig(
+                steps=steps,
+                batch=batch,
+                rate=rate,
+                scale=cfg,
+                strength=strength,
+                softness=softness,
+                seed=seed,
+                patience=patience,
+            )
             typed = typed_prompts(prompts)
             data = typed if typed.texts else read_unlabelled(files.input_file(dataset))
-        except ValueError as error:
-            raise ValueError(f"{_NODE}, dataset: {error}") from error
-        path, shown = host_model.new_lora_file(f"{name}.safetensors"), host_model.progress(steps)
-        settings = AlignSettings(
-            files.output_folder(f"lora-{name}"),
-            path,
-            rank,
-            layers,
-            harmful_share,
-            checkpoint_every,
-            save_memory,
-            command=_NODE,
-        )
-
-        def watch(step: int, history: History) -> None:
-            shown(step, draw_losses(history, steps) if step % 25 == 0 else None)
-
-        try:
             shape = tuple(host_model.latent_for(model, latent).shape[1:])
-            field = "prompts" if data is typed else "dataset"
-            run = Alignment(model, clip, redirector, data, shape, field=field)
-            history = run.run(config, settings, watch)
-        except ValueError as error:
-            raise ValueError(f"{_NODE}, {error}") from error
+            history = Alignment(model, clip, redirector, data, shape).run(config, settings, on_step)
+            card = "\n".join([f"file: {path.name}", *load_lora(path)[1].lines()])
         picture = torch.from_numpy(np.asarray(draw_losses(history, steps), dtype=np.float32) / 255)[None]
-        card = "\n".join([f"file: {path.name}", *load_lora(path)[1].lines()])
         aligned = host_model.with_lora(model, path)
         return io.NodeOutput(aligned, path.name, card, picture, ui=ui.PreviewImage(picture, cls=cls))
 

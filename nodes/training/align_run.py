@@ -1,4 +1,4 @@
-"""A run of alignment on a MODEL of the host: judge the prompts, train, write the file; for the node and the command."""
+"""An alignment run on a MODEL of the host: score the prompts, train, write the file; for the node and the command."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from typing import Any
 import torch
 
 from ...safeguidance.conditioning import Conditioning
+from ...safeguidance.errors import InputError, check_choice, check_range
 from ...safeguidance.redirector.interface import Redirector
-from ...safeguidance.training.align import AlignConfig, align_model
+from ...safeguidance.training.align import AlignConfig, align_model, run_settings
 from ...safeguidance.training.align_data import Prompts, UnlabelledTask, judge_prompts
-from ...safeguidance.training.distributed import ALONE, Team
-from ...safeguidance.training.lora import LoRA, LoRACard, linear_layers, save_lora
-from ...safeguidance.training.prompt_task import Texts
+from ...safeguidance.training.checkpoints import History, finish_run, finished_history
+from ...safeguidance.training.distributed import SINGLE_PROCESS, ProcessGroup
+from ...safeguidance.training.lora import TARGETS, LoRA, LoRACard, linear_layers, save_lora
+from ...safeguidance.training.prompt_task import EncodedTexts
 from ..host import model as host_model
 from ..host import patcher
 from ..host.encoding import ClipEncoder
-
-History = list[dict[str, float]]
+from .inputs import check_encoder
+from .train_run import OnEncoded, OnStep
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,12 @@ class AlignSettings:
     """What a run needs besides the training settings.
 
     Args:
-        checkpoints: folder of its state.
+        checkpoints: folder of the checkpoints; an existing one is resumed.
         out: file to write.
         rank: of the adapters.
         layers: which layers get one, of ``lora.TARGETS``.
         harmful_share: share of the states from prompts judged harmful, 0..1.
-        every: steps between checkpoints.
+        checkpoint_every: steps between checkpoints.
         save_memory: compute the model's blocks once more in the backward pass.
         licence: kept in the card.
         command: what was started, for the card.
@@ -45,7 +47,7 @@ class AlignSettings:
     rank: int = 16
     layers: str = "attention"
     harmful_share: float = 0.5
-    every: int = 100
+    checkpoint_every: int = 100
     save_memory: bool = True
     licence: str = "not stated"
     command: str = ""
@@ -57,14 +59,13 @@ class Alignment:
     Args:
         model: MODEL.
         clip: CLIP of that model.
-        redirector: who judges, made for this model.
+        redirector: made for this model.
         data: the prompts.
         shape: of one latent, ``[C, *spatial]``.
-        watch: makes the progress of the encoding, see ``host_model.progress``.
-        field: where the prompts came from, for messages.
+        progress: makes what is called while the prompts are encoded, from their number.
 
     Raises:
-        ValueError: if the redirector was made for another model.
+        InputError: if the redirector was made for another model, or the text encoder cannot be used.
     """
 
     def __init__(
@@ -74,17 +75,18 @@ class Alignment:
         redirector: Redirector,
         data: Prompts,
         shape: tuple[int, ...],
-        watch: Callable[[int], Callable[..., None]] = host_model.progress,
-        field: str = "dataset",
+        progress: Callable[[int], OnEncoded] | None = None,
     ) -> None:
         family = patcher.model_family(model)
         if redirector.base_model and redirector.base_model != family:
-            raise ValueError(
-                f"redirector: {redirector.title!r} was made for {redirector.base_model}, the MODEL is {family}; load "
-                "one for this model, train one, or use Redirector from Concepts"
+            raise InputError(
+                "redirector",
+                f"{redirector.title!r} was made for {redirector.base_model}, the MODEL is {family}",
+                f"a redirector for {family}",
+                "load one for this model, train one, or use Redirector from Concepts",
             )
         self.model, self.redirector, self.data, self.shape = model, redirector, data, shape
-        self.field = field
+        progress = progress or host_model.progress
         encoder = ClipEncoder(clip)
 
         def encode(text: str) -> Conditioning:
@@ -92,47 +94,52 @@ class Alignment:
                 return encoder([text])
 
         with torch.inference_mode(False):
-            self.texts = Texts(encode, data.texts, model.load_device, watch(len(data.texts) + 1))
+            self.texts = EncodedTexts(encode, data.texts, model.load_device, progress(len(data.texts) + 1))
+        if redirector.width != self.texts.width:
+            raise InputError(
+                "redirector",
+                f"{redirector.title!r} reads {redirector.width} channels, the text encoder gives {self.texts.width}",
+                "a redirector made for this text encoder",
+                "use redirector and text encoder of the same model",
+            )
 
     def run(
         self,
         config: AlignConfig,
         settings: AlignSettings,
-        shown: Callable[[int, History], None] = lambda _step, _history: None,
-        team: Team = ALONE,
+        on_step: OnStep = lambda _step, _history: None,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> History:
-        """Train and write the file (process 0); returns the losses of the steps made now.
+        """Train and write the file (process 0); returns the losses of all steps.
+
+        A finished run of the same settings whose file is still there is not made again.
 
         Args:
             config: training settings.
             settings: the rest.
-            shown: gets the step and the losses so far after every step; may raise to interrupt.
-            team: the processes that share the work.
+            on_step: called after each step.
+            group: the processes that share the work.
 
         Raises:
-            ValueError, FloatingPointError, OSError: see ``align_model``; the message names the field.
+            InputError, FloatingPointError, OSError: see ``align_model``.
         """
         with host_model.training_mode():
-            return self._run(config, settings, shown, team)
+            return self._run(config, settings, on_step, group)
 
-    def _run(
-        self, config: AlignConfig, settings: AlignSettings, shown: Callable[[int, History], None], team: Team
-    ) -> History:
+    def _run(self, config: AlignConfig, settings: AlignSettings, on_step: OnStep, group: ProcessGroup) -> History:
         data, redirector = self.data, self.redirector
-        try:
-            weights = judge_prompts(redirector, self.texts, data.texts, config.softness)
-        except ValueError as error:
-            raise ValueError(f"{self.field}: {error}") from error
+        check_range("rank", settings.rank, 1, 4096)
+        check_choice("layers", settings.layers, tuple(TARGETS))
+        check_range("harmful_share", settings.harmful_share, 0, 1)
+        harm = judge_prompts(redirector, self.texts, data.texts, config.softness, data.field)
         frozen = host_model.frozen_copy(self.model, settings.save_memory)
+        check_encoder(frozen, self.texts, self.shape)
         network = frozen.base.diffusion_model
         base_hash = frozen.digest()
-        try:
-            lora = LoRA(linear_layers(network, settings.layers), settings.rank, seed=config.seed).to(frozen.device)
-        except ValueError as error:
-            raise ValueError(f"layers: {error}") from error
+        lora = LoRA(self._layers(network, settings.layers), settings.rank, seed=config.seed).to(frozen.device)
         task = UnlabelledTask(
             data.texts,
-            weights,
+            harm,
             self.texts,
             frozen.predict,
             frozen.noised,
@@ -141,12 +148,16 @@ class Alignment:
             settings.harmful_share,
             config.seed,
         )
-        about = {
-            "data": data.digest,
+        extra = {
+            data.field: data.digest,
             "model": base_hash,
             "harmful_share": settings.harmful_share,
-            "shape": list(self.shape),
+            "latent": list(self.shape),
         }
+        wanted = run_settings(lora, redirector, config, None, extra)
+        done = finished_history(settings.checkpoints, wanted, settings.out)
+        if done is not None:
+            return done
         history: History = []
         steps = align_model(
             lora,
@@ -155,36 +166,53 @@ class Alignment:
             redirector,
             config,
             settings.checkpoints,
-            lambda _, values: history.append(values),
-            settings.every,
-            show=False,
-            about=about,
-            team=team,
+            None,
+            settings.checkpoint_every,
+            progress_bar=False,
+            extra_settings=extra,
+            group=group,
+            history=history,
         )
         # closing leaves a checkpoint of the step an interrupt came at
         with closing(steps) as running:  # type: ignore[type-var]
             for step in running:
-                shown(step, history)
-        if team.rank:
-            return history
-        card = LoRACard(
+                on_step(step, history)
+        if group.rank == 0:
+            save_lora(settings.out, lora, self._card(harm, config, settings, base_hash, group))
+            finish_run(settings.checkpoints, settings.out)
+        return history
+
+    @staticmethod
+    def _layers(network: torch.nn.Module, targets: str) -> dict[str, tuple[int, int]]:
+        try:
+            return linear_layers(network, targets)
+        except ValueError as error:
+            raise InputError("layers", str(error), ", ".join(TARGETS)) from error
+
+    def _card(
+        self,
+        harm: list[float],
+        config: AlignConfig,
+        settings: AlignSettings,
+        base_hash: str,
+        group: ProcessGroup,
+    ) -> LoRACard:
+        return LoRACard(
             base_model=patcher.model_family(self.model),
-            redirector=redirector.title,
-            threshold=redirector.threshold,
-            prompts=len(weights),
-            judged_harmful=sum(weight >= 0.5 for weight in weights),
-            data=data.source,
+            redirector=self.redirector.title,
+            threshold=self.redirector.threshold,
+            prompts=len(harm),
+            judged_harmful=sum(weight >= 0.5 for weight in harm),
+            data=self.data.source,
             licence=settings.licence,
             base_hash=base_hash,
-            data_hash=data.digest,
+            data_hash=self.data.digest,
             training={
                 **asdict(config),
                 "rank": settings.rank,
                 "layers": settings.layers,
                 "latent": list(self.shape),
-                "processes": team.count,
+                "processes": group.world_size,
                 "command": settings.command,
             },
         )
-        save_lora(settings.out, lora, card)
-        return history

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ...safeguidance.errors import at_node
 from ...safeguidance.prompts.files import read_prompts
 from ...safeguidance.redirector.weights import load_hgr
 from ...safeguidance.testbed.concepts import ALL_PRESETS
+from ...safeguidance.training.checkpoints import History
 from ...safeguidance.training.hgr_config import HGRTrainConfig
 from ...safeguidance.training.loss_curve import draw_losses
 from ..host import files
 from ..host import model as host_model
 from ..redirectors import ManagedRedirector, describe
 from ..types import RedirectorType
-from .train_run import History, RunSettings, Training, check_inputs, readable
+from .inputs import HGR_FIELDS, check_inputs, training_node
+from .train_run import RunSettings, Training, readable
 
 _NODE = "Train HGR"
 
@@ -36,7 +40,7 @@ class TrainHGR(io.ComfyNode):
             description=(
                 "Trains a Harmful Guidance Redirector (SafeCFG, arXiv 2412.16039) for the loaded model from pairs of "
                 "prompts; target and recipe are our own derivation. The model stays frozen. An interrupted or killed "
-                "run goes on where it was when it is queued again with the same settings. The file lands in "
+                "run resumes where it was when it is queued again with the same settings. The file lands in "
                 "models/safeguidance with a card."
             ),
             is_output_node=True,
@@ -51,15 +55,15 @@ class TrainHGR(io.ComfyNode):
                 io.String.Input(
                     "dataset",
                     default="prompts.csv",
-                    tooltip="Prompt file, .csv or .jsonl, columns prompt, safe_prompt, category, split and image; a "
-                    "full path or a name in the input folder. `python -m safeguidance data make` writes one, "
+                    tooltip="Prompt file in the input folder or a folder below it, .csv or .jsonl, columns prompt, "
+                    "safe_prompt, category, split and image. `python -m safeguidance data make` writes one, "
                     "`data check` judges one.",
                 ),
                 io.String.Input(
                     "name",
                     default="my-hgr",
-                    tooltip="Name of the file in models/safeguidance. Letters, digits, - _ and dots. An existing file "
-                    "of that name is replaced at the end.",
+                    tooltip="Name of the file in models/safeguidance. Letters, digits, - _ and dots. Other settings "
+                    "need another name; a file of that name from elsewhere is replaced at the end.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -191,8 +195,7 @@ class TrainHGR(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, dataset: str | None = None, **_: Any) -> str:
         """Changes when the prompt file does, so that the run is not taken from the cache then."""
-        path = None if dataset is None else files.input_file(dataset)
-        return f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}" if path and path.is_file() else "missing"
+        return files.input_fingerprint(dataset)
 
     @classmethod
     def execute(
@@ -220,38 +223,41 @@ class TrainHGR(io.ComfyNode):
         """Train, calibrate, save.
 
         Raises:
-            ValueError: if an input can not be used; the message names it.
+            ValueError: if an input cannot be used; the message names it.
             FloatingPointError: if a loss is not finite; the last checkpoint stays.
-            OSError: if a file can not be written.
+            OSError: if a file cannot be written.
         """
-        check_inputs(_NODE, name, clip)
-        try:
-            data = readable(read_prompts(files.input_file(dataset), tuple(ALL_PRESETS)))
-            trained = Training(model, clip, data, host_model.latent_for(model, latent), vae)
-        except ValueError as error:
-            raise ValueError(f"{_NODE}, dataset: {error}") from error
-        config = HGRTrainConfig(
-            steps=steps,
-            batch=batch,
-            text_batch=batch,
-            rate=rate,
-            scale=cfg,
-            rollout_scale=rollout_cfg,
-            rollout_share=rollout_share if trained.pictures else 1.0,
-            seed=seed,
-            patience=patience,
+        with at_node(_NODE):
+            check_inputs(name, clip)
+        folder, path = files.output_folder(name), files.new_model_file(f"{name}.safetensors")
+        settings = RunSettings(
+            folder, path, width, layers, checkpoint_every, save_memory, licence.strip() or "not stated"
         )
-        path = files.new_model_file(f"{name}.safetensors")
-        said = licence.strip() or "not stated"
-        settings = RunSettings(files.output_folder(name), path, width, layers, checkpoint_every, save_memory, said)
-        shown = host_model.progress(steps)
+        show_step = host_model.progress(steps)
 
-        def show(step: int, history: History) -> None:
-            shown(step, draw_losses(history, steps) if step % 25 == 0 else None)
+        def on_step(step: int, history: History) -> None:
+            show_step(step, draw_losses(history, steps) if step % 25 == 0 else None)
 
-        history = trained.run(config, settings, show)
+        with training_node(_NODE, HGR_FIELDS, folder):
+            config = HGRTrainConfig(
+                steps=steps,
+                batch=batch,
+                text_batch=batch,
+                rate=rate,
+                scale=cfg,
+                rollout_scale=rollout_cfg,
+                rollout_share=rollout_share,
+                seed=seed,
+                patience=patience,
+            )
+            data = readable(read_prompts(files.input_file(dataset), tuple(ALL_PRESETS)))
+            samples = host_model.latent_for(model, latent)
+            training = Training(model, clip, data, samples, vae, picture_root=files.input_folder())
+            if not training.pictures:
+                config = replace(config, rollout_share=1.0)
+            history = training.run(config, settings, on_step)
+            redirector = ManagedRedirector(load_hgr(path))
         picture = torch.from_numpy(np.asarray(draw_losses(history, steps), dtype=np.float32) / 255)[None]
-        redirector = ManagedRedirector(load_hgr(path))
         return io.NodeOutput(redirector, describe(path), picture, ui=ui.PreviewImage(picture, cls=cls))
 
 

@@ -1,4 +1,4 @@
-"""One training run on a MODEL and a CLIP of the host, behind the node and behind the command line of the harness."""
+"""One training run on a MODEL and a CLIP of the host, for the node and for the command."""
 
 from __future__ import annotations
 
@@ -11,35 +11,34 @@ from typing import Any
 import torch
 
 from ...safeguidance.conditioning import Conditioning
+from ...safeguidance.errors import InputError, check_range
 from ...safeguidance.prompts.files import PromptData
 from ...safeguidance.prompts.pictures import read_pictures, with_pictures
 from ...safeguidance.redirector.hgr import HGR, HGRConfig
 from ...safeguidance.redirector.weights import HGRCard, save_hgr
-from ...safeguidance.training.distributed import ALONE, Team
-from ...safeguidance.training.hgr import train_hgr
+from ...safeguidance.training.checkpoints import History, finish_run, finished_history
+from ...safeguidance.training.distributed import SINGLE_PROCESS, ProcessGroup
+from ...safeguidance.training.hgr import run_settings, train_hgr
 from ...safeguidance.training.hgr_config import HGRTrainConfig
-from ...safeguidance.training.prompt_task import PromptTask, Texts, calibrated_threshold, held_out_figures
+from ...safeguidance.training.prompt_task import (
+    EncodedTexts,
+    PromptTask,
+    calibrate_threshold,
+    held_out_metrics,
+    no_held_out_rows,
+)
 from ..host import model as host_model
 from ..host import patcher
 from ..host.encoding import ClipEncoder
+from .inputs import check_encoder
 
 RATE = 0.01
 """False-positive rate that the threshold is set for."""
 
-History = list[dict[str, float]]
-_NAME = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_."
-
-
-def check_inputs(node: str, name: str, clip: Any) -> None:
-    """Refuse what no training node can use.
-
-    Raises:
-        ValueError: if the name is not that of a plain file, or there is no CLIP.
-    """
-    if not name.strip(".") or set(name) - set(_NAME):
-        raise ValueError(f"{node}, name: {name!r}; allowed are letters, digits, - _ and dots, no folders")
-    if clip is None:
-        raise ValueError(f"{node}, clip: the input is empty; connect the model's text encoder")
+OnStep = Callable[[int, History], None]
+"""Called after each step with the steps done and the losses of all of them; may raise to interrupt."""
+OnEncoded = Callable[..., None]
+"""Called with the number of texts or pictures encoded so far."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,11 @@ class RunSettings:
     """What a run needs beside the training settings.
 
     Args:
-        checkpoints: folder of the checkpoints; an existing one is continued.
+        checkpoints: folder of the checkpoints; an existing one is resumed.
         out: file to write.
         width: channels inside the redirector, 0: as wide as the text, at most 1024.
         layers: its layers.
-        every: steps between checkpoints.
+        checkpoint_every: steps between checkpoints.
         save_memory: compute the model's blocks twice instead of keeping them.
         licence: of the weights, for the card.
         command: how the run was started, for the card.
@@ -61,7 +60,7 @@ class RunSettings:
     out: Path
     width: int = 0
     layers: int = 4
-    every: int = 100
+    checkpoint_every: int = 100
     save_memory: bool = True
     licence: str = "not stated"
     command: str = "Train HGR"
@@ -71,10 +70,10 @@ def readable(data: PromptData) -> PromptData:
     """The data, if a threshold can be set on it.
 
     Raises:
-        ValueError: if no row is held out.
+        InputError: if no row is held out.
     """
     if all(row.split == "train" for row in data.examples):
-        raise ValueError(f"{data.path} has no held-out rows; the threshold is set on them; mark some")
+        raise no_held_out_rows(data)
     return data
 
 
@@ -87,10 +86,11 @@ class Training:
         data: the prompts.
         samples: a LATENT's samples; zeros only give the size, anything else is noised for a part of the states.
         vae: VAE of that model; encodes the pictures that the rows name. None leaves them alone.
-        watch: makes the progress of the encoding, see ``host_model.progress``.
+        progress: makes what is called while texts and pictures are encoded, from their number.
+        picture_root: folder that the pictures must lie in; None allows any.
 
     Raises:
-        ValueError: if a picture can not be used, or texts can not.
+        InputError: if a picture or the VAE cannot be used, or the text encoder cannot.
     """
 
     def __init__(
@@ -100,14 +100,18 @@ class Training:
         data: PromptData,
         samples: torch.Tensor,
         vae: Any = None,
-        watch: Callable[[int], Callable[..., None]] = host_model.progress,
+        progress: Callable[[int], OnEncoded] | None = None,
+        picture_root: Path | None = None,
     ) -> None:
         self.model, self.data, self.shape = model, data, tuple(samples.shape[1:])
+        progress = progress or host_model.progress
+        if not bool(torch.isfinite(samples).all()):
+            raise InputError("latent", "it holds values that are not finite", "finite numbers")
         given = list(samples.split(1)) if bool(samples.any()) else []
-        self.own: dict[str, list[int]] = {}
+        self.own_pictures: dict[str, list[int]] = {}
         self.unused = len(with_pictures(data)) if vae is None else 0
         if vae is not None:
-            given += self._pictures(vae, len(given), watch)
+            given += self._pictures(vae, len(given), progress, picture_root)
         # clones outside the host's inference mode can take part in training
         with torch.inference_mode(False):
             self.samples = torch.cat([g.clone().float().cpu() for g in given]) if given else None
@@ -119,26 +123,38 @@ class Training:
 
         texts = [text for e in data.examples for text in (e.prompt, e.safe)]
         with torch.inference_mode(False):
-            self.texts = Texts(encode, texts, model.load_device, watch(len(set(texts)) + 1))
+            self.texts = EncodedTexts(encode, texts, model.load_device, progress(len(set(texts)) + 1))
 
-    def _pictures(self, vae: Any, before: int, watch: Callable[[int], Callable[..., None]]) -> list[torch.Tensor]:
+    def _pictures(
+        self, vae: Any, before: int, progress: Callable[[int], OnEncoded], root: Path | None
+    ) -> list[torch.Tensor]:
         count = len(with_pictures(self.data))
         if not count:
             return []
-        factor, at = host_model.compression(vae), watch(count)
-        found: list[torch.Tensor] = []
+        factor, on_encoded = host_model.compression(vae), progress(count)
+        latents: list[torch.Tensor] = []
         height, width = (side * factor for side in self.shape[-2:])
-        for example, pixels in read_pictures(self.data, width, height):
+        for example, pixels in read_pictures(self.data, width, height, root=root):
             latent = host_model.encoded(vae, pixels[None])
             if tuple(latent.shape[1:]) != self.shape:
-                raise ValueError(
-                    f"vae: it makes latents of {list(latent.shape[1:])} from pictures of {width}x{height}, the latent "
-                    f"input is {list(self.shape)}; connect the VAE of the model, and a latent of one frame"
+                raise InputError(
+                    "vae",
+                    f"it makes latents of {list(latent.shape[1:])} from pictures of {width}x{height}, the latent input "
+                    f"is {list(self.shape)}",
+                    "latents of the same shape",
+                    "connect the VAE of the model, and a latent of one frame",
                 )
-            self.own.setdefault(example.prompt, []).append(before + len(found))
-            found.append(latent)
-            at(len(found))
-        return found
+            if not bool(torch.isfinite(latent).all()):
+                raise InputError(
+                    "vae",
+                    f"it gives values that are not finite for the picture of line {example.line} of {self.data.path}",
+                    "finite numbers",
+                    "run the VAE in float32, or look at that picture",
+                )
+            self.own_pictures.setdefault(example.prompt, []).append(before + len(latents))
+            latents.append(latent)
+            on_encoded(len(latents))
+        return latents
 
     @property
     def pictures(self) -> int:
@@ -149,93 +165,120 @@ class Training:
         self,
         config: HGRTrainConfig,
         settings: RunSettings,
-        shown: Callable[[int, History], None] = lambda _step, _history: None,
-        team: Team = ALONE,
-        bar: bool = False,
+        on_step: OnStep = lambda _step, _history: None,
+        group: ProcessGroup = SINGLE_PROCESS,
+        progress_bar: bool = False,
     ) -> History:
-        """Train, calibrate, write the file (process 0); returns the losses of the steps made now.
+        """Train, calibrate, write the file (process 0); returns the losses of all steps.
+
+        A finished run of the same settings whose file is still there is not made again.
 
         Args:
             config: training settings; without pictures all states come from sampling runs.
             settings: the rest.
-            shown: gets the step and the losses so far after every step; may raise to interrupt.
-            team: the processes that share the work.
-            bar: draw a progress bar.
+            on_step: called after each step.
+            group: the processes that share the work.
+            progress_bar: draw one.
 
         Raises:
-            ValueError, FloatingPointError, OSError: see ``train_hgr``.
+            InputError, FloatingPointError, OSError: see ``train_hgr``.
         """
         with host_model.training_mode():
-            return self._run(config, settings, shown, team, bar)
+            return self._run(config, settings, on_step, group, progress_bar)
 
     def _run(
         self,
         config: HGRTrainConfig,
         settings: RunSettings,
-        shown: Callable[[int, History], None],
-        team: Team,
-        bar: bool,
+        on_step: OnStep,
+        group: ProcessGroup,
+        progress_bar: bool,
     ) -> History:
         data, texts = self.data, self.texts
         frozen = host_model.frozen_copy(self.model, settings.save_memory)
+        check_encoder(frozen, texts, self.shape)
         base_hash = frozen.digest()
         latents = None if self.samples is None else frozen.latents(self.samples).cpu()
+        schedule = frozen.schedule(20)
         task = PromptTask(
-            data, texts, frozen.predict, frozen.noised, frozen.schedule(20), self.shape, latents, config.seed, self.own
+            data, texts, frozen.predict, frozen.noised, schedule, self.shape, latents, config.seed, self.own_pictures
         )
         torch.manual_seed(config.seed)
         network = HGR(self._shape_of(settings)).to(frozen.device)
+        extra = {
+            "dataset": data.digest,
+            "model": base_hash,
+            "latent": list(self.shape),
+            "pictures": self.pictures,
+        }
+        done = finished_history(settings.checkpoints, run_settings(network, config, extra), settings.out)
+        if done is not None:
+            return done
         history: History = []
-        about = {"data": data.digest, "model": base_hash, "pictures": self.pictures}
         steps = train_hgr(
             network,
             task,
             config,
             settings.checkpoints,
-            lambda _, values: history.append(values),
-            settings.every,
-            show=bar,
-            team=team,
-            about=about,
+            None,
+            settings.checkpoint_every,
+            progress_bar,
+            group,
+            extra,
+            history,
         )
-        done = config.steps
         # closing leaves a checkpoint of the step an interrupt came at
         with closing(steps) as running:  # type: ignore[type-var]
             for step in running:
-                done = step
-                shown(step, history)
-        if team.rank:
-            return history
-        level, stated, count = calibrated_threshold(network, data, texts, RATE)
-        card = HGRCard(
+                on_step(step, history)
+        if group.rank == 0:
+            card = self._card(network, config, settings, base_hash, history, group)
+            save_hgr(settings.out, network, card)
+            finish_run(settings.checkpoints, settings.out)
+        return history
+
+    def _card(
+        self,
+        network: HGR,
+        config: HGRTrainConfig,
+        settings: RunSettings,
+        base_hash: str,
+        history: History,
+        group: ProcessGroup,
+    ) -> HGRCard:
+        data, texts = self.data, self.texts
+        gate_threshold, rate, count = calibrate_threshold(network, data, texts, RATE)
+        return HGRCard(
             base_model=patcher.model_family(self.model),
             target="A",
             kappa=config.kappa,
-            threshold=level,
-            false_positive_rate=stated,
+            threshold=gate_threshold,
+            false_positive_rate=rate,
             calibration_count=count,
             data=data.path.name,
             licence=settings.licence,
             training={
                 **asdict(config),
-                "steps": done,
+                "steps": len(history),
                 "latent": list(self.shape),
                 "pictures": self.pictures,
-                "processes": team.count,
+                "processes": group.world_size,
                 "command": settings.command,
-                "figures": {**held_out_figures(network, data, texts, level), **_last(history)},
+                "figures": {**held_out_metrics(network, data, texts, gate_threshold), **_mean_losses(history)},
             },
             base_hash=base_hash,
             data_hash=data.digest,
             counts=data.counts(),
         )
-        save_hgr(settings.out, network.cpu(), card)
-        return history
 
     def _shape_of(self, settings: RunSettings) -> HGRConfig:
         texts = self.texts
+        check_range("width", settings.width, 0, 16_384, "0 is as wide as the text, at most 1024")
+        check_range("layers", settings.layers, 1, 64)
         inner = settings.width or max(64, min(1024, texts.width) // 64 * 64)
         heads = max(1, inner // 64)
+        if inner % heads:
+            raise InputError("width", f"it is {inner}", "0, less than 128, or a multiple of 64")
         return HGRConfig(
             texts.width,
             self.data.categories,
@@ -247,7 +290,7 @@ class Training:
         )
 
 
-def _last(history: History) -> dict[str, Any]:
+def _mean_losses(history: History) -> dict[str, Any]:
     """Mean losses of the last steps."""
-    some = history[-100:]
-    return {f"{name} loss": float(f"{sum(row[name] for row in some) / len(some):.4g}") for name in (some or [{}])[0]}
+    last = history[-100:]
+    return {f"{name} loss": float(f"{sum(row[name] for row in last) / len(last):.4g}") for name in (last or [{}])[0]}

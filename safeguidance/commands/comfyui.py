@@ -61,14 +61,16 @@ def add_parser(groups: Any) -> None:
         ("score", "score a prompt file with a redirector; also with accelerate launch"),
         ("align", "train a safety LoRA from prompts without labels; also with accelerate launch"),
     ):
-        door = commands.add_parser(name, help=text)
-        door.add_argument("config", type=absolute, help="TOML or JSON, see web/docs/guides/train_a_redirector.md")
-        door.add_argument("--out", type=absolute, help="file to write, in place of the configuration's")
+        command = commands.add_parser(name, help=text)
+        command.add_argument("config", type=absolute, help="TOML or JSON, see web/docs/guides/train_a_redirector.md")
+        command.add_argument("--out", type=absolute, help="file to write, in place of the configuration's")
         if name in ("score", "align"):
-            door.add_argument("--hgr", type=absolute, help="HGR file, in place of the configuration's")
+            command.add_argument("--hgr", type=absolute, help="HGR file, in place of the configuration's")
+        if name in ("train-hgr", "align"):
+            command.add_argument("--restart", action="store_true", help="forget an earlier run")
         if name == "score":
-            door.add_argument("--split", choices=("train", "held-out"), help="default: both")
-        add_host_options(door)
+            command.add_argument("--split", choices=("train", "held-out"), help="default: both")
+        add_host_options(command)
     group.set_defaults(run=_run)
 
 

@@ -68,19 +68,24 @@ def lent_accelerate(host: Host) -> Iterator[str]:
         yield folder
 
 
-class AccelerateTeam:
-    """The processes of `accelerate launch`, as the core knows them (`safeguidance.training.distributed.Team`)."""
+class AccelerateGroup:
+    """The processes of `accelerate launch`, as a `safeguidance.training.distributed.ProcessGroup`."""
 
     def __init__(self, accelerator: Any) -> None:
         self.accelerator = accelerator
-        self.rank, self.count = int(accelerator.process_index), int(accelerator.num_processes)
+        self.rank, self.world_size = int(accelerator.process_index), int(accelerator.num_processes)
 
-    def total(self, tensor: Any) -> Any:
+    def all_reduce(self, tensor: Any) -> Any:
         """Sum of a tensor over all processes."""
-        return self.accelerator.reduce(tensor, "sum")
+        # between GPUs only tensors on a GPU can be sent
+        return self.accelerator.reduce(tensor.to(self.accelerator.device), "sum").to(tensor.device)
+
+    def barrier(self) -> None:
+        """Wait until all processes have come here."""
+        self.accelerator.wait_for_everyone()
 
 
-def join(device: str) -> AccelerateTeam | None:
+def join(device: str) -> AccelerateGroup | None:
     """Meet the other processes; on GPUs this also gives each its own, so call it before the host is booted.
 
     Args:
@@ -93,4 +98,4 @@ def join(device: str) -> AccelerateTeam | None:
         return None
     from accelerate import Accelerator
 
-    return AccelerateTeam(Accelerator(cpu=device == "cpu"))
+    return AccelerateGroup(Accelerator(cpu=device == "cpu"))

@@ -17,16 +17,16 @@ def add_parser(commands: Any) -> None:
         "align", help="train the testbed's safety LoRA (some minutes on two cores)", description=__doc__
     )
     parser.add_argument("config", type=Path, nargs="?", help="JSON file with settings, default: the shipped ones")
-    parser.add_argument("--hgr", type=Path, default=WEIGHTS / HGR_FILE, help="who judges; default: the shipped one")
+    parser.add_argument("--hgr", type=Path, default=WEIGHTS / HGR_FILE, help="redirector; default: the shipped one")
     parser.add_argument("--rank", type=int, default=16, help="rank of the adapters (default 16)")
     parser.add_argument(
         "--layers", choices=("attention", "linear"), default="linear", help="which linear layers get one (default all)"
     )
     parser.add_argument("--labels", action="store_true", help="weigh by the true labels, to compare with")
     parser.add_argument(
-        "--checkpoints", type=Path, help="continued where one is found; default runs/align or runs/align-labels"
+        "--checkpoints", type=Path, help="resumed where there is one; default runs/align or runs/align-labels"
     )
-    parser.add_argument("--restart", action="store_true", help="ignore an existing checkpoint")
+    parser.add_argument("--restart", action="store_true", help="forget an earlier run")
     parser.add_argument("--out", type=Path, help="default: the shipped file, or runs/align-labels.safetensors")
     parser.add_argument(
         "--measure", type=Path, nargs="+", metavar="FILE", help="train nothing: measure these LoRA files against none"
@@ -45,7 +45,7 @@ def _measure(args: argparse.Namespace) -> int:
 
     extra = {path.stem: with_lora(path) for path in args.measure}
     for path in args.measure:
-        load_lora(path)  # what can not be read is said before an hour of sampling
+        load_lora(path)  # refuse what cannot be read before an hour of sampling
     report = measure(load_testbed(), load_oracle(), ["none", *extra], count=args.count, seed=args.seed, extra=extra)
     print(table(report.rows))
     return 0
@@ -55,10 +55,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.measure:
         return _measure(args)
     from ..redirector.weights import load_hgr
-    from ..training.align import AlignConfig, align_model
-    from ..training.checkpoints import forget_checkpoint
+    from ..training.align import AlignConfig, align_model, run_settings
+    from ..training.checkpoints import delete_checkpoint, finish_run
     from ..training.lora import LoRA, LoRACard, linear_layers, save_lora
-    from .training.align_task import Labelled, PromptsAlone, true_label
+    from .command import already_made, named_ways
+    from .training.align_task import LabelledTask, UnlabelledTask, true_labels
 
     settings = json.loads(args.config.read_text(encoding="utf-8")) if args.config else {}
     try:
@@ -70,18 +71,21 @@ def _run(args: argparse.Namespace) -> int:
     folder = args.checkpoints or Path("runs") / name
     out = args.out or (Path("runs") / f"{name}.safetensors" if args.labels else WEIGHTS / LORA_FILE)
     if args.restart:
-        forget_checkpoint(folder)
+        delete_checkpoint(folder)
     lora = LoRA(linear_layers(testbed.denoiser, args.layers), args.rank, seed=config.seed)
-    task = (Labelled if args.labels else PromptsAlone)(testbed, config.seed)
-    judge = true_label if args.labels else None
-    for _ in align_model(lora, testbed.denoiser, task, redirector, config, folder, judge=judge):
-        pass
-    judged = "the true labels" if args.labels else redirector.title
+    task = (LabelledTask if args.labels else UnlabelledTask)(testbed, config.seed)
+    labels = true_labels if args.labels else None
+    if already_made(folder, run_settings(lora, redirector, config, labels), out):
+        return 0
+    with named_ways():
+        for _ in align_model(lora, testbed.denoiser, task, redirector, config, folder, labels=labels):
+            pass
+    labelled_by = "the true labels" if args.labels else redirector.title
     command = "python -m safeguidance align" + (" --labels" if args.labels else "")
     training = {**asdict(config), "rank": args.rank, "layers": args.layers, "command": command}
     card = LoRACard(
         base_model=BASE_MODEL,
-        redirector=judged,
+        redirector=labelled_by,
         threshold=redirector.threshold,
         prompts=0,
         judged_harmful=0,
@@ -90,5 +94,6 @@ def _run(args: argparse.Namespace) -> int:
         training=training,
     )
     save_lora(out, lora, card)
+    finish_run(folder, out)
     print(f"written: {out}; measure it with `python -m safeguidance bench --methods none,lora`")
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,8 @@ def add_parsers(commands: Any) -> None:
     train = actions.add_parser("train", help="train text encoder and denoiser (about an hour on two cores)")
     train.add_argument("--steps", type=int, help="joint training steps, default: those of the shipped weights")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--checkpoints", type=Path, default=Path("runs/testbed"), help="continued where one is found")
-    train.add_argument("--restart", action="store_true", help="ignore an existing checkpoint")
+    train.add_argument("--checkpoints", type=Path, default=Path("runs/testbed"), help="resumed where there is one")
+    train.add_argument("--restart", action="store_true", help="forget an earlier run")
     train.add_argument(
         "--begin", type=Path, metavar="DIR", help="start from the finished weights in DIR: only the last steps are made"
     )
@@ -45,23 +47,54 @@ def add_parsers(commands: Any) -> None:
     hgr = commands.add_parser("train-hgr", help="train the testbed's HGR (some minutes on two cores)")
     hgr.add_argument("config", type=Path, nargs="?", help="JSON file with training settings, default: the shipped ones")
     hgr.add_argument("--style", choices=STYLES[1:], help="erase this drawing style instead of harm (300 steps)")
-    hgr.add_argument(
-        "--checkpoints", type=Path, help="continued where one is found; default runs/hgr, or runs/hgr-STYLE"
-    )
-    hgr.add_argument("--restart", action="store_true", help="ignore an existing checkpoint")
+    hgr.add_argument("--checkpoints", type=Path, help="resumed where there is one; default runs/hgr, or runs/hgr-STYLE")
+    hgr.add_argument("--restart", action="store_true", help="forget an earlier run")
     hgr.add_argument("--out", type=Path, help="default: the shipped file, or runs/hgr-STYLE.safetensors")
     hgr.set_defaults(run=_train_hgr)
 
 
+@contextmanager
+def named_ways() -> Iterator[None]:
+    """Say what the commands can do where a folder holds a run of other settings."""
+    from ..training.checkpoints import SettingsMismatch
+
+    try:
+        yield
+    except SettingsMismatch as error:
+        raise error.renamed({}, "name another folder with --checkpoints, or forget that run with --restart") from error
+
+
+def already_made(folder: Path, settings: Mapping[str, Any], out: Path) -> bool:
+    """Whether a run is finished and its file still there; says so.
+
+    Raises:
+        SettingsMismatch: if the file comes from other settings.
+    """
+    from ..training.checkpoints import finished_history
+
+    with named_ways():
+        if finished_history(folder, settings, out) is None:
+            return False
+    print(f"{out} is there already, from a run of these settings; --restart makes it again")
+    return True
+
+
 def _train(args: argparse.Namespace) -> int:
+    from ..training.checkpoints import delete_checkpoint, finish_run
     from .training.testbed import TrainConfig, train
 
     config = TrainConfig(seed=args.seed, **({"steps": args.steps} if args.steps else {}))
-    begin = load_testbed(args.begin) if args.begin else None
-    world = train(config, args.checkpoints, resume=not args.restart, begin=begin)
+    if args.restart:
+        delete_checkpoint(args.checkpoints)
+    if already_made(args.checkpoints, asdict(config), args.out / DENOISER_FILE):
+        return 0
+    pretrained = load_testbed(args.begin) if args.begin else None
+    with named_ways():
+        world = train(config, args.checkpoints, pretrained=pretrained)
     meta = {"format": "safeguidance-testbed", "training": json.dumps(asdict(config))}
     save_half(world.text, args.out / TEXT_FILE, meta)
     save_half(world.denoiser, args.out / DENOISER_FILE, meta)
+    finish_run(args.checkpoints, args.out / DENOISER_FILE)
     print(f"written: {args.out / TEXT_FILE}, {args.out / DENOISER_FILE}")
     return 0
 
@@ -88,8 +121,8 @@ def _train_hgr(args: argparse.Namespace) -> int:
     from ..redirector.hgr import HGR, HGRConfig
     from ..redirector.weights import HGRCard, save_hgr
     from ..testbed.tokens import MAX_LENGTH
-    from ..training.checkpoints import forget_checkpoint
-    from ..training.hgr import HGRTrainConfig, train_hgr
+    from ..training.checkpoints import delete_checkpoint, finish_run
+    from ..training.hgr import HGRTrainConfig, run_settings, train_hgr
     from .training.hgr_task import TestbedTask, calibrate, calibrate_on
     from .training.style_task import STYLE_TRAINING, StyleTask, calibration_captions, category_of
 
@@ -109,12 +142,15 @@ def _train_hgr(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.config}: {error}; allowed are the fields of HGRTrainConfig and 'network'") from error
     testbed = load_testbed()
     if args.restart:
-        forget_checkpoint(folder)
+        delete_checkpoint(folder)
     torch.manual_seed(config.seed)
     network = HGR(shape)
+    if already_made(folder, run_settings(network, config), out):
+        return 0
     task = StyleTask(testbed, style, config.seed) if style else TestbedTask(testbed, config.seed)
-    for _ in train_hgr(network, task, config, folder):
-        pass
+    with named_ways():
+        for _ in train_hgr(network, task, config, folder):
+            pass
     count, rate = 2000, 0.01
     if style:
         threshold = calibrate_on(network, testbed, *calibration_captions(style, count), rate)
@@ -137,5 +173,6 @@ def _train_hgr(args: argparse.Namespace) -> int:
         training={**asdict(config), "command": command},
     )
     save_hgr(out, network, card)
+    finish_run(folder, out)
     print(f"written: {out}, gate threshold {card.threshold:.4f}")
     return 0

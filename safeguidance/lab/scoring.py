@@ -15,7 +15,7 @@ from ..redirector.detection import (
     Draws,
     calibrate_score,
     fixed_draws,
-    opened,
+    full_redirect,
     picture_distance,
     picture_evidence,
     prompt_scores,
@@ -139,7 +139,7 @@ class Scorer:
 
     def evidence(self, captions: Sequence[Caption], latents: torch.Tensor) -> list[float]:
         """Evidence of the caption's harm in the picture."""
-        h = opened(self.redirector, self._encode(captions), self.base)
+        h = full_redirect(self.redirector, self._encode(captions), self.base)
         found = picture_evidence(self.task.predict, self.task.noised, latents, self.draws, [h], self.base)
         return found[:, 0].tolist()
 

@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from ..concepts.categories import PRESETS
+from ..errors import InputError
 
 SPLITS = ("train", "held-out")
-_COLUMNS = {
+COLUMNS = {
     "prompt": ("prompt", "unsafe_prompt", "harmful_prompt", "text", "caption"),
     "safe": ("safe_prompt", "safe", "counterpart"),
     "category": ("category",),
     "split": ("split",),
     "image": ("image", "image_path"),
 }
+"""What a row holds, and the names of columns that are taken for it."""
 _NO_CATEGORY = {"", "none", "clean", "safe", "benign", "harmless"}
 _SPLIT_NAMES = {"": "train", "train": "train", "held-out": "held-out", "held_out": "held-out", "test": "held-out"}
 _OTHER_NAMES = {
@@ -39,6 +41,7 @@ _OTHER_NAMES = {
     "hate speech": "hate",
 }
 _SHOWN = 20
+_MAKE = "`python -m safeguidance data make` writes one"
 
 
 @dataclass(frozen=True)
@@ -130,32 +133,28 @@ def read_prompts(path: Path, categories: Sequence[str] | None = None) -> PromptD
         categories: allowed categories; None allows the seven of the field.
 
     Raises:
-        ValueError: if the file is missing, empty, of another kind, or a row is wrong; the message names line and
-            column of each, and what is allowed.
+        InputError: if the file is missing, empty, of another kind, or a row is wrong; the message names line and
+            column of each and what is allowed, and repeats nothing that the file holds.
     """
     data, problems = scan_prompts(path, categories)
     if problems:
         more = f"\n... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         listed = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
-        raise ValueError(f"{path}: {len(problems)} rows can not be used:\n{listed}{more}")
+        raise InputError(
+            "dataset",
+            f"{path}: {len(problems)} rows cannot be used:\n{listed}{more}",
+            "rows without such errors",
+            "correct the lines named; `python -m safeguidance data check` looks at the whole file",
+        )
     if not data.examples:
-        raise ValueError(f"{path} has no rows; write one with `python -m safeguidance data make`")
+        raise InputError("dataset", f"{path} has no rows", "one row or more", _MAKE)
     return data
 
 
 def scan_prompts(path: Path, categories: Sequence[str] | None = None) -> tuple[PromptData, list[Problem]]:
     """Read what can be read of a prompt file, and say what is wrong with the rest (see ``read_prompts``)."""
-    if not path.is_file():
-        raise ValueError(f"prompt file {path} does not exist; `python -m safeguidance data make` writes one")
     kinds = {".csv": _csv_records, ".jsonl": _json_records, ".ndjson": _json_records}
-    if path.suffix.lower() not in kinds:
-        raise ValueError(f"prompt file {path} has the suffix {path.suffix!r}; allowed are {', '.join(kinds)}")
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    raw, text = read_text(path, tuple(kinds))
     allowed = list(PRESETS) if categories is None else list(categories)
     examples, problems = [], []
     for line, record, wrong in kinds[path.suffix.lower()](text):
@@ -166,6 +165,35 @@ def scan_prompts(path: Path, categories: Sequence[str] | None = None) -> tuple[P
                 examples.append(example)
         problems.extend(found)
     return PromptData(path, tuple(examples), hashlib.sha256(raw).hexdigest(), tuple(allowed)), problems
+
+
+def read_text(path: Path, suffixes: Sequence[str]) -> tuple[bytes, str]:
+    """Bytes and text of a file of prompts.
+
+    Raises:
+        InputError: if it is missing, of another kind, or not UTF-8; the message repeats nothing that the file holds.
+    """
+    allowed = f"a file with the suffix {', '.join(suffixes)}"
+    if not path.is_file():
+        raise InputError("dataset", f"prompt file {path} does not exist", allowed, _MAKE)
+    if path.suffix.lower() not in suffixes:
+        raise InputError("dataset", f"prompt file {path} has the suffix {path.suffix!r}", allowed)
+    raw = path.read_bytes()
+    try:
+        return raw, raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        found = f"{path}, line {line}: not UTF-8 ({error.reason})"
+        raise InputError("dataset", found, "a text file in UTF-8", "save the file as UTF-8") from error
+
+
+def lies_within(path: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder or below it, symbolic links followed."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):
+        # a name with a null byte, or links in a circle
+        return False
 
 
 _Record = tuple[int, "dict[str, str] | None", "Problem | None"]
@@ -184,7 +212,7 @@ def _csv_records(text: str) -> Iterator[_Record]:
                 header = [name.strip().lower() for name in fields]
                 missing = _missing(header)
                 if missing:
-                    yield here, None, Problem(here, "", f"{missing}; the header is {', '.join(fields)}")
+                    yield here, None, Problem(here, "", missing)
                     return
                 continue
             if len(fields) != len(header):
@@ -206,16 +234,20 @@ def _json_records(text: str) -> Iterator[_Record]:
         except json.JSONDecodeError as error:
             yield number, None, Problem(number, str(error.colno), f"not JSON ({error.msg})")
             continue
+        except (ValueError, RecursionError):
+            # a number of thousands of digits, or thousands of brackets
+            yield number, None, Problem(number, "", "not JSON that can be read")
+            continue
         if not isinstance(record, dict):
             yield number, None, Problem(number, "", f"{type(record).__name__} instead of an object with named values")
             continue
         record = {str(key).strip().lower(): value for key, value in record.items()}
-        odd = [key for key in record if any(key in n for n in _COLUMNS.values()) and not _is_text(record[key])]
+        odd = [key for key in record if any(key in n for n in COLUMNS.values()) and not _is_text(record[key])]
         if odd:
-            yield number, None, Problem(number, odd[0], f"{record[odd[0]]!r} is not a text")
+            yield number, None, Problem(number, odd[0], f"{type(record[odd[0]]).__name__} instead of a text")
             continue
         if missing := _missing(record):
-            yield number, None, Problem(number, "", f"{missing}; the row has {', '.join(record)}")
+            yield number, None, Problem(number, "", missing)
             continue
         yield number, {key: "" if value is None else str(value) for key, value in record.items()}, None
 
@@ -227,21 +259,21 @@ def _is_text(value: Any) -> bool:
 def _missing(names: Iterable[str]) -> str:
     names = set(names)
     for part in ("prompt", "category"):
-        if not names & set(_COLUMNS[part]):
-            return f"there is no {part} column (accepted: {', '.join(_COLUMNS[part])})"
+        if not names & set(COLUMNS[part]):
+            return f"there is no {part} column (accepted: {', '.join(COLUMNS[part])})"
     return ""
 
 
 def _value(record: dict[str, str], part: str) -> tuple[str, str]:
     """Column name and value of a part; "" where the file has no such column."""
-    for name in _COLUMNS[part]:
+    for name in COLUMNS[part]:
         if name in record:
             return name, " ".join(record[name].split())
-    return _COLUMNS[part][0], ""
+    return COLUMNS[part][0], ""
 
 
 def _example(line: int, record: dict[str, str], allowed: Sequence[str]) -> tuple[Example | None, list[Problem]]:
-    values = {part: _value(record, part) for part in _COLUMNS}
+    values = {part: _value(record, part) for part in COLUMNS}
     problems = []
 
     def wrong(part: str, text: str) -> None:
@@ -258,8 +290,7 @@ def _example(line: int, record: dict[str, str], allowed: Sequence[str]) -> tuple
             wrong("safe", "the row has a safe counterpart but no category; give the category, or drop the counterpart")
         safe = prompt
     elif category not in named:
-        given = values["category"][1]
-        wrong("category", f"{given!r} is unknown; allowed are {', '.join(allowed)}, or empty for harmless")
+        wrong("category", f"unknown; allowed are {', '.join(allowed)}, or empty for harmless")
     else:
         category = named[category]
         if not safe:
@@ -268,7 +299,7 @@ def _example(line: int, record: dict[str, str], allowed: Sequence[str]) -> tuple
             wrong("safe", "the safe counterpart is the harmful prompt itself")
     split = values["split"][1].lower()
     if split not in _SPLIT_NAMES:
-        wrong("split", f"{split!r} is unknown; allowed are {', '.join(SPLITS)}")
+        wrong("split", f"unknown; allowed are {', '.join(SPLITS)}")
     if problems:
         return None, problems
     return Example(prompt, safe, category, _SPLIT_NAMES[split], values["image"][1], line), []

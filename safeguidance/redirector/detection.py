@@ -182,7 +182,8 @@ def picture_evidence(
         noised: its forward process.
         latents: pictures, ``[B, C, *spatial]``, in the model's latent scale.
         draws: fixed noise.
-        conditions: texts of harm, or the redirect of the pictures' captions (``full_redirect``), one row or B rows each.
+        conditions: texts of harm, or the redirect of the pictures' captions (``full_redirect``), one row or B rows
+            each.
         base: the empty prompt.
     """
     rows = len(latents)

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 
 from ..conditioning import Conditioning
-from ..prompts.files import _COLUMNS, Row
+from ..errors import InputError, check_range
+from ..prompts.files import COLUMNS, Row, read_text
 from ..redirector.detection import prompt_scores
 from ..redirector.interface import Redirector
-from .align import harm_weight
-from .prompt_task import Noised, Predict, Texts
+from .align_loss import harm_weight
+from .prompt_task import EncodedTexts, Noised, Predict
 
-_PROMPT = _COLUMNS["prompt"]
+_PROMPT = COLUMNS["prompt"]
+_ACCEPTED = ", ".join(_PROMPT)
 SUFFIXES = (".txt", ".csv", ".jsonl", ".ndjson")
 
 
@@ -31,11 +33,13 @@ class Prompts:
         source: what they come from, in words: the name of their file.
         texts: the prompts, each once.
         digest: SHA-256 of what was read.
+        field: the input they were given in.
     """
 
     source: str
     texts: tuple[str, ...]
     digest: str
+    field: str = "dataset"
 
 
 def read_unlabelled(path: Path) -> Prompts:
@@ -44,30 +48,22 @@ def read_unlabelled(path: Path) -> Prompts:
     Other columns, also labels, are not read. Empty lines are skipped.
 
     Raises:
-        ValueError: if the file is missing, of another kind, has no prompts, or a line can not be read; the message
-            names the line.
+        InputError: if the file is missing, of another kind, has no prompts, or a line cannot be read; the message
+            names the line, and repeats nothing that the file holds.
     """
-    if not path.is_file():
-        raise ValueError(f"prompt file {path} does not exist; give a text file with one prompt a line")
+    raw, text = read_text(path, SUFFIXES)
     kind = path.suffix.lower()
-    if kind not in SUFFIXES:
-        raise ValueError(f"prompt file {path} has the suffix {path.suffix!r}; allowed are {', '.join(SUFFIXES)}")
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    found = text.splitlines() if kind == ".txt" else _csv(path, text) if kind == ".csv" else _json(path, text)
-    texts = _tidied(found)
+    lines = text.splitlines() if kind == ".txt" else _csv(path, text) if kind == ".csv" else _json(path, text)
+    texts = _tidied(lines)
     if not texts:
-        raise ValueError(f"{path} has no prompts; give one a line")
+        raise InputError("dataset", f"{path} has no prompts", "one prompt a line")
     return Prompts(path.name, texts, hashlib.sha256(raw).hexdigest())
 
 
 def typed_prompts(text: str) -> Prompts:
     """Prompts as somebody typed them, one a line; there may be none."""
-    return Prompts("typed prompts", _tidied(text.splitlines()), hashlib.sha256(text.encode()).hexdigest())
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Prompts("typed prompts", _tidied(text.splitlines()), digest, "prompts")
 
 
 def _tidied(prompts: Sequence[str]) -> tuple[str, ...]:
@@ -81,19 +77,15 @@ def _csv(path: Path, text: str) -> list[str]:
         names = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
         column = next((names[name] for name in _PROMPT if name in names), None)
         if column is None:
-            raise ValueError(
-                f"{path}, line 1: there is no prompt column (accepted: {', '.join(_PROMPT)}); the header is "
-                f"{', '.join(names)}"
-            )
+            raise InputError("dataset", f"{path}, line 1: there is no prompt column", f"one named {_ACCEPTED}")
         line = reader.line_num + 1
         for row in reader:
             found.append(row[column] or "")
             line = reader.line_num + 1
         return found
     except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {line}: not CSV ({error}); a double quote inside a text is written twice"
-        ) from error
+        wrong = f"{path}, line {line}: not CSV ({error})"
+        raise InputError("dataset", wrong, "CSV", "write a double quote inside a text twice") from error
 
 
 def _json(path: Path, text: str) -> list[str]:
@@ -103,26 +95,37 @@ def _json(path: Path, text: str) -> list[str]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        except (ValueError, RecursionError) as error:
+            why = error.msg if isinstance(error, json.JSONDecodeError) else "it cannot be read"
+            raise InputError("dataset", f"{path}, line {number}: not JSON ({why})", "a JSON value a line") from error
         if isinstance(record, str):
             found.append(record)
             continue
         named = {str(key).strip().lower(): value for key, value in record.items()} if isinstance(record, dict) else {}
         value = next((named[name] for name in _PROMPT if name in named), None)
         if not isinstance(value, str):
-            raise ValueError(f"{path}, line {number}: no text named prompt (accepted: {', '.join(_PROMPT)})")
+            wrong = f"{path}, line {number}: no text named prompt"
+            raise InputError("dataset", wrong, f"an object with a text named {_ACCEPTED}")
         found.append(value)
     return found
 
 
 @torch.no_grad()
-def judge_prompts(redirector: Redirector, texts: Texts, prompts: Sequence[str], softness: float) -> list[float]:
-    """How much each prompt is redirected rather than kept, 0..1 (``align.harm_weight``).
+def judge_prompts(
+    redirector: Redirector, texts: EncodedTexts, prompts: Sequence[str], softness: float, field: str = "dataset"
+) -> list[float]:
+    """How much each prompt is redirected rather than kept, 0..1 (``align_loss.harm_weight``).
+
+    Args:
+        redirector: made for this text encoder.
+        texts: the prompts, encoded.
+        prompts: what to judge.
+        softness: in logits.
+        field: the input that the prompts were given in.
 
     Raises:
-        ValueError: if the redirector does not fit the conditioning, finds none of the prompts harmful, or finds all
-            of them harmful.
+        InputError: if the redirector finds none of the prompts harmful, or all of them.
+        ValueError: if the redirector does not fit the conditioning.
     """
     base, found = texts([""]), []
     for start in range(0, len(prompts), 64):
@@ -130,14 +133,19 @@ def judge_prompts(redirector: Redirector, texts: Texts, prompts: Sequence[str], 
         found += harm_weight(gate, redirector.threshold, softness).tolist()
     harmful = sum(weight >= 0.5 for weight in found)
     if not harmful:
-        raise ValueError(
+        raise InputError(
+            field,
             f"the redirector {redirector.title!r} judges none of the {len(found)} prompts harmful (threshold "
-            f"{redirector.threshold:.3f}), so there is nothing to align; add prompts of the kind to be guarded against"
+            f"{redirector.threshold:.3f}), so there is nothing to align",
+            "harmful and harmless prompts",
+            "add prompts of the kind to be guarded against",
         )
     if harmful == len(found):
-        raise ValueError(
-            f"the redirector {redirector.title!r} judges all {len(found)} prompts harmful; add harmless ones, as "
-            "people write them, so that these are kept as they are"
+        raise InputError(
+            field,
+            f"the redirector {redirector.title!r} judges all {len(found)} prompts harmful",
+            "harmful and harmless prompts",
+            "add harmless ones, as people write them, so that these are kept as they are",
         )
     return found
 
@@ -157,7 +165,7 @@ class UnlabelledTask:
         seed: of the rows.
 
     Raises:
-        ValueError: if ``harmful`` is not a share.
+        InputError: if ``harmful`` is not a share.
     """
 
     def __init__(
@@ -172,22 +180,21 @@ class UnlabelledTask:
         harmful: float = 0.5,
         seed: int = 0,
     ) -> None:
-        if not 0 <= harmful <= 1:
-            raise ValueError(f"harmful_share is {harmful}; allowed is 0 to 1")
+        check_range("harmful_share", harmful, 0, 1)
         judged = list(zip(prompts, weights, strict=True))
-        self._kinds = [[p for p, w in judged if w >= 0.5], [p for p, w in judged if w < 0.5]]
+        self._harmful, self._harmless = [p for p, w in judged if w >= 0.5], [p for p, w in judged if w < 0.5]
         self.encode, self.predict, self.noised = texts, predict, noised
-        self.schedule, self._shape, self._harmful, self._seed = schedule, tuple(shape), harmful, seed
+        self.schedule, self._shape, self._harmful_share, self._seed = schedule, tuple(shape), harmful, seed
 
     def rows(self, step: int, count: int) -> list[Row]:
         """Prompts of a step."""
         rng = np.random.default_rng((self._seed, step + 1_000_000_000))
-        picked = []
+        drawn = []
         for _ in range(count):
-            kind = self._kinds[int(rng.random() >= self._harmful)]
-            prompt = kind[int(rng.integers(len(kind)))]
-            picked.append(Row(prompt, prompt, -1))
-        return picked
+            prompts = self._harmful if rng.random() < self._harmful_share else self._harmless
+            prompt = prompts[int(rng.integers(len(prompts)))]
+            drawn.append(Row(prompt, prompt, -1))
+        return drawn
 
     def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Unit noise of latent shape."""

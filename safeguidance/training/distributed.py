@@ -1,7 +1,7 @@
-"""Several processes that train one HGR together: who owns which rows, and what must be added up over all of them.
+"""Several processes that train one network together: which rows belong to which, and what is summed over all of them.
 
 Every process draws the same random numbers for the whole batch and evaluates the model on its own rows only. Losses
-and gradients are sums over rows divided by the number of rows of the whole batch, so adding them up over the processes
+and gradients are sums over rows divided by the number of rows of the whole batch, so summing them over the processes
 gives what one process with the whole batch has, up to rounding. (Weights whose gradient is zero but for rounding, such
 as the bias of attention keys, may still differ: Adam scales every gradient up. They do not change what the HGR says.)
 """
@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 
 
-class Team(Protocol):
+class ProcessGroup(Protocol):
     """The processes of a run, as one of them sees it."""
 
     @property
@@ -24,71 +24,73 @@ class Team(Protocol):
         ...
 
     @property
-    def count(self) -> int:
+    def world_size(self) -> int:
         """How many there are."""
         ...
 
-    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over all processes, each of which calls this at the same time with the same shape."""
         ...
 
 
 @dataclass(frozen=True)
-class _Alone:
+class _SingleProcess:
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
-    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
 
-ALONE: Team = _Alone()
-"""One process."""
+SINGLE_PROCESS: ProcessGroup = _SingleProcess()
+"""The group of a run in one process."""
 
 
-def own(count: int, team: Team) -> list[int]:
-    """Which of ``count`` rows belong to this process: every ``team.count``-th one."""
-    return list(range(team.rank, count, team.count))
+def local_indices(count: int, group: ProcessGroup) -> list[int]:
+    """Which of ``count`` rows belong to this process: every ``world_size``-th one."""
+    return list(range(group.rank, count, group.world_size))
 
 
-def share(tensor: torch.Tensor, team: Team) -> torch.Tensor:
+def shard(tensor: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
     """The rows of a tensor ``[B, ...]`` that belong to this process."""
-    return tensor if team.count == 1 else tensor[team.rank :: team.count]
+    return tensor if group.world_size == 1 else tensor[group.rank :: group.world_size]
 
 
-def whole(tensor: torch.Tensor, count: int, team: Team) -> torch.Tensor:
-    """The tensor ``[count, ...]`` that ``share`` was applied to, on every process; exact.
+def all_gather(tensor: torch.Tensor, count: int, group: ProcessGroup) -> torch.Tensor:
+    """The tensor ``[count, ...]`` that ``shard`` was applied to, on every process; exact.
 
     Args:
         tensor: this process's rows, perhaps none.
         count: rows of all processes together.
-        team: the processes.
+        group: the processes.
     """
-    if team.count == 1:
+    if group.world_size == 1:
         return tensor
     full = tensor.new_zeros((count, *tensor.shape[1:]))
-    full[own(count, team)] = tensor
-    return team.total(full)
+    full[local_indices(count, group)] = tensor
+    return group.all_reduce(full)
 
 
-def add_up(parameters: Iterable[torch.nn.Parameter], values: torch.Tensor, team: Team) -> torch.Tensor:
+def all_reduce_grads(
+    parameters: Iterable[torch.nn.Parameter], values: torch.Tensor, group: ProcessGroup
+) -> torch.Tensor:
     """Sum gradients, in place, and a few values over all processes, with one message.
 
     Args:
         parameters: a gradient of None counts as zeros.
         values: ``[N]``.
-        team: the processes.
+        group: the processes.
 
     Returns:
         The values, summed.
     """
-    if team.count == 1:
+    if group.world_size == 1:
         return values
     listed = list(parameters)
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in listed]
-    summed = team.total(torch.cat([values, *(part.flatten() for part in parts)]))
-    place = len(values)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in listed]
+    summed = group.all_reduce(torch.cat([values, *(grad.flatten() for grad in grads)]))
+    offset = len(values)
     for parameter in listed:
-        parameter.grad = summed[place : place + parameter.numel()].view_as(parameter).clone()
-        place += parameter.numel()
+        parameter.grad = summed[offset : offset + parameter.numel()].view_as(parameter).clone()
+        offset += parameter.numel()
     return summed[: len(values)]

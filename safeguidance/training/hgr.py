@@ -1,9 +1,9 @@
-"""Training loop of the HGR. It knows a denoiser only as ``predict(x, sigma, cond)``; states come from ``states``."""
+"""Training of the HGR. It knows a denoiser only as ``predict(x, sigma, cond)``; states come from ``rollouts``."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,166 +11,198 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ..conditioning import Conditioning, expand_like, select_rows
+from ..conditioning import expand_like, select_rows
+from ..errors import InputError
 from ..predictions import per_sample, sample_mean
 from ..prompts.files import Row
 from ..redirector.hgr import HGR
 from ..redirector.interface import apply_delta
-from .checkpoints import Restored
-from .distributed import ALONE, Team, own, share
+from .checkpoints import Checkpoint, History
+from .distributed import SINGLE_PROCESS, ProcessGroup, local_indices, shard
 from .hgr_config import HGRTrainConfig
-from .loop import descend
-from .rollouts import MEMORY, Batch, Rollouts, Task, change, collect, pack, pick, unpack
+from .loop import OnStep, train
+from .rollouts import (
+    REPLAY_SIZE,
+    Batch,
+    Rollouts,
+    Task,
+    collect,
+    load_state_dict,
+    predict_delta,
+    state_dict,
+    stratified_rows,
+)
 
-__all__ = ["HGRTrainConfig", "Row", "Task", "train_hgr"]
+__all__ = ["HGRTrainConfig", "Row", "Task", "run_settings", "train_hgr"]
+
+
+def run_settings(network: HGR, config: HGRTrainConfig, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a resumed run must agree with.
+
+    Args:
+        network: what is trained.
+        config: settings.
+        extra: more of it, such as the digest of the data.
+    """
+    return {**asdict(config), **asdict(network.config), **(extra or {})}
 
 
 def train_hgr(
     network: HGR,
     task: Task[Any],
     config: HGRTrainConfig,
-    folder: Path | None = None,
-    watch: Callable[[int, dict[str, float]], None] | None = None,
-    every: int = 100,
-    show: bool = True,
-    team: Team = ALONE,
-    about: Mapping[str, Any] | None = None,
+    checkpoint_dir: Path | None = None,
+    on_step: OnStep | None = None,
+    checkpoint_every: int = 100,
+    progress_bar: bool = True,
+    group: ProcessGroup = SINGLE_PROCESS,
+    extra_settings: Mapping[str, Any] | None = None,
+    history: History | None = None,
 ) -> Iterator[int]:
-    """Train an HGR in place; yields the step count after each step, so a caller can look, stop or interrupt.
-
-    A caller that stops (closes the iterator) leaves a checkpoint of that step. A run that is killed goes on from its
-    last checkpoint, on a CPU to the very weights that an undisturbed run gives. Several processes give the weights of
-    one with the same batch up to rounding, and one may go on where several stopped; when they are stopped, their last
-    regular checkpoint counts.
+    """Train an HGR in place; yields the step count after each step (see ``loop.train`` for stopping and resuming).
 
     Args:
         network: trained in place, on the device it is on.
         task: data and model.
         config: settings.
-        folder: for checkpoints; an existing one is continued. None keeps none.
-        watch: gets the step and the current losses.
-        every: steps between checkpoints, 1 or more.
-        show: draw a progress bar.
-        team: the processes that share each batch; each calls this with the same arguments, its own device aside.
-        about: what else a resumed run must agree with, such as the digest of its data.
+        checkpoint_dir: an existing checkpoint in it is resumed. None keeps none.
+        on_step: called after each step.
+        checkpoint_every: steps between checkpoints, 1 or more.
+        progress_bar: draw one.
+        group: the processes that share each batch; each calls this with the same arguments, its own device aside.
+        extra_settings: what else a resumed run must agree with (see ``run_settings``).
+        history: a list that the losses of all steps are appended to, also of those before a resume.
 
     Raises:
         FloatingPointError: if a loss or a gradient is not finite; the network holds the weights of the step before,
             and the last checkpoint stays as it is.
-        ValueError: if ``folder`` holds a checkpoint of other settings, there are no rows, or there are more processes
-            than rows in a batch.
-        OSError: if a checkpoint can not be written.
+        InputError: if there are more processes than rows in a batch, or ``checkpoint_dir`` holds a checkpoint of other
+            settings or one that cannot be read.
+        OSError: if a checkpoint cannot be written.
     """
-    if team.count > min(config.batch, config.text_batch):
-        raise ValueError(
-            f"{team.count} processes can not share batches of {config.batch} states and {config.text_batch} texts; "
-            "take a larger batch or fewer processes"
+    if group.world_size > min(config.batch, config.text_batch):
+        raise InputError(
+            "batch",
+            f"{group.world_size} processes cannot share {config.batch} states and {config.text_batch} texts",
+            "a row or more for each process",
+            "take a larger batch and text_batch, or fewer processes",
         )
     torch.manual_seed(config.seed)
-    settings = {**asdict(config), **asdict(network.config), **(about or {})}
-    run = _Redirecting(network, task, config, team)
-    yield from descend("HGR", network, run, settings, folder, watch, every, show, team)
+    settings = run_settings(network, config, extra_settings)
+    objective = HGRObjective(network, task, config, group)
+    yield from train(
+        "HGR", network, objective, settings, checkpoint_dir, on_step, checkpoint_every, progress_bar, group, history
+    )
 
 
-class _Redirecting:
-    """What an HGR is trained on: rollouts, kept sets of states, and the losses on them."""
+class HGRObjective:
+    """Score, gate and clean loss of an HGR on kept sets of states, which rollouts refill (a ``loop.Objective``).
 
-    def __init__(self, network: HGR, task: Task[Any], config: HGRTrainConfig, team: Team) -> None:
-        self.network, self.task, self.config, self.team = network, task, config, team
+    Args:
+        network: the HGR.
+        task: data and model.
+        config: settings.
+        group: the processes that share each batch.
+    """
+
+    def __init__(
+        self, network: HGR, task: Task[Any], config: HGRTrainConfig, group: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
+        self.network, self.task, self.config, self.group = network, task, config, group
         self.empty = task.encode([""])
-        self.batches: deque[Batch] = deque(maxlen=MEMORY)
+        self.batches: deque[Batch] = deque(maxlen=REPLAY_SIZE)
         self.rollouts: Rollouts | None = None
 
-    def begin(self, generator: torch.Generator) -> None:
+    def start(self, generator: torch.Generator) -> None:
+        """Start the rollouts, if the settings ask for any."""
         config, task = self.config, self.task
-        if kept := round(config.rollout_share * config.batch):
-            rows = pick(task.rows(-1, 4 * config.batch), config, kept)
-            self.rollouts = Rollouts.begin(task, rows, generator, self.network.marks.device, self.team)
+        if count := round(config.rollout_share * config.batch):
+            rows = stratified_rows(task.rows(-1, 4 * config.batch), config, count)
+            self.rollouts = Rollouts.start(task, rows, generator, self.network.marks.device, self.group)
 
-    def restore(self, saved: Restored, generator: torch.Generator) -> None:
+    def load_state_dict(self, state: Checkpoint, generator: torch.Generator) -> None:
+        """Restore rollouts and kept states."""
         device = self.network.marks.device
-        self.rollouts, self.batches = unpack(self.task, saved.tensors, saved.notes, generator, device, self.team)
+        self.rollouts, self.batches = load_state_dict(
+            self.task, state.tensors, state.values, generator, device, self.group
+        )
 
-    def pack(self, generator: torch.Generator) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        return pack(self.rollouts, self.batches, generator, self.team)
+    def state_dict(self, generator: torch.Generator) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Rollouts and kept states of all processes."""
+        return state_dict(self.rollouts, self.batches, generator, self.group)
 
-    def losses(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        config, rest = self.config, (self.empty, step, generator, self.team)
+    def compute_loss(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The weighted sum of the three losses, and each of them."""
+        config = self.config
         if step % config.reuse == 0 or not self.batches:
-            self.batches.append(collect(self.network, self.task, config, self.rollouts, *rest))
+            self.batches.append(
+                collect(self.network, self.task, config, self.rollouts, self.empty, step, generator, self.group)
+            )
         batch = self.batches[int(torch.randint(len(self.batches), (), generator=generator))]
-        losses = _step(self.network, self.task, config, batch, *rest)
+        losses = self._losses(batch, step, generator)
         return losses["score"] + config.gate_weight * losses["gate"] + config.clean_weight * losses["clean"], losses
 
+    def _losses(self, batch: Batch, step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """The three losses; each of several processes gives its part of the sums that make them."""
+        network, task, config, group = self.network, self.task, self.config, self.group
+        text_rows = task.rows(-2 - step, config.text_batch)
+        texts = task.encode([r.prompt for r in text_rows])
+        total = len(batch.rows)
+        local, local_texts = local_indices(total, group), local_indices(len(text_rows), group)
+        count = len(local)
+        # of all rows, then this process's: the noise must not depend on how many processes there are
+        tokens = _jittered(torch.cat([batch.prompt.tokens, texts.tokens]), config.jitter, generator)
+        tokens = tokens[[*local, *(total + place for place in local_texts)]]
+        rows = [batch.rows[i] for i in local]
+        logits = network.logits(tokens)
+        gate_loss = _gate_loss(logits, [*rows, *(text_rows[i] for i in local_texts)])
+        gate = logits[:count].sigmoid().amax(dim=1)
+        harmful = torch.tensor([float(r.category >= 0) for r in rows]).to(gate)
+        sigma = shard(batch.sigma, group)
+        base = expand_like(self.empty, select_rows(batch.prompt, local))
+        delta = predict_delta(network, task.schedule, tokens[:count], sigma)
+        # harmful rows train the delta as it is used with an open gate; clean rows train what still leaks through
+        redirected = apply_delta(base, delta, torch.where(harmful > 0, torch.ones_like(gate), gate))
+        denoised = task.predict(batch.x, sigma, redirected)
+        score = sample_mean(batch.weight * ((denoised - batch.target) / per_sample(sigma, batch.x)).square())
+        return {
+            "score": score.mean() * (count / total),
+            "gate": gate_loss * (len(tokens) / (total + len(text_rows))),
+            "clean": self._clean_loss(tokens[count:], logits[count:], text_rows, batch.sigma, generator),
+        }
 
-def _step(
-    network: HGR,
-    task: Task[Any],
-    config: HGRTrainConfig,
-    batch: Batch,
-    empty: Conditioning,
-    step: int,
-    generator: torch.Generator,
-    team: Team,
-) -> dict[str, torch.Tensor]:
-    """Losses; of several processes each gives its part of the sums that make them."""
-    text_rows = task.rows(-2 - step, config.text_batch)
-    text = task.encode([r.prompt for r in text_rows])
-    total = len(batch.rows)
-    mine, mine_text = own(total, team), own(len(text_rows), team)
-    count, part = len(mine), len(mine) / total
-    # of all rows, then this process's: the noise must not depend on how many processes there are
-    seen = _jittered(torch.cat([batch.prompt.tokens, text.tokens]), config.jitter, generator)
-    seen = seen[[*mine, *(total + place for place in mine_text)]]
-    rows, text_own = [batch.rows[i] for i in mine], [text_rows[i] for i in mine_text]
-    base = expand_like(empty, select_rows(batch.prompt, mine))
-    logits = network.logits(seen)
-    gate_loss = _gate_loss(logits, [*rows, *text_own]) * (len(seen) / (total + len(text_rows)))
-    gate = logits[:count].sigmoid().amax(dim=1)
-    harmful = torch.tensor([float(r.category >= 0) for r in rows]).to(gate)
-    sigma = share(batch.sigma, team)
-    delta = change(network, task.schedule, seen[:count], sigma)
-    # harmful rows train the change as it is used with an open gate; clean rows train what still leaks through
-    there = apply_delta(base, delta, torch.where(harmful > 0, torch.ones_like(gate), gate))
-    d_moved = task.predict(batch.x, sigma, there)
-    score = sample_mean(batch.weight * ((d_moved - batch.wanted) / per_sample(sigma, batch.x)).square())
-    clean = _kept_in_place(network, task, seen[count:], logits[count:], text_rows, batch.sigma, generator, team)
-    return {"score": score.mean() * part, "gate": gate_loss, "clean": clean}
-
-
-def _kept_in_place(
-    network: HGR,
-    task: Task[Any],
-    tokens: torch.Tensor,
-    logits: torch.Tensor,
-    rows: Sequence[Row],
-    sigma: torch.Tensor,
-    generator: torch.Generator,
-    team: Team,
-) -> torch.Tensor:
-    """Mean of ``|gate * delta|^2`` over clean rows, at noise levels drawn from those of the batch."""
-    places = [place for place, row in enumerate(rows) if row.category < 0]
-    if not places:
-        return tokens.new_zeros(())
-    level = sigma[torch.randint(len(sigma), (len(places),), generator=generator)]
-    mine = [number for number, place in enumerate(places) if place % team.count == team.rank]
-    if not mine:
-        return tokens.new_zeros(())
-    level, own_places = level[mine], [places[number] // team.count for number in mine]
-    gate = logits[own_places].sigmoid().amax(dim=1)
-    delta = change(network, task.schedule, tokens[own_places], level)
-    kept = sample_mean((per_sample(gate, tokens) * delta.tokens).square()).mean()
-    if delta.pooled is not None:
-        kept = kept + sample_mean((gate[:, None] * delta.pooled).square()).mean()
-    return kept * (len(mine) / len(places))
+    def _clean_loss(
+        self,
+        tokens: torch.Tensor,
+        logits: torch.Tensor,
+        rows: Sequence[Row],
+        sigma: torch.Tensor,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Mean of ``|gate * delta|^2`` over clean rows, at noise levels drawn from those of the batch."""
+        group = self.group
+        clean = [place for place, row in enumerate(rows) if row.category < 0]
+        if not clean:
+            return tokens.new_zeros(())
+        level = sigma[torch.randint(len(sigma), (len(clean),), generator=generator)]
+        local = [number for number, place in enumerate(clean) if place % group.world_size == group.rank]
+        if not local:
+            return tokens.new_zeros(())
+        level, places = level[local], [clean[number] // group.world_size for number in local]
+        gate = logits[places].sigmoid().amax(dim=1)
+        delta = predict_delta(self.network, self.task.schedule, tokens[places], level)
+        leaked = sample_mean((per_sample(gate, tokens) * delta.tokens).square()).mean()
+        if delta.pooled is not None:
+            leaked = leaked + sample_mean((gate[:, None] * delta.pooled).square()).mean()
+        return leaked * (len(local) / len(clean))
 
 
 def _gate_loss(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    goal = torch.zeros_like(logits)
+    targets = torch.zeros_like(logits)
     for index, row in enumerate(rows):
         if row.category >= 0:
-            goal[index, row.category] = 1
-    return functional.binary_cross_entropy_with_logits(logits, goal)
+            targets[index, row.category] = 1
+    return functional.binary_cross_entropy_with_logits(logits, targets)
 
 
 def _jittered(tokens: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:

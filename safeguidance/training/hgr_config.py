@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from ..guidance.safecfg import kappa
+from .settings import MAX_SEED, check_cfg_scale, check_numbers
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class HGRTrainConfig:
         patience: steps without a better loss (a running mean) after which training stops early; 0 never stops early.
 
     Raises:
-        ValueError: if a value is out of its range; the message names it.
+        InputError: if a value is no number, or out of its range.
     """
 
     steps: int = 1000
@@ -52,15 +53,9 @@ class HGRTrainConfig:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        low = {"steps": 1, "batch": 1, "text_batch": 1, "reuse": 1}
-        for item in fields(self):
-            value, least = getattr(self, item.name), low.get(item.name, 0)
-            if not value >= least:  # also refuses what is not a number
-                raise ValueError(f"{item.name} is {value}; allowed is {least} or more")
-        for name in ("clean_share", "rollout_share"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed is 0 to 1")
-        kappa(self.scale)
+        shares = {"clean_share": 1, "rollout_share": 1}
+        check_numbers(self, {"steps": 1, "batch": 1, "text_batch": 1, "reuse": 1}, {**shares, "seed": MAX_SEED})
+        check_cfg_scale(self.scale)
 
     @property
     def kappa(self) -> float:

@@ -7,16 +7,20 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-_INKS = {"score": (208, 60, 48), "gate": (70, 130, 180), "clean": (60, 150, 90)}
-_INKS.update(redirect=_INKS["score"], keep=_INKS["clean"])
-_WIDTH, _HEIGHT, _LEFT, _LOW = 640, 320, 70, 40
+_COLOURS = {"score": (208, 60, 48), "gate": (70, 130, 180), "clean": (60, 150, 90)}
+_COLOURS.update(redirect=_COLOURS["score"], keep=_COLOURS["clean"])
+_OTHER, _TEXT, _GRID = (90, 100, 110), (32, 36, 44), (222, 226, 232)
+_WIDTH, _HEIGHT = 640, 320
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 30, 40
+_EMA_DECAY = 0.9
+_MAX_POINTS = 2000
 
 
 def draw_losses(history: Sequence[dict[str, float]], total: int) -> Image.Image:
     """Losses over the steps, each smoothed, on a logarithmic axis.
 
     Args:
-        history: losses per step, by name.
+        history: losses of each step from the first one on, by name.
         total: steps of the whole run, the width of the picture.
     """
     image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
@@ -26,25 +30,39 @@ def draw_losses(history: Sequence[dict[str, float]], total: int) -> Image.Image:
     low, high = math.floor(min(values)), math.floor(max(values)) + 1
 
     def at(step: float, value: float) -> tuple[float, float]:
-        x = _LEFT + (_WIDTH - _LEFT - 20) * step / max(total - 1, 1)
-        return x, 20 + (_HEIGHT - 20 - _LOW) * (high - math.log10(value)) / (high - low)
+        x = _LEFT + (_WIDTH - _LEFT - _RIGHT) * step / max(total - 1, 1)
+        return x, _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - math.log10(value)) / (high - low)
 
     for power in range(low, high + 1):
         y = at(0, 10.0**power)[1]
-        draw.line([(_LEFT, y), (_WIDTH - 20, y)], fill=(222, 226, 232))
-        draw.text((_LEFT - 8, y), f"{10.0**power:g}", fill=(32, 36, 44), font=font, anchor="rm")
-    for place, (name, curve) in enumerate(curves.items()):
-        ink = _INKS.get(name, (90, 100, 110))
-        points = [at(step, value) for step, value in enumerate(curve)]
-        draw.line(points if len(points) > 1 else points * 2, fill=ink, width=2)
-        text = f"{name} {curve[-1]:.3g}"
-        draw.text((_LEFT + 10 + 180 * place, _HEIGHT - 12), text, fill=ink, font=font, anchor="lm")
-    draw.text((_WIDTH - 20, _HEIGHT - 12), f"step {len(history)} of {total}", (32, 36, 44), font, anchor="rm")
+        draw.line([(_LEFT, y), (_WIDTH - _RIGHT, y)], fill=_GRID)
+        draw.text((_LEFT - 8, y), f"{10.0**power:g}", fill=_TEXT, font=font, anchor="rm")
+    for name, curve in curves.items():
+        stride = max(1, len(curve) // _MAX_POINTS)
+        points = [at(step, value) for step, value in enumerate(curve)][::stride]
+        draw.line(points if len(points) > 1 else points * 2, fill=_COLOURS.get(name, _OTHER), width=2)
+    for text, place, anchor, colour in _labels(curves, len(history), total, font):
+        draw.text(place, text, fill=colour, font=font, anchor=anchor)
     return image
 
 
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_Label = tuple[str, tuple[float, float], str, tuple[int, int, int]]
+
+
+def _labels(curves: dict[str, list[float]], step: int, total: int, font: _Font) -> list[_Label]:
+    """Last value of each curve below the plot, the step above it: they never share a line."""
+    labels: list[_Label] = [(f"step {step} of {total}", (_WIDTH - _RIGHT, _TOP / 2), "rm", _TEXT)]
+    x = float(_LEFT)
+    for name, curve in curves.items():
+        text = f"{name} {curve[-1]:.3g}"
+        labels.append((text, (x, _HEIGHT - 12), "lm", _COLOURS.get(name, _OTHER)))
+        x += font.getlength(text) + 24
+    return labels
+
+
 def _smoothed(values: Sequence[float]) -> list[float]:
-    out: list[float] = []
+    smoothed: list[float] = []
     for value in values:
-        out.append(value if not out else 0.9 * out[-1] + 0.1 * value)
-    return out
+        smoothed.append(value if not smoothed else _EMA_DECAY * smoothed[-1] + (1 - _EMA_DECAY) * value)
+    return smoothed

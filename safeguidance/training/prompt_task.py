@@ -9,26 +9,27 @@ import numpy as np
 import torch
 
 from ..conditioning import Conditioning, match_length
+from ..errors import InputError
 from ..prompts.files import PromptData, Row
 from ..redirector.hgr import HGR
 from ..roc import auc, threshold
 
 Predict = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
 Noised = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-_HARMFUL = 0.6  # share of harmful rows that a step draws from
+_HARMFUL_SHARE = 0.6  # of the rows of a step
 
 
-class Texts:
+class EncodedTexts:
     """All texts of a prompt file, encoded once and kept on the CPU, at one length.
 
     Args:
         encode: one text to its conditioning, one row.
         texts: what will be asked for; the empty text is always there.
         device: where training happens.
-        watch: gets the number of texts done.
+        on_text: called with the number of texts done.
 
     Raises:
-        ValueError: if the encoder gives values that are not finite.
+        InputError: if the encoder gives values that are not finite.
     """
 
     def __init__(
@@ -36,35 +37,41 @@ class Texts:
         encode: Callable[[str], Conditioning],
         texts: Sequence[str],
         device: torch.device,
-        watch: Callable[[int], None] = lambda _: None,
+        on_text: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.device = device
-        known: dict[str, Conditioning] = {}
+        encoded: dict[str, Conditioning] = {}
         for number, text in enumerate(dict.fromkeys(["", *texts])):
             cond = encode(text)
-            if not bool(torch.isfinite(cond.tokens).all()):
-                raise ValueError(f"the text encoder gives values that are not finite for {text!r}; run it in float32")
+            states = [part for part in (cond.tokens, cond.pooled) if part is not None]
+            if not all(bool(torch.isfinite(part).all()) for part in states):
+                raise InputError(
+                    "clip",
+                    f"the text encoder gives values that are not finite for {text!r}",
+                    "finite numbers",
+                    "run the text encoder in float32, and look at weights in brackets in that prompt",
+                )
             pooled = None if cond.pooled is None else cond.pooled.detach().float().cpu().clone()
-            known[text] = Conditioning(cond.tokens.detach().float().cpu().clone(), pooled)
-            watch(number + 1)
-        self.chunk = known[""].tokens.shape[1]
-        self.length = max(cond.tokens.shape[1] for cond in known.values())
-        self._known = {text: match_length(cond, self.length, 1) for text, cond in known.items()}
+            encoded[text] = Conditioning(cond.tokens.detach().float().cpu().clone(), pooled)
+            on_text(number + 1)
+        self.chunk = encoded[""].tokens.shape[1]
+        self.length = max(cond.tokens.shape[1] for cond in encoded.values())
+        self._encoded = {text: match_length(cond, self.length, 1) for text, cond in encoded.items()}
 
     @property
     def width(self) -> int:
         """Channels of the token states."""
-        return int(self._known[""].tokens.shape[-1])
+        return int(self._encoded[""].tokens.shape[-1])
 
     @property
     def pooled_width(self) -> int:
         """Channels of the pooled vector, 0 where there is none."""
-        pooled = self._known[""].pooled
+        pooled = self._encoded[""].pooled
         return 0 if pooled is None else int(pooled.shape[-1])
 
     def __call__(self, texts: Sequence[str]) -> Conditioning:
         """Conditioning of texts, on the device."""
-        parts = [self._known[text] for text in texts]
+        parts = [self._encoded[text] for text in texts]
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return Conditioning(
             torch.cat([part.tokens for part in parts]).to(self.device),
@@ -73,7 +80,7 @@ class Texts:
 
 
 class PromptTask:
-    """Rows of a prompt file on a frozen model (see ``states.Task``).
+    """Rows of a prompt file on a frozen model (see ``rollouts.Task``).
 
     Args:
         data: the file; its training split is used.
@@ -85,31 +92,36 @@ class PromptTask:
         pictures: latents in the model's scale, ``[N, C, *spatial]``, that any row may be noised from; None where
             there are none.
         seed: of the rows.
-        own: prompt -> places of its own pictures among them; such a row is noised from those alone.
+        own_pictures: prompt -> places of its own pictures among them; such a row is noised from those alone.
 
     Raises:
-        ValueError: if the training split has no harmful rows.
+        InputError: if the training split has no harmful rows.
     """
 
     def __init__(
         self,
         data: PromptData,
-        texts: Texts,
+        texts: EncodedTexts,
         predict: Predict,
         noised: Noised,
         schedule: torch.Tensor,
         shape: Sequence[int],
         pictures: torch.Tensor | None = None,
         seed: int = 0,
-        own: Mapping[str, Sequence[int]] | None = None,
+        own_pictures: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         rows = data.rows("train")
-        self._kinds = [[r for r in rows if r.category >= 0], [r for r in rows if r.category < 0]]
-        if not self._kinds[0]:
-            raise ValueError(f"{data.path} has no harmful rows in its training split; there is nothing to learn")
+        self._harmful, self._clean = [r for r in rows if r.category >= 0], [r for r in rows if r.category < 0]
+        if not self._harmful:
+            raise InputError(
+                "dataset",
+                f"{data.path} has no harmful rows in its training split, so there is nothing to learn",
+                "rows with a category",
+                "add some, or write a file with `python -m safeguidance data make`",
+            )
         self._texts, self.predict, self.noised = texts, predict, noised
         self.schedule, self._shape, self._pictures, self._seed = schedule, tuple(shape), pictures, seed
-        self._own = dict(own or {})
+        self._own_pictures = dict(own_pictures or {})
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Token states of prompts of the file."""
@@ -118,11 +130,11 @@ class PromptTask:
     def rows(self, step: int, count: int) -> list[Row]:
         """Training rows of a step, somewhat more harmful than clean ones."""
         rng = np.random.default_rng((self._seed, step + 1_000_000_000))
-        picked = []
+        drawn = []
         for _ in range(count):
-            kind = self._kinds[int(rng.random() >= _HARMFUL)]
-            picked.append(kind[int(rng.integers(len(kind)))])
-        return picked
+            rows = self._harmful if rng.random() < _HARMFUL_SHARE else self._clean
+            drawn.append(rows[int(rng.integers(len(rows)))])
+        return drawn
 
     def pictures(self, step: int, rows: Sequence[Row]) -> torch.Tensor | None:
         """Given latents, drawn by the step: a row's own where it has some, else any."""
@@ -131,7 +143,7 @@ class PromptTask:
         rng = np.random.default_rng((self._seed, step + 2_000_000_000))
         drawn = rng.integers(len(self._pictures), size=len(rows)).tolist()
         for index, row in enumerate(rows):
-            if places := self._own.get(row.prompt):
+            if places := self._own_pictures.get(row.prompt):
                 drawn[index] = places[drawn[index] % len(places)]
         return self._pictures[drawn].to(self._texts.device)
 
@@ -140,9 +152,19 @@ class PromptTask:
         return torch.randn((count, *self._shape), generator=generator)
 
 
-def _logits(network: HGR, texts: Texts, prompts: Sequence[str]) -> list[float]:
+def _logits(network: HGR, texts: EncodedTexts, prompts: Sequence[str]) -> list[float]:
     parts = [network.logits(texts(prompts[i : i + 64]).tokens).amax(1) for i in range(0, len(prompts), 64)]
     return torch.cat(parts).tolist()
+
+
+def no_held_out_rows(data: PromptData) -> InputError:
+    """What to say about a file that no threshold can be set on."""
+    return InputError(
+        "dataset",
+        f"{data.path} has no held-out rows, so no threshold can be set",
+        "rows with split held-out",
+        "mark some, or write a file with `python -m safeguidance data make`",
+    )
 
 
 def _held_out(data: PromptData) -> tuple[list[str], list[str]]:
@@ -152,50 +174,46 @@ def _held_out(data: PromptData) -> tuple[list[str], list[str]]:
 
 
 @torch.no_grad()
-def held_out_figures(network: HGR, data: PromptData, texts: Texts, level: float) -> dict[str, Any]:
-    """What the gate says about the held-out split at a threshold, for the card.
+def held_out_metrics(network: HGR, data: PromptData, texts: EncodedTexts, gate_threshold: float) -> dict[str, Any]:
+    """What the gate finds in the held-out split at a threshold, for the card.
 
     The harmless prompts are those that the threshold was set on; the harmful ones had a part in it too.
     """
     harmful, harmless = _held_out(data)
-    limit = float(torch.tensor(level, dtype=torch.float64).logit())
+    limit = float(torch.tensor(gate_threshold, dtype=torch.float64).logit())
     high, low = (_logits(network, texts, prompts) if prompts else [] for prompts in (harmful, harmless))
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "held-out harmful found": f"{sum(v >= limit for v in high)} of {len(high)}",
         "held-out harmless flagged": f"{sum(v >= limit for v in low)} of {len(low)}",
     }
     if high and low:
-        figures["held-out AUC"] = round(auc(high, low), 4)
-    return figures
+        metrics["held-out AUC"] = round(auc(high, low), 4)
+    return metrics
 
 
 @torch.no_grad()
-def calibrated_threshold(network: HGR, data: PromptData, texts: Texts, rate: float) -> tuple[float, float, int]:
+def calibrate_threshold(network: HGR, data: PromptData, texts: EncodedTexts, rate: float) -> tuple[float, float, int]:
     """Gate threshold from the held-out split: the limit that at most ``rate`` of its harmless prompts reach.
 
     Where the known harmful prompts lie above that limit, the threshold is halfway (in logits) to all but the lowest
-    ``rate`` of them, which leaves room for wording nobody has seen.
+    ``rate`` of them, which leaves a margin for wording nobody has seen.
 
     Returns:
         Threshold 0..1, the rate it can state (where there are too few for ``rate`` it lies above all of them and can
         state one in ``count``), and ``count``.
 
     Raises:
-        ValueError: if the split has no harmless prompts.
+        InputError: if the split has no harmless prompts.
     """
     harmful, harmless = _held_out(data)
     if not harmless:
-        raise ValueError(
-            f"{data.path} has no held-out rows, so no threshold can be set; mark some rows with split held-out, or "
-            "make the file with `python -m safeguidance data make`"
-        )
-
+        raise no_held_out_rows(data)
     enough = rate * len(harmless) >= 1
     stated = rate if enough else 1 / len(harmless)
     limit = threshold(_logits(network, texts, harmless), rate if enough else 0.0)
     # just above the limit, since a gate acts from its threshold on
-    level = limit + 1e-3
+    logit = limit + 1e-3
     if harmful:
         lowest = float(np.quantile(_logits(network, texts, harmful), rate))
-        level = max(level, (limit + lowest) / 2)
-    return float(torch.tensor(level).sigmoid()), stated, len(harmless)
+        logit = max(logit, (limit + lowest) / 2)
+    return float(torch.tensor(logit).sigmoid()), stated, len(harmless)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from ..conditioning import Conditioning
+from ..errors import InputError
 from ..prompts.files import PromptData
 from ..redirector.detection import calibrate_score, prompt_scores
 from ..redirector.interface import Redirector
 from ..roc import auc
-from .distributed import ALONE, Team, own, whole
+from .distributed import SINGLE_PROCESS, ProcessGroup, all_gather, local_indices
 
 
 @dataclass(frozen=True)
@@ -42,35 +43,38 @@ def score_file(
     encode: Callable[[str], Conditioning],
     split: str = "",
     rate: float = 0.01,
-    team: Team = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Score the prompts of a file.
 
     Args:
-        redirector: who judges.
+        redirector: what is measured.
         data: the file.
         encode: one text to its conditioning, one row.
         split: "train" or "held-out"; "" takes both.
         rate: false-positive rate of a threshold set on the file's own harmless texts, where they are enough.
-        team: processes that share the texts; each gets the whole answer.
+        group: processes that share the texts; each gets all scores.
 
     Returns:
         Plain data: ``texts`` (each with line, category, gate, embedding score, categories, harmful) and ``summary``
         (counts, AUC, what the redirector's threshold and one at ``rate`` find and flag).
 
     Raises:
-        ValueError: if the split is empty, or the redirector does not fit the encoder.
+        InputError: if the split is empty, or the rate is not below 1.
+        ValueError: if the redirector does not fit the encoder.
     """
     texts = file_texts(data, split)
     if not texts:
-        raise ValueError(f"{data.path} has no rows of the split {split!r}; allowed are train, held-out, or neither")
+        raise InputError("split", f"{data.path} has no rows of the split {split!r}", "train, held-out, or neither")
+    if isinstance(rate, bool) or not 0 <= rate < 1:
+        raise InputError("rate", f"it is {rate}", "a false-positive rate from 0 to below 1")
     base = encode("")
     rows = []
-    for place in own(len(texts), team):
+    for place in local_indices(len(texts), group):
         scores = prompt_scores(redirector, encode(texts[place].prompt), base)
         rows.append(torch.cat([scores.gate, scores.distance, scores.categories[0]]).cpu())
     width = 2 + len(redirector.categories)
-    found = whole(torch.stack(rows) if rows else torch.zeros(0, width), len(texts), team).tolist()
+    gathered = all_gather(torch.stack(rows) if rows else torch.zeros(0, width), len(texts), group).tolist()
     listed = [
         {
             "line": text.line,
@@ -78,10 +82,10 @@ def score_file(
             "category": text.category,
             "gate": gate,
             "embedding": distance,
-            "categories": dict(zip(redirector.categories, per, strict=True)),
+            "categories": dict(zip(redirector.categories, per_category, strict=True)),
             "harmful": gate >= redirector.threshold,
         }
-        for text, (gate, distance, *per) in zip(texts, found, strict=True)
+        for text, (gate, distance, *per_category) in zip(texts, gathered, strict=True)
     ]
     return {"summary": _summary(listed, redirector, rate), "texts": listed}
 
@@ -103,5 +107,5 @@ def _summary(listed: list[dict[str, Any]], redirector: Redirector, rate: float) 
     if rate * len(harmless) >= 1:
         limit = calibrate_score([row["gate"] for row in harmless], rate)
         summary[f"threshold at {100 * rate:g}% false positives here"] = limit.threshold
-        summary["found at it"] = sum(limit.harmful(row["gate"]) for row in harmful)
+        summary["found at that threshold"] = sum(limit.harmful(row["gate"]) for row in harmful)
     return summary

@@ -22,11 +22,3 @@ def target(base: torch.Tensor, prompt: torch.Tensor, safe: torch.Tensor, kappa: 
         kappa: ``w / (w - 1)`` for the cfg scale w that is trained for.
     """
     return base + kappa * (prompt - safe)
-
-
-def leftover(scale_used: float, scale_trained: float) -> float:
-    """Share of the harm difference that remains when used at another scale without rescaling.
-
-    ``1 - (w_used - 1) / (w_trained - 1)``: 0 at the training scale, positive (a leak) below it, negative above.
-    """
-    return 1 - (scale_used - 1) / (scale_trained - 1)

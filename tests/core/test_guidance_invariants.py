@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from safeguidance.guidance import gate, negation, sega, sld, sp_guard
-from safeguidance.guidance.directions import agreement, choose, top_mask
 from safeguidance.guidance.crg import CRGConfig
+from safeguidance.guidance.directions import agreement, choose, top_mask
 from safeguidance.guidance.gate import GateConfig
 from safeguidance.guidance.method import State, Step
 from safeguidance.guidance.negation import NegationConfig

@@ -12,7 +12,7 @@ from safeguidance.conditioning import Conditioning
 from safeguidance.redirector.detection import (
     calibrate_score,
     fixed_draws,
-    opened,
+    full_redirect,
     picture_distance,
     picture_evidence,
     prompt_scores,
@@ -55,7 +55,7 @@ def test_an_untrained_redirector_finds_no_distance():
     assert prompt_scores(_redirector(False), _prompts(), BASE).distance.max() == 0
     x = torch.randn(3, 1, 2, 2)
     assert picture_distance(TASK.predict, TASK.noised, x, DRAWS, _redirector(False), _prompts(), BASE).max() == 0
-    h = opened(_redirector(False), _prompts(), BASE)
+    h = full_redirect(_redirector(False), _prompts(), BASE)
     assert picture_evidence(TASK.predict, TASK.noised, x, DRAWS, [h], BASE).abs().max() == 0
 
 

@@ -187,7 +187,7 @@ def test_every_layer_comes_from_the_operations_and_keeps_its_name(build):
 def test_training_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, last):
     config = TrainConfig(steps=2, text_steps=1, batch=2, doubt_steps=2)
     whole = train(config, tmp_path / "a")
-    import safeguidance.testbed.train as module
+    import safeguidance.lab.training.testbed as module
 
     class Stop(Exception):
         pass
@@ -196,13 +196,13 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, last):
 
     def save_and_stop(*args):
         saved(*args)
-        if args[-1] == last:
+        if args[-1].step == last:
             raise Stop
 
     module.save_checkpoint = save_and_stop
     try:
         with pytest.raises(Stop):
-            train(config, tmp_path / "b", every=last)
+            train(config, tmp_path / "b", checkpoint_every=last)
     finally:
         module.save_checkpoint = saved
     again = train(config, tmp_path / "b")
@@ -212,7 +212,7 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, last):
 def test_doubt_leaves_the_text_encoder_and_draws_look_alikes(tmp_path):
     begin = load_testbed()
     config = TrainConfig(batch=2, doubt_steps=1)
-    trained = train(config, tmp_path, begin=begin)
+    trained = train(config, tmp_path, pretrained=begin)
     assert all(torch.equal(a, b) for a, b in zip(trained.text.parameters(), begin.text.parameters(), strict=True))
     assert not all(
         torch.equal(a, b) for a, b in zip(trained.denoiser.parameters(), begin.denoiser.parameters(), strict=True)

@@ -9,7 +9,7 @@ from safeguidance.conditioning import Conditioning
 from safeguidance.prompts.files import Row
 from safeguidance.redirector.interface import Proposal
 from safeguidance.training.align import AlignConfig, align_model
-from safeguidance.training.distributed import ALONE
+from safeguidance.training.distributed import SINGLE_PROCESS
 from safeguidance.training.lora import LoRA, linear_layers
 
 WORDS = ("knife", "spoon", "red")
@@ -29,7 +29,7 @@ class ToyModel(nn.Module):
 
 
 class ToyPrompts:
-    """Prompts are bags of three words; which of them are harmful is not said."""
+    """Prompts are bags of three words; which of them are harmful is not known."""
 
     schedule = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
     prompts = ("red knife", "red spoon", "red", "knife", "spoon")
@@ -75,7 +75,17 @@ class ToyRedirector:
         return Proposal(0.02 + 0.96 * share, share[:, None], (delta, 0.5 * delta))
 
 
-def align_toy(folder=None, stop=None, task=None, every=100, judge=None, team=ALONE, **changes):
+def align_toy(
+    folder=None,
+    stop=None,
+    task=None,
+    checkpoint_every=100,
+    labels=None,
+    group=SINGLE_PROCESS,
+    history=None,
+    **changes,
+):
+    """Train; returns the LoRA, the losses of the steps made now, and the task."""
     task = task or ToyPrompts()
     lora = LoRA(linear_layers(task.network, "linear"), 4)
     losses = []
@@ -87,10 +97,11 @@ def align_toy(folder=None, stop=None, task=None, every=100, judge=None, team=ALO
         replace(SETTINGS, **changes),
         folder,
         lambda _, values: losses.append(values),
-        every,
-        show=False,
-        judge=judge,
-        team=team,
+        checkpoint_every,
+        progress_bar=False,
+        labels=labels,
+        group=group,
+        history=history,
     )
     for step in steps:
         if step == stop:

@@ -48,13 +48,33 @@ class ToyTask:
 SETTINGS = HGRTrainConfig(steps=300, batch=6, text_batch=6, rate=3e-3, scale=3.0, jitter=0.0)
 
 
-def train_toy(steps=SETTINGS.steps, folder=None, stop=None, task=None, shape=SHAPE, every=100, **changes):
+def toy_network(shape=SHAPE):
     torch.manual_seed(0)
-    network = HGR(replace(shape, categories=("knives",)))
-    losses = []
+    return HGR(replace(shape, categories=("knives",)))
+
+
+def train_toy(
+    steps=SETTINGS.steps,
+    folder=None,
+    stop=None,
+    task=None,
+    shape=SHAPE,
+    checkpoint_every=100,
+    history=None,
+    **changes,
+):
+    """Train; returns the network and the losses of the steps made now."""
+    network, losses = toy_network(shape), []
     config = replace(SETTINGS, steps=steps, **changes)
     for step in train_hgr(
-        network, task or ToyTask(), config, folder, lambda _, values: losses.append(values), every, show=False
+        network,
+        task or ToyTask(),
+        config,
+        folder,
+        lambda _, values: losses.append(values),
+        checkpoint_every,
+        progress_bar=False,
+        history=history,
     ):
         if step == stop:
             break

@@ -1,4 +1,4 @@
-"""Align Model inside the host: the LoRA file loads through the stock node, and a broken run goes on."""
+"""Align Model inside the host: the LoRA file loads through the stock node, and a broken run resumes."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_the_lora_in_the_host_does_what_it_does_in_training(run_graph, host):
     assert not torch.allclose(beside, before, atol=1e-4)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(run_graph, host):
+def test_an_interrupted_run_resumes_to_the_same_weights(run_graph, host):
     import nodes
 
     run_graph(_graph("mine-whole"))
@@ -156,12 +156,65 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(run_graph, host):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"name": "../up"}, "name: '../up'; allowed"),
+        ({"name": "../up"}, "name: it is '../up'; allowed"),
         ({"prompts": ""}, "dataset: prompt file .*none.txt does not exist"),
+        ({"prompts": "", "dataset": "../none.txt"}, "dataset: '../none.txt' is not the name of a file inside"),
         ({"prompts": "a blue cup in the left on the snow"}, "prompts: the redirector .* judges none of the 1 prompts"),
     ],
 )
-def test_inputs_that_can_not_be_used_are_named(run_graph, change, words):
+def test_inputs_that_cannot_be_used_are_named(run_graph, change, words):
     result = run_graph(_graph(**change), check=False)
     assert not result.ok
     assert any(re.search(rf"Align Model \(LoRA\), {words}", e.line()) for e in result.errors)
+
+
+def _refused(run_graph, graph):
+    """The one error of a graph that is refused."""
+    result = run_graph(graph, check=False)
+    assert not result.ok
+    (error,) = result.errors
+    return error.message
+
+
+def test_settings_are_refused_by_the_name_of_their_input(run_graph):
+    """Where a link gives the value, the host compares it with no range."""
+    graph = _graph(cfg=["9", 0])
+    graph["9"] = {"class_type": "PrimitiveFloat", "inputs": {"value": 1.0}}
+    assert "Align Model (LoRA), cfg: it is 1.0; allowed: above 1" in _refused(run_graph, graph)
+
+
+def test_other_settings_under_a_finished_name_are_named_with_what_can_be_done(run_graph, host):
+    run_graph(_graph())
+    folder = host.base_dir / "output" / "safeguidance" / "lora-mine"
+    assert [path.name for path in folder.iterdir()] == ["finished.safetensors"]
+    message = _refused(run_graph, _graph(cfg=6.0, rank=2))
+    assert message.startswith("Align Model (LoRA), cfg, rank: ")
+    assert "cfg 5.0 (now 6.0), rank 4 (now 2)" in message
+    assert message.rstrip().endswith(f"take another name, or delete the folder {folder}")
+
+
+@pytest.fixture
+def prompt_file(host):
+    path = host.base_dir / "input" / "mine.txt"
+    path.write_text(PROMPTS, encoding="utf-8")
+    yield path
+    path.unlink()
+
+
+def test_an_edited_prompt_file_is_read_again(run_graph, host, prompt_file):
+    # a graph of its own each time: the host keeps fingerprints in the one it is given
+    change = {"dataset": "mine.txt", "prompts": ""}
+    run_graph(_graph(**change))
+    assert "4" not in run_graph(_graph(**change)).executed
+    prompt_file.write_text(f"{PROMPTS}\na boat in the left , sea", encoding="utf-8")
+    assert _refused(run_graph, _graph(**change)).startswith("Align Model (LoRA), dataset: ")
+    shutil.rmtree(host.base_dir / "output" / "safeguidance")
+    run_graph(_graph(**change))
+    assert part("safeguidance.training.lora").load_lora(_lora(host))[1].prompts == 5
+
+
+def test_typed_prompts_do_not_depend_on_the_file(prompt_file):
+    node = part("nodes.training.align").AlignModel
+    before = node.fingerprint_inputs(dataset="mine.txt", prompts=PROMPTS)
+    prompt_file.write_text("another", encoding="utf-8")
+    assert node.fingerprint_inputs(dataset="mine.txt", prompts=PROMPTS) == before

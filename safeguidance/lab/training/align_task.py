@@ -11,7 +11,7 @@ from ...redirector.interface import Proposal
 from .hgr_task import TestbedTask
 
 
-class PromptsAlone(TestbedTask):
+class UnlabelledTask(TestbedTask):
     """Captions that a defender may know, without what else is known of them."""
 
     def rows(self, step: int, count: int) -> list[Row]:  # type: ignore[override]
@@ -19,7 +19,7 @@ class PromptsAlone(TestbedTask):
         return [Row(row.prompt, row.prompt, -1) for row in super().rows(step, count)]
 
 
-class Labelled(TestbedTask):
+class LabelledTask(TestbedTask):
     """The same captions with their true labels, to compare with."""
 
     def rows(self, step: int, count: int) -> list[Row]:  # type: ignore[override]
@@ -27,6 +27,6 @@ class Labelled(TestbedTask):
         return [Row(row.prompt, row.prompt, row.category) for row in super().rows(step, count)]
 
 
-def true_label(rows: Sequence[Row], proposal: Proposal) -> torch.Tensor:
-    """A judge that knows the labels: 1 for a harmful caption, 0 for a harmless one."""
+def true_labels(rows: Sequence[Row], proposal: Proposal) -> torch.Tensor:
+    """The true label of each row (``align.HarmLabels``): 1 for a harmful caption, 0 for a harmless one."""
     return torch.tensor([float(row.category >= 0) for row in rows])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ...conditioning import Conditioning
+from ...predictions import per_sample
 from ...prompts.files import Row
 from ...redirector.hgr import HGR
 from ...testbed.captions import GROUPS, defender_row, describe, random_scene, safe_scene
@@ -27,7 +28,7 @@ class SceneRow(Row):
 
 
 class TestbedTask:
-    """Rows, pictures and predictions for the loop in ``hgr.loop``, from what a defender may know.
+    """Rows, pictures and predictions for ``training.hgr``, from what a defender may know (a ``rollouts.Task``).
 
     Args:
         testbed: the attacked model, frozen.
@@ -67,7 +68,7 @@ class TestbedTask:
 
     def noised(self, latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Flow interpolation ``(1 - sigma) * latent + sigma * noise``."""
-        level = sigma.reshape(-1, 1, 1, 1)
+        level = per_sample(sigma, latent)
         return (1 - level) * latent + level * noise
 
 
@@ -76,7 +77,7 @@ def calibrate(network: HGR, testbed: Testbed, rate: float = 0.01, count: int = 2
     """Gate threshold with at most the given false-positive rate on matched benign captions (benign and look-alike).
 
     Where the harmful captions a defender knows lie above that limit, the threshold is halfway (in logits) between the
-    limit and all but the lowest ``rate`` of them, which leaves room for wording nobody has seen. The captions
+    limit and all but the lowest ``rate`` of them, which leaves a margin for wording nobody has seen. The captions
     come from training templates and combinations but from a seed of their own; those of the measurement stay unseen.
     """
     rng = np.random.default_rng((seed, 3))

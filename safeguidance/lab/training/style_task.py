@@ -56,7 +56,7 @@ def style_row(rng: np.random.Generator, style: str, styled: float) -> SceneRow:
 
 
 class StyleTask(TestbedTask):
-    """Rows and pictures for the loop in ``hgr.loop``.
+    """Rows and pictures for ``training.hgr`` (a ``rollouts.Task``).
 
     Args:
         testbed: the model, frozen.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -21,7 +22,7 @@ from ...testbed.model import Testbed
 from ...testbed.text_encoder import TextEncoder
 from ...testbed.tokens import WordTokenizer
 from ...testbed.world import Scene
-from ...training.checkpoints import load_checkpoint, save_checkpoint
+from ...training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from ..draw import draw_scene
 from .scene_reader import SceneReader, targets
 
@@ -87,23 +88,26 @@ def caption_batches(config: TrainConfig, first: int, size: int) -> Iterator[tupl
 
 
 def train(
-    config: TrainConfig, folder: Path, resume: bool = True, every: int = 250, begin: Testbed | None = None
+    config: TrainConfig, checkpoint_dir: Path, checkpoint_every: int = 250, pretrained: Testbed | None = None
 ) -> World:
-    """Train, with checkpoints in ``folder``; a killed run continues from the last one.
+    """Train; a killed run resumes from its last checkpoint.
 
     Args:
         config: settings.
-        folder: gets ``last.pt``-like safetensors checkpoints.
-        resume: continue from a checkpoint in ``folder`` if there is one with the same settings.
-        every: steps between checkpoints.
-        begin: a finished testbed to start from; only the steps with doubt are made then.
+        checkpoint_dir: an existing checkpoint in it is resumed.
+        checkpoint_every: steps between checkpoints.
+        pretrained: a finished testbed to start from; only the steps with doubt are made then.
 
     Returns:
         The running mean of the weights.
+
+    Raises:
+        SettingsMismatch: if ``checkpoint_dir`` holds a checkpoint of other settings.
     """
     torch.manual_seed(config.seed)
     world, tokenizer = World(), WordTokenizer()
-    mean = copy.deepcopy(world).requires_grad_(False)
+    ema = copy.deepcopy(world).requires_grad_(False)
+    modules = {"world": world, "mean": ema}
     groups: list[dict[str, Any]] = [
         {"params": list(world.denoiser.parameters())},
         {"params": [p for p in world.text.parameters() if p.requires_grad], "scale": 0.3},
@@ -111,21 +115,21 @@ def train(
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.rate, weight_decay=0.01, betas=(0.9, 0.98))
     total = config.total
-    start = load_checkpoint(folder, {"world": world, "mean": mean}, optimizer, asdict(config)).step if resume else 0
-    if begin is not None and start < config.sure_steps:
+    start = load_checkpoint(checkpoint_dir, modules, optimizer, asdict(config)).step
+    if pretrained is not None and start < config.sure_steps:
         start = config.sure_steps
-        mean.text.load_state_dict(begin.text.state_dict())
-        mean.denoiser.load_state_dict(begin.denoiser.state_dict())
+        ema.text.load_state_dict(pretrained.text.state_dict())
+        ema.denoiser.load_state_dict(pretrained.denoiser.state_dict())
     bar = tqdm(range(start, total), initial=start, total=total, desc="testbed", mininterval=5)
-    shown: dict[str, float] = {}
+    losses: dict[str, float] = {}
     batches = caption_batches(config, start, config.batch)
     for step in bar:
         text_only = step < config.text_steps
         if step == config.sure_steps:
-            world.load_state_dict(mean.state_dict())
+            world.load_state_dict(ema.state_dict())
         captions, rng = next(batches)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        _set_rate(optimizer, config, step)
+        _set_lr(optimizer, config, step)
         if text_only:
             captions += [attacked_caption(rng) for _ in range(config.batch)]
             _, end = world.text(tokenizer.batch([c.text for c in captions]))
@@ -134,18 +138,18 @@ def train(
             doubt = config.doubt if step >= config.sure_steps else 0.0
             flow, read = _losses(world, tokenizer, captions, config, rng, generator, doubt)
             loss = flow + 0.05 * read
-            _note(shown, "flow", flow)
-        _note(shown, "text", read)
+            _smooth(losses, "flow", flow)
+        _smooth(losses, "text", read)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(world.parameters(), 1.0)
         optimizer.step()
         since = step - config.sure_steps if step >= config.sure_steps else step
-        _follow(mean, world, min(config.decay, (since + 1) / (since + 20)))
-        bar.set_postfix(shown, refresh=False)
-        if (step + 1) % every == 0 or step + 1 == total:
-            save_checkpoint(folder, {"world": world, "mean": mean}, optimizer, asdict(config), step + 1)
-    return mean
+        _update_ema(ema, world, min(config.decay, (since + 1) / (since + 20)))
+        bar.set_postfix(losses, refresh=False)
+        if (step + 1) % checkpoint_every == 0 or step + 1 == total:
+            save_checkpoint(checkpoint_dir, modules, optimizer, asdict(config), Checkpoint(step + 1))
+    return ema
 
 
 def drawn_scenes(captions: Sequence[Caption], doubt: float, rng: np.random.Generator) -> list[Scene]:
@@ -153,7 +157,7 @@ def drawn_scenes(captions: Sequence[Caption], doubt: float, rng: np.random.Gener
     return [safe_scene(c.scene) if doubt and rng.random() < doubt else c.scene for c in captions]
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
+def _set_lr(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
     if step >= config.sure_steps:
         since = step - config.sure_steps
         rate = config.doubt_rate * min(1.0, (since + 1) / 20, (config.total - step) / config.doubt_steps)
@@ -171,8 +175,8 @@ def _set_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) 
         group["lr"] = config.rate * factor * scale
 
 
-def _note(shown: dict[str, float], name: str, loss: torch.Tensor) -> None:
-    shown[name] = 0.95 * shown.get(name, loss.item()) + 0.05 * loss.item()
+def _smooth(losses: dict[str, float], name: str, loss: torch.Tensor) -> None:
+    losses[name] = 0.95 * losses.get(name, loss.item()) + 0.05 * loss.item()
 
 
 def _losses(
@@ -186,20 +190,20 @@ def _losses(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     scenes = drawn_scenes(captions, doubt, rng)
     latent = from_bytes(torch.from_numpy(np.stack([draw_scene(scene, rng) for scene in scenes])))
-    said = rng.random(len(captions)) >= config.drop
-    texts = [c.text if kept else "" for c, kept in zip(captions, said, strict=True)]
+    keep = rng.random(len(captions)) >= config.drop
+    texts = [c.text if kept else "" for c, kept in zip(captions, keep, strict=True)]
     noise = torch.randn(latent.shape, generator=generator)
     # more mass at high noise, where the layout of a scene is decided
     sigma = torch.sigmoid(1.2 * torch.randn(len(latent), generator=generator) + 0.6)
-    level = sigma[:, None, None, None]
+    level = rearrange(sigma, "b -> b 1 1 1")
     with torch.autocast(latent.device.type, torch.bfloat16):
         context, end = world.text(tokenizer.batch(texts))
         velocity = world.denoiser((1 - level) * latent + level * noise, 1000 * sigma, context)
-    wanted = targets(captions).masked_fill(~torch.from_numpy(said)[:, None], -1)
-    return functional.mse_loss(velocity.float(), noise - latent), world.reader.loss(end.float(), wanted)
+    attributes = targets(captions).masked_fill(~torch.from_numpy(keep)[:, None], -1)
+    return functional.mse_loss(velocity.float(), noise - latent), world.reader.loss(end.float(), attributes)
 
 
 @torch.no_grad()
-def _follow(mean: nn.Module, model: nn.Module, decay: float) -> None:
-    for kept, new in zip(mean.parameters(), model.parameters(), strict=True):
+def _update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    for kept, new in zip(ema.parameters(), model.parameters(), strict=True):
         kept.lerp_(new, 1 - decay)

@@ -8,12 +8,14 @@ import pytest
 
 from safeguidance.__main__ import main
 from safeguidance.concepts.categories import FIELD_PRESETS, Category
+from safeguidance.errors import InputError
 from safeguidance.prompts.check import check_prompts
-from safeguidance.prompts.files import Example, Row, read_prompts, scan_prompts, write_prompts
+from safeguidance.prompts.files import Example, Row, lies_within, read_prompts, scan_prompts, write_prompts
 from safeguidance.prompts.templates import make_prompts
 from safeguidance.roc import auc, curve, threshold
 from safeguidance.testbed.concepts import ALL_PRESETS, TESTBED_PRESETS
 from safeguidance.testbed.prompts import ROW_MAKERS
+from safeguidance.training.align_data import read_unlabelled
 
 
 def _file(folder, text, name="p.csv"):
@@ -53,15 +55,18 @@ def test_json_lines_and_tables_hold_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("prompt,safe_prompt,category\nok,fine,hate\na,b,bombs\n", "line 3, column 'category': 'bombs' is unknown"),
+        (
+            "prompt,safe_prompt,category\nok,fine,hate\na,b,bombs\n",
+            "line 3, column 'category': unknown; allowed are hate, harassment",
+        ),
         ("prompt,safe_prompt,category\na,,hate\n", "line 2, column 'safe_prompt': .*harmful .hate. and has no safe"),
         ("prompt,safe_prompt,category\na,A,hate\n", "line 2, column 'safe_prompt': .*harmful prompt itself"),
         ("prompt,safe_prompt,category\na,b,\n", "line 2, column 'safe_prompt': .*no category"),
         ("unsafe_prompt,safe_prompt,category\n , b,hate\n", "line 2, column 'unsafe_prompt': the prompt is empty"),
         ('prompt,safe_prompt,category\n"two\nlines",b,hate\na, cat,b,hate\n', "line 4: 4 fields, the header has 3"),
         ('prompt,safe_prompt,category\na,b,hate\na,"b"c,hate\n', "line 3: not CSV"),
-        ("text,label\na,1\n", "line 1: there is no category column .accepted: category.; the header is text, label"),
-        ("prompt,category,split\na,,dev\n", "line 2, column 'split': 'dev' is unknown; allowed are train, held-out"),
+        ("text,label\na,1\n", "line 1: there is no category column .accepted: category.;"),
+        ("prompt,category,split\na,,dev\n", "line 2, column 'split': unknown; allowed are train, held-out"),
         ("prompt,category\n", "has no rows"),
         (b"prompt,category\na,\ncaf\xe9,\n", "line 3: not UTF-8"),
     ],
@@ -75,9 +80,11 @@ def test_bad_tables_are_refused_with_line_and_column(tmp_path, text, words):
     ("text", "words"),
     [
         ('{"prompt": "a", "category": ""}\n{"prompt": "b", category: ""}\n', "line 2, column '17': not JSON"),
-        ('{"prompt": 3, "category": ""}\n', "line 1, column 'prompt': 3 is not a text"),
+        ('{"prompt": 3, "category": ""}\n', "line 1, column 'prompt': int instead of a text"),
         ('["a"]\n', "line 1: list instead of an object"),
         ('{"prompt": "a"}\n', "line 1: there is no category column"),
+        ("[" * 100_000, "line 1: not JSON that can be read"),
+        ('{"prompt": ' + "9" * 10_000 + "}", "line 1: not JSON that can be read"),
     ],
 )
 def test_bad_json_lines_are_refused_with_line_and_column(tmp_path, text, words):
@@ -85,11 +92,43 @@ def test_bad_json_lines_are_refused_with_line_and_column(tmp_path, text, words):
         read_prompts(_file(tmp_path, text, "p.jsonl"))
 
 
+SECRETS = {
+    "p.csv": ["SECRET,k\na,b\n", "prompt,category\na,SECRET\n", "prompt,category,split\na,,SECRET\n", "SECRET"],
+    "p.jsonl": ['{"SECRET": "x"}\n', '{"prompt": "a", "category": "SECRET"}\n', '{"prompt": ["SECRET"]}\n', "SECRET"],
+    "p.txt": ["SECRET"],
+}
+
+
+@pytest.mark.parametrize("read", [read_prompts, read_unlabelled])
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in SECRETS.items() for text in texts])
+def test_messages_repeat_nothing_that_a_file_holds(tmp_path, name, text, read):
+    try:
+        read(_file(tmp_path, text, name))
+    except InputError as error:
+        assert error.field == "dataset"
+        assert "SECRET" not in str(error)
+    else:
+        # these are prompts without labels, of whatever they speak
+        assert read is read_unlabelled
+
+
+def test_a_file_lies_within_a_folder_when_no_link_leads_out(tmp_path):
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    (inside / "sub").mkdir(parents=True)
+    outside.mkdir()
+    (inside / "sub" / "a").touch()
+    (inside / "link").symlink_to(outside, target_is_directory=True)
+    (inside / "near").symlink_to(inside / "sub", target_is_directory=True)
+    found = {name: lies_within(inside / name, inside) for name in ("sub/a", "near/a", "new", "link/a", "../in2/a")}
+    assert found == {"sub/a": True, "near/a": True, "new": True, "link/a": False, "../in2/a": False}
+    assert not lies_within(inside / "nul\0", inside)
+
+
 def test_all_bad_rows_are_named_at_once_and_other_files_refused(tmp_path):
     text = "prompt,safe_prompt,category\n" + "a,,hate\n" * 30
-    with pytest.raises(ValueError, match="30 rows can not be used(.|\n)*line 21(.|\n)*and 10 more"):
+    with pytest.raises(ValueError, match="30 rows cannot be used(.|\n)*line 21(.|\n)*and 10 more"):
         read_prompts(_file(tmp_path, text))
-    with pytest.raises(ValueError, match="'.parquet'; allowed are .csv"):
+    with pytest.raises(ValueError, match="'.parquet'; allowed: a file with the suffix .csv"):
         read_prompts(_file(tmp_path, "x", "p.parquet"))
     with pytest.raises(ValueError, match="does not exist.*data make"):
         read_prompts(tmp_path / "none.csv")
@@ -181,8 +220,8 @@ def test_duplicates_contradictions_and_unsafe_counterparts_are_found(good):
     ],
 )
 def test_a_source_that_shows_is_found(good, change, words):
-    said = [replace(e, prompt=change(e.prompt), safe=change(e.safe)) if not e.category else e for e in good]
-    shortcuts = [str(f) for f in check_prompts(said) if f.kind == "shortcut"]
+    changed = [replace(e, prompt=change(e.prompt), safe=change(e.safe)) if not e.category else e for e in good]
+    shortcuts = [str(f) for f in check_prompts(changed) if f.kind == "shortcut"]
     assert any(re.search(words, text) for text in shortcuts), shortcuts
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ from safeguidance.__main__ import main as core
 from safeguidance.headless import distributed
 from safeguidance.headless.hosts import PACK_ROOT, find_hosts
 from safeguidance.headless.loading import read_config
-from safeguidance.headless.training import SECTIONS
+from safeguidance.headless.training import SECTIONS, TRAINING_KEYS
 from safeguidance.redirector.weights import load_hgr, read_card
 from safeguidance.testbed.model import HGR_FILE, WEIGHTS, load_testbed
+from safeguidance.training.hgr_config import HGRTrainConfig
 from safeguidance.training.lora import load_lora
 
 HOSTS = find_hosts()
@@ -58,7 +60,7 @@ batch = 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("doors")
+    path = tmp_path_factory.mktemp("commands")
     assert core(["data", "make", "--categories", "testbed", "--count", "10", "--out", str(path / "prompts.csv")]) == 0
     return path
 
@@ -67,9 +69,9 @@ def _run(folder, command, name, *options, launch=()):
     config = folder / f"{name}.toml"
     if not config.is_file():
         config.write_text(CONFIG.format(out=name, hgr=HGR), encoding="utf-8")
-    arguments = [sys.executable, *launch, "-m", "tools", command, str(config), "--device", "cpu", *options]
+    arguments = [sys.executable, *launch, "-m", "safeguidance", "comfyui", command, str(config), "--device", "cpu"]
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, cwd=PACK_ROOT, env=variables, capture_output=True, text=True)
+    return subprocess.run([*arguments, *options], cwd=PACK_ROOT, env=variables, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,23 @@ def test_the_file_says_where_it_comes_from(folder, alone):
     assert card.training["processes"] == 1
     assert "step 4 of 4" in alone
     assert "1 processes" in alone
-    assert (folder / "runs" / "one" / "checkpoint.safetensors").is_file()
+    assert [path.name for path in (folder / "runs" / "one").iterdir()] == ["finished.safetensors"]
+
+
+@on_host
+def test_other_settings_are_named_and_restart_forgets_the_earlier_run(folder, alone):
+    text = CONFIG.format(out="changed", hgr=HGR)
+    (folder / "changed.toml").write_text(text, encoding="utf-8")
+    assert _run(folder, "train-hgr", "changed").returncode == 0
+    (folder / "changed.toml").write_text(text.replace("steps = 4\nbatch = 5", "steps = 3\nbatch = 5"), encoding="utf-8")
+    done = _run(folder, "train-hgr", "changed")
+    assert done.returncode == 2
+    assert "training.steps: the run in" in done.stdout
+    assert "training.steps 4 (now 3)" in done.stdout
+    assert "forget that run with --restart, or name another folder in `checkpoints`" in done.stdout
+    again = _run(folder, "train-hgr", "changed", "--restart")
+    assert "step 3 of 3" in again.stdout, again.stdout + again.stderr
+    assert read_card(folder / "changed.safetensors")[1].training["steps"] == 3
 
 
 @on_host
@@ -134,7 +152,7 @@ def test_scores_of_a_file_are_the_same_in_one_process_and_in_two(folder, alone):
 @in_two
 def test_two_processes_align_as_one_does(folder):
     written = []
-    for name, launch in (("plain", ()), ("team", LAUNCH)):
+    for name, launch in (("plain", ()), ("shared", LAUNCH)):
         done = _run(folder, "align", name, launch=launch)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("step 4 of 4") == 1, done.stdout + done.stderr
@@ -152,7 +170,7 @@ def test_two_processes_align_as_one_does(folder):
 
 
 @on_host
-def test_what_is_wrong_with_a_configuration_or_a_file_is_said_and_nothing_is_written(folder):
+def test_a_file_that_is_missing_is_named_and_nothing_is_written(folder):
     bad = CONFIG.format(out="bad", hgr=HGR).replace("testbed = true", 'checkpoint = "no.ckpt"')
     (folder / "bad.toml").write_text(bad)
     done = _run(folder, "train-hgr", "bad")
@@ -170,6 +188,7 @@ def test_what_is_wrong_with_a_configuration_or_a_file_is_said_and_nothing_is_wri
     [
         ("a.toml", "steps = 3\n", "steps: unknown; allowed are out, .*training"),
         ("a.toml", "[model]\nckpt = 'x'\n", r"model.ckpt: unknown; allowed are testbed, checkpoint"),
+        ("a.toml", "[training]\nstepz = 3\n", r"training.stepz: unknown; allowed are steps, batch"),
         ("a.json", '{"model": 3}', "model: 3; it is a section"),
         ("a.json", '{"out" "x"}', "a.json: Expecting ':'"),
         ("a.toml", "out = \n", "a.toml: "),
@@ -183,6 +202,10 @@ def test_bad_configurations_are_refused_in_words(tmp_path, name, text, words):
         pytest.importorskip("tomllib")
     with pytest.raises(ValueError, match=words):
         read_config(path, SECTIONS)
+
+
+def test_the_keys_of_training_are_its_settings():
+    assert set(TRAINING_KEYS) == {item.name for item in fields(HGRTrainConfig)}
 
 
 def test_toml_and_json_say_the_same(tmp_path):

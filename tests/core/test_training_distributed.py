@@ -1,86 +1,39 @@
 """Several processes train the HGR that one process trains: shares of a batch, sums, checkpoints."""
 
-import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
-from safeguidance.redirector.hgr import HGR
-from safeguidance.training.distributed import ALONE, add_up, own, share, whole
+from safeguidance.training.distributed import SINGLE_PROCESS, all_gather, all_reduce_grads, local_indices, shard
 from safeguidance.training.hgr import train_hgr
-from tests.core.toy_task import SETTINGS, SHAPE, ToyTask, train_toy
+from tests.core.process_threads import run_together
+from tests.core.toy_task import SETTINGS, SHAPE, ToyTask, toy_network, train_toy
 
-# what has a memory or draws random numbers is on; a batch that three processes can not share evenly
+# what has a state or draws random numbers is on; a batch that three processes cannot share evenly
 ALL_ON = {"jitter": 0.2, "rollout_share": 0.5, "batch": 7, "text_batch": 5, "clean_share": 0.2}
 BUCKETS = replace(SHAPE, edges=(0.0, 0.4))
 
 
-class Room:
-    """Threads in place of processes: each waits until all have given their tensor."""
-
-    def __init__(self, count):
-        self.count, self.barrier, self.given = count, threading.Barrier(count, timeout=30), {}
-
-    def member(self, rank):
-        room = self
-
-        class Member:
-            count = room.count
-
-            def total(self, tensor):
-                room.given[rank] = tensor
-                room.barrier.wait()
-                summed = sum(room.given[other] for other in range(room.count))
-                room.barrier.wait()
-                return summed
-
-        Member.rank = rank
-        return Member()
-
-
-def _together(count, work):
-    """Run ``work(team)`` for every member at once; their results, or the first error."""
-    room, results, errors = Room(count), [None] * count, []
-
-    def run(rank):
-        try:
-            results[rank] = work(room.member(rank))
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results, [e for e in errors if not isinstance(e, threading.BrokenBarrierError)]
-
-
-def _networks(count):
-    out = []
-    for _ in range(count):
-        torch.manual_seed(0)
-        out.append(HGR(replace(BUCKETS, categories=("knives",))))
-    return out
-
-
 def _train(count, steps, folder=None, task=ToyTask, stop=None, **changes):
-    networks, config = _networks(count), replace(SETTINGS, steps=steps, **{**ALL_ON, **changes})
+    networks, config = (
+        [toy_network(BUCKETS) for _ in range(count)],
+        replace(SETTINGS, steps=steps, **{**ALL_ON, **changes}),
+    )
     seen = []
 
-    def work(team):
-        def watch(_, values):
-            if team.rank == 0:
+    def work(group):
+        def on_step(_, values):
+            if group.rank == 0:
                 seen.append(values)
 
-        run = train_hgr(networks[team.rank], task(), config, folder, watch, 5, show=False, team=team)
+        run = train_hgr(networks[group.rank], task(), config, folder, on_step, 5, progress_bar=False, group=group)
         for step in run:
             if step == stop:
                 break
-        return networks[team.rank]
+        return networks[group.rank]
 
-    results, errors = _together(count, work)
+    results, errors = run_together(count, work)
     return results, seen, errors
 
 
@@ -88,8 +41,8 @@ def _train(count, steps, folder=None, task=ToyTask, stop=None, **changes):
 def _near(first, second):
     # what they say, not their weights: the bias of attention keys has no effect, and Adam moves it by rounding alone
     tokens = ToyTask().encode(["red knife", "spoon", "red red knife"]).tokens
-    said = [[n.logits(tokens), n.change(tokens, 0)[0], n.change(tokens, 1)[0]] for n in (first, second)]
-    return all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(*said, strict=True))
+    outputs = [[n.logits(tokens), n.change(tokens, 0)[0], n.change(tokens, 1)[0]] for n in (first, second)]
+    return all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(*outputs, strict=True))
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -126,7 +79,7 @@ def test_no_row_is_evaluated_twice():
     assert First.rows_seen == Second.rows_seen > 0
 
 
-def test_any_number_of_processes_goes_on_where_others_stopped(tmp_path):
+def test_any_number_of_processes_resumes_where_others_stopped(tmp_path):
     undisturbed = train_toy(20, shape=BUCKETS, **ALL_ON)[0]
     _, seen, errors = _train(2, 20, tmp_path, stop=12)
     assert not errors
@@ -165,34 +118,34 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_at_the_step():
 
 def test_more_processes_than_rows_are_refused():
     _, _, errors = _train(3, 5, batch=2)
-    assert all("3 processes can not share batches of 2 states and 5 texts" in str(e) for e in errors)
+    assert all("3 processes cannot share 2 states and 5 texts" in str(e) for e in errors)
     assert errors
 
 
 def test_rows_are_dealt_out_once_and_come_back_in_place():
     full = torch.arange(14.0).reshape(7, 2)
 
-    def work(team):
-        assert torch.equal(share(full, team), full[own(7, team)])
-        return own(7, team), whole(share(full, team), 7, team)
+    def work(group):
+        assert torch.equal(shard(full, group), full[local_indices(7, group)])
+        return local_indices(7, group), all_gather(shard(full, group), 7, group)
 
-    results, errors = _together(3, work)
+    results, errors = run_together(3, work)
     assert not errors
     assert sorted(place for places, _ in results for place in places) == list(range(7))
     assert all(torch.equal(back, full) for _, back in results)
-    assert share(full, ALONE) is full
-    assert whole(full, 7, ALONE) is full
+    assert shard(full, SINGLE_PROCESS) is full
+    assert all_gather(full, 7, SINGLE_PROCESS) is full
 
 
-def test_gradients_are_added_up_and_a_missing_one_counts_as_zeros():
-    def work(team):
+def test_gradients_are_summed_and_a_missing_one_counts_as_zeros():
+    def work(group):
         weights = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))]
-        weights[0].grad = torch.full((2, 3), team.rank + 1.0)
-        if team.rank == 1:
+        weights[0].grad = torch.full((2, 3), group.rank + 1.0)
+        if group.rank == 1:
             weights[1].grad = torch.arange(4.0)
-        return add_up(weights, torch.tensor([float(team.rank), 1.0]), team), [w.grad for w in weights]
+        return all_reduce_grads(weights, torch.tensor([float(group.rank), 1.0]), group), [w.grad for w in weights]
 
-    results, errors = _together(2, work)
+    results, errors = run_together(2, work)
     assert not errors
     for values, (first, second) in results:
         assert values.tolist() == [1.0, 2.0]

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from safeguidance.conditioning import Conditioning
+from safeguidance.errors import InputError
 from safeguidance.prompts.files import Example, PromptData
 from safeguidance.redirector.hgr import HGR, HGRConfig
 from safeguidance.redirector.weights import HGRCard, load_hgr, read_card, save_hgr
 from safeguidance.training.hgr import HGRTrainConfig, train_hgr
 from safeguidance.training.loss_curve import draw_losses
-from safeguidance.training.prompt_task import PromptTask, Texts, calibrated_threshold
-from tests.core.toy_task import SHAPE, ToyTask
+from safeguidance.training.prompt_task import EncodedTexts, PromptTask, calibrate_threshold
+from tests.core.toy_task import SHAPE, ToyTask, toy_network
 
 TOY = ToyTask()
 ROWS = (
@@ -30,7 +31,9 @@ def _data(rows=ROWS):
 
 
 def _texts(rows=ROWS):
-    return Texts(lambda text: TOY.encode([text]), [t for e in rows for t in (e.prompt, e.safe)], torch.device("cpu"))
+    return EncodedTexts(
+        lambda text: TOY.encode([text]), [t for e in rows for t in (e.prompt, e.safe)], torch.device("cpu")
+    )
 
 
 def _task(**more):
@@ -42,7 +45,7 @@ def _trained():
     torch.manual_seed(0)
     network = HGR(HGRConfig(16, ("violence",), 16, 1, 2, 5))
     config = HGRTrainConfig(steps=150, batch=4, text_batch=6, rate=3e-3, scale=3.0, rollout_share=1.0, jitter=0.0)
-    list(train_hgr(network, _task(), config, show=False))
+    list(train_hgr(network, _task(), config, progress_bar=False))
     return network
 
 
@@ -60,24 +63,35 @@ def test_rows_depend_on_the_step_and_leave_the_held_out_split_alone():
 
 def test_training_on_a_file_separates_what_is_held_out():
     network = _trained()
-    level, stated, count = calibrated_threshold(network, _data(), _texts(), 0.01)
+    level, stated, count = calibrate_threshold(network, _data(), _texts(), 0.01)
     gate = network.logits(_texts()(["knife red knife", "red red spoon", "spoon red spoon"]).tokens).sigmoid().flatten()
     # two harmless prompts (the safe half of the pair is one) can state no better rate than one in two
     assert (stated, count) == (0.5, 2)
     assert gate[0] > level > gate[1:].min()
 
 
-def test_without_what_it_needs_it_says_so():
-    with pytest.raises(ValueError, match="no held-out rows.*data make"):
-        calibrated_threshold(_trained(), _data(ROWS[:3]), _texts(), 0.01)
-    with pytest.raises(ValueError, match="no harmful rows"):
+def test_a_file_that_does_not_suffice_is_refused():
+    with pytest.raises(InputError, match="^dataset: .*no held-out rows.*data make"):
+        calibrate_threshold(toy_network(), _data(ROWS[:3]), _texts(), 0.01)
+    with pytest.raises(InputError, match="^dataset: .*no harmful rows"):
         PromptTask(_data(ROWS[2:]), _texts(), TOY.predict, TOY.noised, TOY.schedule, (1, 2, 2))
-    with pytest.raises(ValueError, match="not finite for 'bad'"):
-        Texts(lambda text: Conditioning(torch.full((1, 2, 3), float("nan") if text else 0.0)), ["bad"], "cpu")
+
+
+@pytest.mark.parametrize("where", ["tokens", "pooled"])
+def test_states_that_are_not_finite_are_refused_as_the_encoders(where):
+    def encode(text):
+        parts = {"tokens": torch.zeros(1, 2, 3), "pooled": torch.zeros(1, 4)}
+        parts[where] = parts[where] + (float("nan") if text else 0.0)
+        return Conditioning(**parts)
+
+    with pytest.raises(InputError, match="^clip: .*not finite for 'bad'"):
+        EncodedTexts(encode, ["bad"], torch.device("cpu"))
 
 
 def test_texts_of_other_lengths_meet():
-    texts = Texts(lambda text: Conditioning(torch.ones(1, 5 * max(1, len(text)), 3)), ["ab", "a"], torch.device("cpu"))
+    texts = EncodedTexts(
+        lambda text: Conditioning(torch.ones(1, 5 * max(1, len(text)), 3)), ["ab", "a"], torch.device("cpu")
+    )
     assert (texts.chunk, texts.length, texts.width, texts.pooled_width) == (5, 10, 3, 0)
     assert texts(["a", "ab", ""]).tokens.shape == (3, 10, 3)
 
@@ -87,6 +101,26 @@ def test_losses_are_drawn_at_any_length():
     for history in ([], [row], [row] * 30):
         assert draw_losses(history, 30).size == (640, 320)
     assert draw_losses([row] * 2, 30).tobytes() != draw_losses([row] * 30, 30).tobytes()
+
+
+@pytest.mark.parametrize("names", [("score", "gate", "clean"), ("redirect", "keep")])
+def test_labels_of_the_loss_curve_stay_apart_and_inside(names):
+    from PIL import Image, ImageDraw, ImageFont
+
+    from safeguidance.training.loss_curve import _labels
+
+    font = ImageFont.load_default(14)
+    draw = ImageDraw.Draw(Image.new("RGB", (640, 320)))
+    labels = _labels({name: [1.234e-5] for name in names}, 199_999, 200_000, font)
+    boxes = [draw.textbbox(place, text, font=font, anchor=anchor) for text, place, anchor, _ in labels]
+    assert len(boxes) == len(names) + 1
+    for left, top, right, bottom in boxes:
+        assert min(left, top) >= 0
+        assert right <= 640
+        assert bottom <= 320
+    for place, one in enumerate(boxes):
+        for other in boxes[:place]:
+            assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):

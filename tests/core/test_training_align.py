@@ -1,20 +1,19 @@
 """Alignment without labels: its formula, its run, and what the LoRA that ships with the pack does."""
 
 import math
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
+from safeguidance.__main__ import main
 from safeguidance.guidance.safecfg import redirect
 from safeguidance.predictions import cfg
-from safeguidance.training.align import AlignConfig, aligned_error, aligned_target, harm_weight
+from safeguidance.training.align_loss import AlignConfig, aligned_error, aligned_target, harm_weight
+from safeguidance.training.lora import load_lora
+from tests.core.process_threads import run_together
 from tests.core.toy_align import ToyPrompts, ToyRedirector, align_toy
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [(3, 4, 5, 6), (3, 2, 3, 4, 4)]
 
 
@@ -104,7 +103,7 @@ def test_the_weight_is_one_half_at_the_threshold_and_soft_around_it():
         ({"rate": float("nan")}, "rate"),
         ({"empty_share": 1.5}, "empty_share"),
         ({"softness": 0.0}, "softness"),
-        ({"scale": 1.0}, "cfg is 1.0"),
+        ({"scale": 1.0}, "scale: it is 1.0; allowed: above 1"),
     ],
 )
 def test_settings_out_of_range_are_named(change, words):
@@ -146,11 +145,11 @@ def test_the_student_learns_to_redirect_and_to_keep():
     assert torch.equal(task.predict(x, sigma, empty), ToyPrompts().predict(x, sigma, empty))
 
 
-def test_a_judge_with_labels_takes_the_redirectors_place():
+def test_labels_take_the_place_of_the_redirectors_score():
     def all_harmless(rows, proposal):
         return torch.zeros(len(rows))
 
-    lora = align_toy(steps=30, judge=all_harmless)[0]
+    lora = align_toy(steps=30, labels=all_harmless)[0]
     assert max(up.abs().max() for up in lora.up) < 1e-6
 
 
@@ -172,9 +171,9 @@ class DiesAt(ToyPrompts):
 def test_a_run_that_dies_within_a_step_resumes_to_the_same_weights(tmp_path, undisturbed, calls):
     task = DiesAt(calls)
     with pytest.raises(KeyboardInterrupt):
-        align_toy(folder=tmp_path, task=task, every=10, steps=60)
+        align_toy(folder=tmp_path, task=task, checkpoint_every=10, steps=60)
     assert not task.network.attn._forward_hooks
-    lora, losses, _ = align_toy(folder=tmp_path, every=10, steps=60)
+    lora, losses, _ = align_toy(folder=tmp_path, checkpoint_every=10, steps=60)
     assert 0 < len(losses) < 60
     assert len(losses) % 10 == 0
     assert _same(lora, undisturbed)
@@ -186,8 +185,20 @@ def test_a_run_that_was_stopped_resumes_from_that_very_step(tmp_path, undisturbe
     lora, losses, _ = align_toy(folder=tmp_path, steps=60)
     assert len(losses) == 60 - stop
     assert _same(lora, undisturbed)
-    with pytest.raises(ValueError, match="was made with settings"):
+    with pytest.raises(ValueError, match=r"^strength: .*has other settings: strength 1.0 \(now 2.0\)"):
         align_toy(folder=tmp_path, steps=60, strength=2.0)
+
+
+@pytest.mark.parametrize("stop", [1, 7, 20])
+def test_the_history_of_a_resumed_run_is_that_of_the_whole_run(tmp_path, stop):
+    whole, resumed = [], []
+    # single rows: most sets of states hold one kind only, and the other kind's last loss has to come back too
+    settings = {"steps": 30, "batch": 1, "empty_share": 0.0}
+    align_toy(history=whole, **settings)
+    align_toy(folder=tmp_path, stop=stop, **settings)
+    align_toy(folder=tmp_path, history=resumed, **settings)
+    assert len(whole) == 30
+    assert resumed == whole
 
 
 class Breaks(ToyPrompts):
@@ -205,9 +216,9 @@ class Breaks(ToyPrompts):
 
 
 def test_what_is_not_finite_stops_with_the_step_and_keeps_the_last_good_state(tmp_path):
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 10;.*checkpoint .step 10. is unharmed"):
-        align_toy(folder=tmp_path, task=Breaks(), every=5, steps=60)
-    lora = align_toy(folder=tmp_path, every=5, steps=60, stop=None)[0]
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 10;.*checkpoint .step 10. is intact"):
+        align_toy(folder=tmp_path, task=Breaks(), checkpoint_every=5, steps=60)
+    lora = align_toy(folder=tmp_path, checkpoint_every=5, steps=60, stop=None)[0]
     assert _same(lora, align_toy(steps=60)[0])
 
 
@@ -222,45 +233,93 @@ def test_training_stops_early_when_nothing_gets_better(tmp_path):
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_processes_train_the_lora_of_one(tmp_path, count):
-    from tests.core.test_hgr_team import _together
-
     settings = {"steps": 12, "batch": 5, "rate": 2e-3}
     alone, losses, _ = align_toy(**settings)
     tasks = [ToyPrompts() for _ in range(count)]
-    results, errors = _together(
-        count, lambda team: align_toy(folder=tmp_path, task=tasks[team.rank], team=team, every=6, **settings)
+    results, errors = run_together(
+        count,
+        lambda group: align_toy(folder=tmp_path, task=tasks[group.rank], group=group, checkpoint_every=6, **settings),
     )
     assert not errors
     for lora, shared, _ in results:
-        for one, own in zip(losses, shared, strict=True):
-            assert own == pytest.approx(one, rel=1e-3, abs=1e-6)
+        for one, several in zip(losses, shared, strict=True):
+            assert several == pytest.approx(one, rel=1e-3, abs=1e-6)
         assert all(torch.equal(a, b) for a, b in zip(lora.parameters(), results[0][0].parameters(), strict=True))
         pairs = zip(lora.parameters(), alone.parameters(), strict=True)
         assert all(torch.allclose(a, b, rtol=1e-2, atol=1e-5) for a, b in pairs)
-    with pytest.raises(ValueError, match="7 processes can not share 5 sampling runs"):
-        align_toy(team=_Seventh(), **settings)
+
+
+def test_the_history_of_a_run_that_several_processes_resume_is_whole(tmp_path):
+    settings = {"steps": 12, "batch": 5, "rate": 2e-3}
+    align_toy(folder=tmp_path, stop=6, **settings)
+    whole, histories = [], [[], []]
+    align_toy(history=whole, **settings)
+    _, errors = run_together(
+        2, lambda group: align_toy(folder=tmp_path, group=group, history=histories[group.rank], **settings)
+    )
+    assert not errors
+    for history in histories:
+        assert len(history) == 12
+        for one, several in zip(whole, history, strict=True):
+            assert several == pytest.approx(one, rel=1e-3, abs=1e-6)
+
+
+def test_more_processes_than_sampling_runs_are_refused():
+    settings = {"steps": 12, "batch": 5, "rate": 2e-3}
+    with pytest.raises(ValueError, match="7 processes cannot share 5 sampling runs"):
+        align_toy(group=_Seventh(), **settings)
 
 
 class _Seventh:
-    rank, count = 6, 7
+    rank, world_size = 6, 7
 
 
 # ---- on the testbed ------------------------------------------------------------------------------------------------
 
 
-def test_the_command_trains_a_file_and_refuses_unknown_settings(tmp_path):
-    config = tmp_path / "c.json"
-    config.write_text('{"steps": 2, "batch": 2}')
-    command = [sys.executable, "-m", "safeguidance", "align", str(config), "--rank", "2", "--layers", "attention"]
-    command += ["--checkpoints", str(tmp_path / "run"), "--out", str(tmp_path / "l.safetensors")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "l.safetensors").is_file()
-    assert "bench --methods none,lora" in done.stdout
-    config.write_text('{"stepz": 2}')
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "stepz" in done.stderr
+@pytest.fixture
+def command(tmp_path, capsys):
+    """Runs the command `align` with a configuration; returns exit code and what was printed."""
+
+    def run(config, *options):
+        path = tmp_path / "c.json"
+        path.write_text(config, encoding="utf-8")
+        places = ["--checkpoints", str(tmp_path / "run"), "--out", str(tmp_path / "l.safetensors")]
+        code = main(["align", str(path), "--layers", "attention", *places, *options])
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return run
+
+
+def test_the_command_trains_a_file_once(command, tmp_path):
+    config = '{"steps": 2, "batch": 2}'
+    code, text = command(config, "--rank", "2")
+    assert code == 0, text
+    assert "bench --methods none,lora" in text
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["finished.safetensors"]
+    code, text = command(config, "--rank", "2")
+    assert code == 0, text
+    assert "l.safetensors is there already" in text
+
+
+def test_the_command_names_other_settings_and_can_forget_a_run(command, tmp_path):
+    config = '{"steps": 2, "batch": 2}'
+    assert command(config, "--rank", "2")[0] == 0
+    code, text = command(config, "--rank", "3")
+    assert code == 2
+    assert "rank, alpha: the run in" in text
+    assert "rank 2 (now 3)" in text
+    assert "--checkpoints, or forget that run with --restart" in text
+    code, text = command(config, "--rank", "3", "--restart")
+    assert code == 0, text
+    assert load_lora(tmp_path / "l.safetensors")[0].rank == 3
+
+
+def test_the_command_refuses_unknown_settings(command):
+    code, text = command('{"stepz": 2}')
+    assert code == 2
+    assert "stepz" in text
 
 
 def test_the_shipped_lora_takes_the_harm_out_and_leaves_the_rest():
