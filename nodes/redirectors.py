@@ -24,6 +24,8 @@ from .host import model as host_model
 from .host.encoding import ClipEncoder
 from .types import ConceptsType, RedirectorType
 
+_LOGGER = logging.getLogger(__name__)
+
 
 class ManagedRedirector(TrainedRedirector):
     """A trained redirector whose network the host loads before each use and may unload afterwards.
@@ -201,7 +203,7 @@ class LoadHGR(io.ComfyNode):
             redirector, card = ManagedRedirector(load_hgr(path)), describe(path)
         if model is not None:
             if differs := check_model(redirector, model, "Load HGR, model"):
-                logging.warning("SafeGuidance, Load HGR: %s", differs)
+                _LOGGER.warning("SafeGuidance, Load HGR: %s", differs)
             known = "the weights it was trained on" if redirector.base_hash else "of its family; no digest in the file"
             card += f"\nchecked against the model: {f'WARNING: {differs}' if differs else known}"
         return io.NodeOutput(redirector, card)
