@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
-from safeguidance.headless.blueprint import expand, to_blueprint
 
 from safeguidance.headless.definitions import ConvertError, input_specs
 from safeguidance.headless.hosts import PACK_ROOT
+from tools.blueprint import expand, to_blueprint
 
 pytestmark = pytest.mark.usefixtures("pack")
 
