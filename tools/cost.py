@@ -123,7 +123,7 @@ def random_redirector() -> Any:
 
     if NODE not in boot.host_nodes().NODE_CLASS_MAPPINGS:
         raise CostError(f"The node {NODE} is not in the loaded pack; measure without --no-pack.")
-    network = importlib.import_module(f"{boot.pack_module().__name__}.safeguidance.hgr.network")
+    network = importlib.import_module(f"{boot.pack_module().__name__}.safeguidance.redirector.hgr")
     shape = network.HGRConfig(CONTEXT[1], ("any",), width=768, layers=4, heads=12)
     torch.manual_seed(0)
     hgr = network.HGR(shape).requires_grad_(False)
