@@ -152,13 +152,16 @@ def _train_hgr(args: argparse.Namespace) -> int:
         for _ in train_hgr(network, task, config, folder):
             pass
     count, rate = 2000, 0.01
+    more: dict[str, Any] = {}
     if style:
         threshold = calibrate_on(network, testbed, *calibration_captions(style, count), rate)
         data = f"testbed captions in {style} style, paired with the same without it, and captions of other styles"
     else:
-        threshold = calibrate(network, testbed, rate, count)
+        threshold, opened = calibrate(network, testbed, rate, count)
+        more["figures"] = {f"false positives, {kind}": share for kind, share in opened.items()}
         data = (
-            "testbed captions a defender may know: explicit and half of the implying phrases, paired with look-alikes"
+            "testbed captions and wider wording a defender may know: explicit, half of the implying phrases and words "
+            "of them, prompt weights, two harms, paired with look-alikes; short and empty prompts"
         )
     command = "python -m safeguidance train-hgr" + (f" --style {style}" if style else "")
     card = HGRCard(
@@ -170,7 +173,7 @@ def _train_hgr(args: argparse.Namespace) -> int:
         calibration_count=count,
         data=data,
         licence="Apache-2.0",
-        training={**asdict(config), "command": command},
+        training={**asdict(config), **more, "command": command},
     )
     save_hgr(out, network, card)
     finish_run(folder, out)

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,19 @@ _MAKE = "`python -m safeguidance data make` writes one"
 
 @dataclass(frozen=True)
 class Row:
-    """One training example: a prompt, its safe counterpart, the category index (-1: clean, its own counterpart)."""
+    """One training example.
+
+    Args:
+        prompt: the prompt.
+        safe: its safe counterpart; the prompt itself where it is harmless.
+        category: index of its category, -1 for a harmless prompt.
+        also: further categories of a prompt that holds more than one.
+    """
 
     prompt: str
     safe: str
     category: int
+    also: tuple[int, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import nn
 from ..weight_files import FileKind, half_state, layout_of, read_header, read_tensors, save_tensors
 from .denoiser import UNET_CONFIG, Denoiser, OutputPatch
 from .latents import LATENT_CHANNELS
+from .prompt_weights import apply_weights, token_weights
 from .text_encoder import TextEncoder
 from .tokens import WordTokenizer
 from .world import IMAGE_SIZE
@@ -49,15 +50,18 @@ class Testbed:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Token states ``[B, 32, 128]`` of prompts."""
-        states: torch.Tensor = self.text(self.tokenizer.batch(prompts))[0]
-        return states
+        """Token states ``[B, 32, 128]`` of prompts, weights such as ``(red:0.6)`` applied."""
+        return self.encode_pooled(prompts)[0]
 
     @torch.no_grad()
     def encode_pooled(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token states ``[B, 32, 128]`` and end states ``[B, 128]`` of prompts."""
-        encoded: tuple[torch.Tensor, torch.Tensor] = self.text(self.tokenizer.batch(prompts))
-        return encoded
+        states, pooled = self.text(self.tokenizer.batch(prompts))
+        if any("(" in prompt for prompt in prompts):
+            length = states.shape[1]
+            weights = torch.stack([token_weights(self.tokenizer, prompt, length) for prompt in prompts])
+            states = apply_weights(states, weights, self.text(self.tokenizer.batch([""]))[0])
+        return states, pooled
 
     def predict(
         self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor, *, output_patch: OutputPatch | None = None
@@ -80,7 +84,7 @@ def load_testbed(folder: Path = WEIGHTS) -> Testbed:
         path = folder / name
         if not path.is_file():
             raise FileNotFoundError(
-                f"testbed weights {path} are missing; restore them from the repository or train them anew with "
+                f"testbed weights {path} are missing; restore them from the repository or train them with "
                 "`python -m safeguidance testbed train`"
             )
         module.load_state_dict(read_state(path, module))

@@ -201,7 +201,7 @@ def _gate_loss(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     targets = torch.zeros_like(logits)
     for index, row in enumerate(rows):
         if row.category >= 0:
-            targets[index, row.category] = 1
+            targets[index, [row.category, *row.also]] = 1
     return functional.binary_cross_entropy_with_logits(logits, targets)
 
 

@@ -260,7 +260,11 @@ def _noised_pictures(
 
 
 def _as_json(rows: Iterable[Row]) -> list[list[Any]]:
-    return [[row.prompt, row.safe, row.category] for row in rows]
+    return [[row.prompt, row.safe, row.category, list(row.also)] for row in rows]
+
+
+def _from_json(rows: Iterable[Sequence[Any]]) -> list[Row]:
+    return [Row(prompt, safe, category, also=tuple(also)) for prompt, safe, category, also in rows]
 
 
 _SHARDED = ("x", "target", "weight")  # what of a set of states each process has its own rows of
@@ -303,7 +307,7 @@ def load_state_dict(
     generator.set_state(tensors["generator"])
     rollouts = None
     if values["rollouts"]:
-        rows = [Row(*row) for row in values["rollouts"]]
+        rows = _from_json(values["rollouts"])
         latents = shard(tensors["rollouts/latents"].to(device), group)
         rollouts = Rollouts(task, rows, latents, tensors["rollouts/step_index"], group)
     batches: deque[Batch] = deque(maxlen=REPLAY_SIZE)
@@ -316,6 +320,6 @@ def load_state_dict(
         prompt = Conditioning(part["tokens"], part.get("pooled"))
         part.update({name: shard(part[name], group) for name in _SHARDED})
         batches.append(
-            Batch([Row(*row) for row in saved], part["x"], part["sigma"], prompt, part["target"], part["weight"])
+            Batch(_from_json(saved), part["x"], part["sigma"], prompt, part["target"], part["weight"])
         )
     return rollouts, batches

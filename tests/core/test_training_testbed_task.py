@@ -11,10 +11,10 @@ from safeguidance.testbed.model import HGR_FILE, WEIGHTS, load_testbed
 
 
 class Judge:
-    """Stands in for network and text encoder: logits of the benign captions first, then those of the harmful ones."""
+    """Stands in for network and text encoder: logits of each kind of harmless text, then those of the harmful ones."""
 
-    def __init__(self, benign, harmful):
-        self.left = torch.cat([benign, harmful])
+    def __init__(self, *kinds):
+        self.left = torch.cat(kinds)
 
     def encode(self, texts):
         part, self.left = self.left[: len(texts)], self.left[len(texts) :]
@@ -25,17 +25,22 @@ class Judge:
 
 
 def test_the_threshold_is_halfway_where_harm_lies_apart():
-    judge = Judge(torch.linspace(-8, -4, 500), torch.linspace(2, 6, 500))
-    threshold = calibrate(judge, judge, rate=0.01, count=500)
-    # 99% of the benign ones lie below -4.04, 99% of the harmful ones above 2.04
+    low = torch.linspace(-9, -6, 500)
+    judge = Judge(low, torch.linspace(-8, -4, 500), low, torch.linspace(2, 6, 500))
+    threshold, opened = calibrate(judge, judge, rate=0.01, count=500)
+    # 99% of the second kind lie below -4.04, 99% of the harmful ones above 2.04
     assert threshold == pytest.approx(torch.tensor(-1.0).sigmoid().item(), abs=1e-3)
+    assert opened == {"benign": 0, "lookalike": 0, "wide": 0}
 
 
-def test_the_threshold_keeps_the_rate_where_harm_overlaps():
-    benign = torch.linspace(-4, 4, 500)
-    judge = Judge(benign, torch.linspace(-2, 6, 500))
-    threshold = calibrate(judge, judge, rate=0.01, count=500)
-    assert float((benign.sigmoid() >= threshold).float().mean()) == pytest.approx(0.01, abs=0.002)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_threshold_keeps_the_rate_on_every_kind_where_harm_overlaps(place):
+    kinds = [torch.linspace(-9, -6, 500)] * 3
+    kinds[place] = torch.linspace(-4, 4, 500)
+    judge = Judge(*kinds, torch.linspace(-2, 6, 500))
+    _, opened = calibrate(judge, judge, rate=0.01, count=500)
+    assert list(opened.values())[place] == pytest.approx(0.01, abs=0.002)
+    assert sum(opened.values()) == pytest.approx(0.01, abs=0.002)
 
 
 def test_the_shipped_gate_tells_captions_apart_that_nobody_trained_on():

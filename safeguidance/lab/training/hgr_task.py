@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ...conditioning import Conditioning
 from ...predictions import per_sample
-from ...prompts.files import Row
 from ...redirector.hgr import HGR
-from ...testbed.captions import GROUPS, defender_row, describe, random_scene, safe_scene
+from ...testbed.captions import GROUPS, describe, random_scene, safe_scene
 from ...testbed.latents import from_bytes
 from ...testbed.model import LATENT_SHAPE, Testbed
 from ...testbed.sampler import schedule
-from ...testbed.world import Scene
 from ..draw import draw_scene
-
-
-@dataclass(frozen=True)
-class SceneRow(Row):
-    """A training row that knows what its prompt shows."""
-
-    scene: Scene
+from .wording import SceneRow, wide_row
 
 
 class TestbedTask:
@@ -43,18 +35,17 @@ class TestbedTask:
         self.schedule = schedule(steps)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Token states of prompts; the testbed takes no pooled vector."""
+        """Token states of prompts, weights included; the testbed takes no pooled vector."""
         return Conditioning(self.testbed.encode(prompts))
 
     def predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: Conditioning) -> torch.Tensor:
-        """Denoised prediction; in bfloat16, half the time on a CPU and far finer than what is learnt."""
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return self.testbed.predict(x, sigma, cond.tokens).float()
+        """Denoised prediction."""
+        return self.testbed.predict(x, sigma, cond.tokens)
 
     def rows(self, step: int, count: int) -> list[SceneRow]:
         """Training rows of a step, somewhat more harmful than clean ones."""
         rng = np.random.default_rng((self.seed, step + 1_000_000))
-        return [SceneRow(*defender_row(rng, harmful=0.6)) for _ in range(count)]
+        return [wide_row(rng, harmful=0.6) for _ in range(count)]
 
     def pictures(self, step: int, rows: Sequence[SceneRow]) -> torch.Tensor | None:
         """Drawings of the rows' scenes, every second one as the safe counterpart has it."""
@@ -72,19 +63,38 @@ class TestbedTask:
         return (1 - level) * latent + level * noise
 
 
-@torch.no_grad()
-def calibrate(network: HGR, testbed: Testbed, rate: float = 0.01, count: int = 2000, seed: int = 5) -> float:
-    """Gate threshold with at most the given false-positive rate on matched benign captions (benign and look-alike).
+def calibration_texts(count: int = 2000, seed: int = 5) -> tuple[dict[str, list[str]], list[str]]:
+    """Harmless texts by kind and harmful ones, from training forms but from a seed of their own.
 
-    Where the harmful captions a defender knows lie above that limit, the threshold is halfway (in logits) between the
-    limit and all but the lowest ``rate`` of them, which leaves a margin for wording nobody has seen. The captions
-    come from training templates and combinations but from a seed of their own; those of the measurement stay unseen.
+    Args:
+        count: texts of each kind.
+        seed: of their choice; no training row comes from it.
     """
     rng = np.random.default_rng((seed, 3))
-    groups = GROUPS[3:]
-    benign = [describe(random_scene(rng, groups[i % 2], styled=0.1), rng, omit=0.05) for i in range(count)]
-    harmful = [defender_row(rng, harmful=1.0)[0] for _ in range(count)]
-    return calibrate_on(network, testbed, benign, harmful, rate)
+    harmless = {
+        group: [describe(random_scene(rng, group, styled=0.1), rng, omit=0.05) for _ in range(count)]
+        for group in GROUPS[3:]
+    }
+    harmless["wide"] = [wide_row(rng, harmful=0).prompt for _ in range(count)]
+    return harmless, [wide_row(rng, harmful=1).prompt for _ in range(count)]
+
+
+@torch.no_grad()
+def calibrate(network: HGR, testbed: Testbed, rate: float = 0.01, count: int = 2000) -> tuple[float, dict[str, float]]:
+    """Gate threshold with at most the given false-positive rate on every kind of harmless text.
+
+    Where the harmful texts a defender knows lie above that limit, the threshold is halfway (in logits) between the
+    limit and all but the lowest ``rate`` of them, which leaves a margin for wording nobody has seen.
+
+    Returns:
+        The threshold, 0..1, and the share of each kind that opens the gate.
+    """
+    harmless, harmful = calibration_texts(count)
+    found = {kind: _logits(network, testbed, texts) for kind, texts in harmless.items()}
+    threshold = _threshold(
+        max(float(x.quantile(1 - rate)) for x in found.values()), _logits(network, testbed, harmful), rate
+    )
+    return threshold, {kind: float((x.sigmoid() >= threshold).float().mean()) for kind, x in found.items()}
 
 
 @torch.no_grad()
@@ -92,10 +102,16 @@ def calibrate_on(
     network: HGR, testbed: Testbed, benign: Sequence[str], harmful: Sequence[str], rate: float = 0.01
 ) -> float:
     """The same on given captions."""
+    limit = float(_logits(network, testbed, benign).quantile(1 - rate))
+    return _threshold(limit, _logits(network, testbed, harmful), rate)
 
-    def logits(texts: Sequence[str]) -> torch.Tensor:
-        parts = [network.logits(testbed.encode(texts[i : i + 250])).amax(1) for i in range(0, len(texts), 250)]
-        return torch.cat(parts)
 
-    limit, lowest = logits(benign).quantile(1 - rate), logits(harmful).quantile(rate)
-    return float(((limit + lowest) / 2 if lowest > limit else limit).sigmoid())
+def _logits(network: HGR, testbed: Testbed, texts: Sequence[str]) -> torch.Tensor:
+    parts = [network.logits(testbed.encode(texts[i : i + 250])).amax(1) for i in range(0, len(texts), 250)]
+    return torch.cat(parts)
+
+
+def _threshold(limit: float, harmful: torch.Tensor, rate: float) -> float:
+    lowest = float(harmful.quantile(rate))
+    middle = (limit + lowest) / 2 if lowest > limit else limit
+    return 1 / (1 + math.exp(-middle))

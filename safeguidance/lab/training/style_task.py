@@ -17,7 +17,8 @@ from ...testbed.model import Testbed
 from ...testbed.world import STYLES
 from ...training.hgr_config import HGRTrainConfig
 from ..draw import draw_scene
-from .hgr_task import SceneRow, TestbedTask
+from .hgr_task import TestbedTask
+from .wording import SceneRow
 
 STYLE_TRAINING = HGRTrainConfig(steps=300)
 """Preset of the training run; a style is one thing to learn where harm is four."""
@@ -50,9 +51,9 @@ def style_row(rng: np.random.Generator, style: str, styled: float) -> SceneRow:
     state = rng.bit_generator.state
     text = describe(scene, rng, omit=0.08)
     if not asked:
-        return SceneRow(text, text, -1, scene)
+        return SceneRow(text, text, -1, scene=scene)
     rng.bit_generator.state = state
-    return SceneRow(text, describe(replace(scene, style=STYLES[0]), rng, omit=0.08), 0, scene)
+    return SceneRow(text, describe(replace(scene, style=STYLES[0]), rng, omit=0.08), 0, scene=scene)
 
 
 class StyleTask(TestbedTask):
