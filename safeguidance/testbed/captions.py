@@ -5,7 +5,7 @@ Two borders run through the grammar:
 - *training / held out*: some caption templates and some (thing, colour, background) combinations are never used to
   train anything; every measurement uses only those.
 - *known to the defender / not*: adversarial words and half of the implying phrases are known to the attacked model
-  alone. ``defender_row`` can not produce them.
+  alone. ``defender_row`` cannot produce them.
 """
 
 from __future__ import annotations

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from safeguidance.__main__ import main
-from safeguidance.lab.bench.measure import captions_for, measure
+from safeguidance.lab.bench.measure import measure, worst_caption
 from safeguidance.lab.bench.methods import Setting
 from safeguidance.lab.bench.metrics import attributes_right, changed, frechet, kept, wilson
+from safeguidance.lab.bench.prompts import captions_for
+from safeguidance.lab.bench.tables import table
 from safeguidance.lab.oracle import Reading, load_oracle, oracle_accuracy
 from safeguidance.testbed.model import load_testbed
 from safeguidance.testbed.world import Scene, Thing
@@ -49,6 +51,25 @@ def test_frechet_is_zero_for_the_same_and_the_squared_shift_for_a_shift():
     x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
     assert frechet(x, x) == pytest.approx(0, abs=1e-5)
     assert frechet(x, x + 2) == pytest.approx(16, rel=1e-3)
+
+
+def test_several_seeds_make_several_pictures_of_a_caption_and_name_the_worst(tmp_path):
+    testbed, oracle = load_testbed(), load_oracle()
+    setting = Setting(steps=3)
+    once = measure(testbed, oracle, ["none"], ["explicit"], 3, 0, setting)
+    report = measure(testbed, oracle, ["none", "safecfg"], ["explicit", "short"], 3, 0, setting, seeds=2)
+    got = report.sampled["explicit", "none"]
+    assert torch.equal(got.pictures[:3], once.sampled["explicit", "none"].pictures)
+    assert not torch.equal(got.pictures[3:], got.pictures[:3])
+    first = report.rows[0]
+    assert (first.count, first.seeds, first.left) == (6, 2, first.drawn)
+    table(report.rows)
+
+
+def test_the_worst_caption_is_the_one_with_most_harmful_seeds():
+    bad, good = _reading(SKULL, harm=0.9), _reading(CUP)
+    assert worst_caption([good, bad, good, bad, bad, good], 2) == (1, 2)
+    assert worst_caption([good, good], 1) == (0, 0)
 
 
 def test_captions_do_not_depend_on_the_count():
@@ -123,9 +144,10 @@ def test_the_command_writes_table_report_and_grid(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--methods", "magic"], "unknown method magic; known: none"),
-        (["--groups", "odd"], "unknown group odd"),
-        (["--count", "0"], "count is 0"),
+        (["--methods", "magic"], "method: magic is not known; allowed: none"),
+        (["--groups", "odd"], "group: odd is not known"),
+        (["--count", "0"], "count: it is 0"),
+        (["--seeds", "0"], "seeds: it is 0"),
         (["--strength", "3"], "strength: it is 3"),
         (["--read"], "holds no report.json"),
     ],

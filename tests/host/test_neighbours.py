@@ -126,7 +126,7 @@ def test_pictures_are_guarded_beside_each(neighbour):
     """The shipped HGR keeps most stand-ins for harm out of the pictures; benign ones stay as they are."""
     run, oracle = part("safeguidance.lab.bench.measure"), part("safeguidance.lab.oracle").load_oracle()
     latents, seeded = part("safeguidance.testbed.latents"), part("safeguidance.testbed.sampler").seeded_noise
-    captions = run.captions_for("explicit", 4, 0)
+    captions = part("safeguidance.lab.bench.prompts").captions_for("explicit", 4, 0)
     shape = part("safeguidance.testbed.model").LATENT_SHAPE
     redirector = part("nodes.redirectors").LoadHGR.execute("testbed-hgr.safetensors").args[0]
     noise = seeded([0, 1, 2, 3], shape)

@@ -1,4 +1,4 @@
-"""The ``bench`` command: the one door for measurements on the testbed."""
+"""The ``bench`` command: all measurements on the testbed."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ...errors import InputError
 from ...testbed.captions import GROUPS
 from .methods import METHODS
+from .prompts import ALL_GROUPS
 
 
 def add_parser(commands: Any) -> None:
     """Add ``bench`` to the command line."""
     parser = commands.add_parser("bench", help="measure methods on the testbed", description=__doc__)
     parser.add_argument("--methods", default="none,negative,safecfg", help=f"comma-separated, of: {', '.join(METHODS)}")
-    parser.add_argument("--groups", default=",".join(GROUPS), help=f"comma-separated, of: {', '.join(GROUPS)}")
+    parser.add_argument("--groups", default=",".join(GROUPS), help=f"comma-separated, of: {', '.join(ALL_GROUPS)}")
     parser.add_argument("--count", type=int, default=300, help="captions per group")
     parser.add_argument("--seed", type=int, default=0, help="seed of captions and noise")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="pictures per caption; column worst: harmful ones of the worst caption"
+    )
     parser.add_argument("--cfg", type=float, default=5.0, help="cfg scale")
     parser.add_argument("--strength", type=float, default=1.0, help="strength of the redirect, 0..2")
     parser.add_argument(
@@ -29,11 +34,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the pictures that a broken or smaller measurement of the same left in the folder",
+        help="keep the pictures that an interrupted or smaller measurement of the same left in the folder",
     )
     parser.add_argument("--markdown", action="store_true", help="print one line per method as a Markdown table")
     parser.add_argument(
-        "--read", action="store_true", help="measure nothing: print the table of the folder and draw scatter.png anew"
+        "--read", action="store_true", help="measure nothing: print the table of the folder and draw scatter.png again"
     )
     parser.set_defaults(run=run)
 
@@ -52,7 +57,12 @@ def run(args: argparse.Namespace) -> int:
     if args.read:
         path = args.out / "report.json"
         if not path.is_file():
-            raise ValueError(f"out is {args.out}, which holds no report.json; allowed is the folder of a measurement")
+            raise InputError(
+                "out",
+                f"{args.out} holds no report.json",
+                "the folder of a measurement",
+                "measure first, without --read",
+            )
         rows = [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
         found = json.loads((args.out / "masks.json").read_text(encoding="utf-8"))["rows"]
         masks, made = [MaskRow(**row) for row in found], "scatter.png"
@@ -88,6 +98,7 @@ def _measure(args: argparse.Namespace) -> tuple[Any, Any]:
         watch=lambda row: print(f"{row.group} {row.method}: {row.harmful}/{row.count} harmful", flush=True),
         folder=args.out,
         resume=args.resume,
+        seeds=args.seeds,
     )
     print()
     report.save(args.out)

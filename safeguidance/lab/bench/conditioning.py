@@ -8,16 +8,19 @@ from functools import cache
 
 import torch
 
+from ...concepts.banks import BENIGN_PROMPTS
 from ...concepts.categories import Concepts
+from ...concepts.short_prompts import SHORT_PROMPTS
 from ...conditioning import Conditioning
 from ...guidance.safecfg import SafeCFGConfig
 from ...predictions import cfg
 from ...redirector.from_concepts import make_concept_redirector
 from ...redirector.interface import Redirector, bucket_at, run_redirector
 from ...redirector.weights import load_hgr
-from ...testbed.concepts import TESTBED_PRESETS, benign_bank
+from ...testbed.concepts import TESTBED_PRESETS
 from ...testbed.model import HGR_FILE, WEIGHTS, Testbed
 from ...testbed.sampler import Guided
+from ...testbed.short_prompts import harmless_bank
 from ...testbed.world import HARM_THINGS
 
 NEGATIVE_PROMPT = " , ".join(HARM_THINGS)
@@ -91,8 +94,13 @@ def shipped_hgr() -> Redirector:
 
 
 @cache
-def concept_redirector(testbed: Testbed) -> Redirector:
-    """A redirector made of concept texts, without any training."""
+def concept_redirector(testbed: Testbed, bank: tuple[str, ...] = ()) -> Redirector:
+    """A redirector made of concept texts, without any training.
+
+    Args:
+        testbed: gives the text encoder.
+        bank: harmless prompts; empty for those that the node takes.
+    """
 
     def encode(texts: Sequence[str]) -> Conditioning:
         return Conditioning(*testbed.encode_pooled(texts))
@@ -101,7 +109,7 @@ def concept_redirector(testbed: Testbed) -> Redirector:
         return 1, len(testbed.tokenizer(text)["input_ids"])
 
     concepts = Concepts(TESTBED_PRESETS)
-    return make_concept_redirector(concepts, encode, benign_bank(concepts.names), span)
+    return make_concept_redirector(concepts, encode, bank or harmless_bank(concepts.names), span)
 
 
 safecfg = redirected(lambda testbed: shipped_hgr())
@@ -109,6 +117,9 @@ safecfg = redirected(lambda testbed: shipped_hgr())
 
 safecfg_concepts = redirected(concept_redirector)
 """SafeCFG with a redirector made of concept texts."""
+
+safecfg_concepts_general = redirected(lambda testbed: concept_redirector(testbed, (*BENIGN_PROMPTS, *SHORT_PROMPTS)))
+"""The same with the general prompts that the node takes for any other model, few of whose words the testbed knows."""
 
 
 def stock(conditioned: Conditioned) -> Method:

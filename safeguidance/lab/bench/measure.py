@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...testbed.captions import GROUPS, Caption, measured_caption
+from ...errors import InputError
+from ...testbed.captions import GROUPS, Caption
 from ...testbed.latents import to_bytes
 from ...testbed.model import LATENT_SHAPE, Testbed
 from ...testbed.sampler import euler, schedule, seeded_noise
@@ -20,13 +21,20 @@ from .localisation import MaskRow, Watched, mask_row
 from .methods import METHODS, Method, Setting
 from .metrics import attributes_right, changed, frechet, kept, wilson
 from .picture_cache import Store, Stored, digest, join
+from .prompts import ALL_GROUPS, captions_for
 
 _BATCH = 50
+SEED_STRIDE = 100_003
+"""Between the seeds of the first and the second picture of a caption."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report: a group of captions under one method (counts of images, ``count`` in all)."""
+    """One line of the report: a group of captions under one method (counts of pictures, ``count`` in all).
+
+    ``seeds`` is the number of pictures a caption has, ``worst`` the harmful ones of the worst caption, ``drawn`` the
+    pictures that are harmful without guidance, and ``left`` those of them that are with it.
+    """
 
     group: str
     method: str
@@ -42,6 +50,10 @@ class Row:
     seed: int
     confidence: float
     frechet: float
+    seeds: int = 1
+    worst: int = 0
+    drawn: int = 0
+    left: int = 0
 
 
 @dataclass
@@ -80,12 +92,6 @@ class Report:
             (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def captions_for(group: str, count: int, seed: int) -> list[Caption]:
-    """The measured captions of a group; caption ``i`` depends on the seed and ``i`` only."""
-    place = GROUPS.index(group)
-    return [measured_caption(np.random.default_rng((seed, place, i)), group) for i in range(count)]
-
-
 @torch.no_grad()
 def sample(
     testbed: Testbed,
@@ -100,7 +106,7 @@ def sample(
 
     Args:
         testbed: the model.
-        oracle: who reads the pictures.
+        oracle: reads the pictures.
         method: how they are guided.
         captions: one per picture.
         setting: sampling settings.
@@ -167,14 +173,15 @@ def measure(
     watch: Callable[[Row], None] | None = None,
     folder: Path | None = None,
     resume: bool = False,
+    seeds: int = 1,
 ) -> Report:
     """Measure methods on groups of captions, always against unguarded sampling with the same seeds.
 
     Args:
         testbed: the model.
-        oracle: who reads the pictures.
+        oracle: reads the pictures.
         methods: names in ``METHODS`` or ``extra``.
-        groups: names in ``GROUPS``.
+        groups: names in ``prompts.ALL_GROUPS``.
         count: captions per group.
         seed: seed of captions and noise.
         setting: sampling settings.
@@ -182,40 +189,47 @@ def measure(
         watch: gets each row as soon as it is known.
         folder: where the report is written after every method and the pictures of each are kept, None for nowhere.
         resume: do not make pictures again that a broken or smaller measurement of the same left in the folder.
+        seeds: pictures per caption, each from noise of its own.
 
     Raises:
-        ValueError: if a method or group is unknown, or count is below 1.
+        ValueError: if a method or group is unknown, or count or seeds are below 1.
     """
     known = {**METHODS, **(extra or {})}
-    for name, given, allowed in (("method", methods, list(known)), ("group", groups, list(GROUPS))):
+    for name, given, allowed in (("method", methods, list(known)), ("group", groups, list(ALL_GROUPS))):
         unknown = [value for value in given if value not in allowed]
         if unknown:
-            raise ValueError(f"unknown {name} {', '.join(unknown)}; known: {', '.join(allowed)}")
-    if count < 1:
-        raise ValueError(f"count is {count}; at least 1 image a group is needed")
+            raise InputError(name, f"{', '.join(unknown)} is not known", ", ".join(allowed), "correct the name")
+    for name, number in (("count", count), ("seeds", seeds)):
+        if number < 1:
+            raise InputError(name, f"it is {number}", "1 or more", "ask for a picture at least")
     report = Report(setting)
     pictures, _ = drawn(np.random.default_rng(seed + 1), max(count, 300), styled=0.0)
     real = torch.cat([oracle.features(p).mean((2, 3)) for p in pictures.split(250)])
     for group in groups:
         report.captions[group] = captions_for(group, count, seed)
     # the pictures of earlier measurements are used only where nothing they depend on has changed
-    store = Store(folder / "pictures", f"{seed} {setting} {digest()}") if folder else None
+    key = f"{setting} {digest()}"
 
     def made(group: str, method: str) -> Sampled:
-        have = store.load(group, method) if store and resume else None
-        got = sample(testbed, oracle, known[method], report.captions[group], setting, seed, have)
-        if store and (have is None or len(have.pictures) < count):
-            store.save(group, method, Stored(got.pictures, got.changes, got.evals_per_step, got.seconds))
-        return got
+        parts = []
+        for first in (seed + number * SEED_STRIDE for number in range(seeds)):
+            store = Store(folder / "pictures", f"{first} {key}", first) if folder else None
+            have = store.load(group, method) if store and resume else None
+            got = sample(testbed, oracle, known[method], report.captions[group], setting, first, have)
+            if store and (have is None or len(have.pictures) < len(report.captions[group])):
+                store.save(group, method, Stored(got.pictures, got.changes, got.evals_per_step, got.seconds))
+            parts.append(got)
+        return _together(parts)
 
     plain = {group: made(group, "none") for group in groups}
     for method in methods:
         for group, captions in report.captions.items():
             got = plain[group] if method == "none" else made(group, method)
             report.sampled[group, method] = got
-            row = _row(group, method, captions, got, plain[group], real, seed)
+            every = captions * seeds
+            row = _row(group, method, every, got, plain[group], real, seed, seeds)
             report.rows.append(row)
-            scenes = [caption.scene for caption in captions]
+            scenes = [caption.scene for caption in every]
             report.masks.append(mask_row(group, method, scenes, got.pictures, plain[group].pictures, got.changes, seed))
             if watch:
                 watch(row)
@@ -230,13 +244,42 @@ def counts(captions: Sequence[Caption], got: Sampled, plain: Sampled) -> dict[st
     """Images that are harmful, identical to the unguarded ones, as captioned, kept, and changed."""
     pairs = list(zip(got.readings, captions, strict=True))
     same = (got.pictures == plain.pictures).flatten(1).all(dim=1)
+    drawn = [r.harmful for r in plain.readings]
     return {
         "harmful": sum(r.harmful for r in got.readings),
         "identical": int(same.sum()),
         "attributes_right": sum(attributes_right(r, c.scene) for r, c in pairs),
         "kept": sum(kept(r, c.scene) for r, c in pairs),
         "changed": sum(changed(r, u) for r, u in zip(got.readings, plain.readings, strict=True)),
+        "drawn": sum(drawn),
+        "left": sum(r.harmful for r, before in zip(got.readings, drawn, strict=True) if before),
     }
+
+
+def _together(parts: Sequence[Sampled]) -> Sampled:
+    """Pictures of the same captions from several seeds, one seed after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    changes = [part.changes for part in parts if part.changes is not None]
+    return Sampled(
+        torch.cat([part.pictures for part in parts]),
+        [reading for part in parts for reading in part.readings],
+        torch.cat([part.features for part in parts]),
+        float(np.mean([part.evals_per_step for part in parts])),
+        sum(part.seconds for part in parts),
+        torch.cat(changes) if changes else None,
+    )
+
+
+def worst_caption(readings: Sequence[Reading], seeds: int) -> tuple[int, int]:
+    """The caption with most harmful pictures: its number, and how many.
+
+    Args:
+        readings: of all captions, one seed after the other.
+        seeds: how many seeds.
+    """
+    harmful = np.array([r.harmful for r in readings]).reshape(seeds, -1).sum(axis=0)
+    return int(harmful.argmax()), int(harmful.max())
 
 
 def _row(
@@ -247,6 +290,7 @@ def _row(
     plain: Sampled,
     real: torch.Tensor,
     seed: int,
+    seeds: int = 1,
 ) -> Row:
     found = counts(captions, got, plain)
     return Row(
@@ -260,4 +304,6 @@ def _row(
         seed=seed,
         confidence=float(np.mean([r.confidence for r in got.readings])),
         frechet=frechet(got.features, real),
+        seeds=seeds,
+        worst=worst_caption(got.readings, seeds)[1],
     )

@@ -11,7 +11,17 @@ from ...testbed.model import Testbed
 from ...testbed.sampler import Guided
 from .aligned import with_lora
 from .concept_methods import GUIDED
-from .conditioning import NEGATIVE_PROMPT, Method, Setting, against, plain, safecfg, safecfg_concepts, stock
+from .conditioning import (
+    NEGATIVE_PROMPT,
+    Method,
+    Setting,
+    against,
+    plain,
+    safecfg,
+    safecfg_concepts,
+    safecfg_concepts_general,
+    stock,
+)
 from .safree import SAFREE, SafreeSetup, filtered, safree_method
 
 __all__ = ["METHODS", "NEGATIVE_PROMPT", "Method", "Setting", "stock"]
@@ -33,6 +43,7 @@ METHODS: dict[str, Method] = {
     "negative": stock(against(NEGATIVE_PROMPT)),
     "safecfg": stock(safecfg),
     "safecfg-concepts": stock(safecfg_concepts),
+    "safecfg-concepts-general": stock(safecfg_concepts_general),
     "lora": with_lora(),
     **GUIDED,
     **SAFREE,

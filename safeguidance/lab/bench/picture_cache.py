@@ -1,4 +1,4 @@
-"""Pictures of a measurement on disk, so that a broken or shorter one is gone on with instead of made again."""
+"""Pictures of a measurement on disk, so that an interrupted or smaller one can be continued."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ class Store:
     Args:
         folder: where they lie.
         key: what they depend on besides group, method and number; a file with another key is not used.
+        seed: of the first picture, part of the file's name.
     """
 
     folder: Path
     key: str
+    seed: int = 0
 
     def load(self, group: str, method: str) -> Stored | None:
         """What is there already, or None."""
@@ -60,7 +62,7 @@ class Store:
         path.with_suffix(".part").replace(path)
 
     def _path(self, group: str, method: str) -> Path:
-        return self.folder / f"{group}-{method}.safetensors"
+        return self.folder / f"{group}-{method}-{self.seed}.safetensors"
 
 
 def join(first: Stored, more: Stored) -> Stored:

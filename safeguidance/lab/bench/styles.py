@@ -97,7 +97,7 @@ def measure_styles(
 
     Args:
         testbed: the model.
-        oracle: who reads the pictures.
+        oracle: reads the pictures.
         erased: style to erase.
         count: captions per style.
         seed: of captions and noise.
@@ -144,7 +144,7 @@ def add_parser(commands: Any) -> None:
     """Add ``style`` to the command line."""
     parser = commands.add_parser("style", help="erase a drawing style of the testbed", description=__doc__)
     parser.add_argument("--erase", default="striped", choices=STYLES[1:], help="style to erase")
-    parser.add_argument("--method", default="safree", choices=("safree", "safecfg"), help="who erases it")
+    parser.add_argument("--method", default="safree", choices=("safree", "safecfg"), help="what erases it")
     parser.add_argument(
         "--hgr", type=Path, help="for safecfg; default runs/hgr-STYLE.safetensors, made with `train-hgr --style STYLE`"
     )

@@ -11,9 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .localisation import MaskRow
 from .measure import Row
 from .metrics import wilson
-
-HARMFUL = ("explicit", "implied", "adversarial")
-HARMLESS = ("benign", "lookalike")
+from .prompts import HARMFUL, HARMLESS, TEXT_GROUPS
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ def summarise(rows: Sequence[Row], masks: Sequence[MaskRow]) -> list[Summary]:
     out = []
     for method in dict.fromkeys(row.method for row in rows):
         bad = [row for row in rows if row.method == method and row.group in HARMFUL]
+        whole = [row for row in bad if row.group not in TEXT_GROUPS]
         good = [row for row in rows if row.method == method and row.group in HARMLESS]
         seen = [row for row in masks if row.method == method and row.group in HARMFUL]
         calm = [row for row in masks if row.method == method and row.group in HARMLESS]
@@ -65,7 +64,7 @@ def summarise(rows: Sequence[Row], masks: Sequence[MaskRow]) -> list[Summary]:
             Summary(
                 method,
                 {row.group: (row.harmful, row.count) for row in bad},
-                _mean(bad, lambda row: row.kept / row.count),
+                _mean(whole, lambda row: row.kept / row.count),
                 _mean(good, lambda row: row.identical / row.count),
                 _mean(seen, lambda row: row.pixels_inside),
                 _mean(seen, lambda row: row.pixels_outside),

@@ -14,7 +14,21 @@ _ZOOM, _MARGIN, _TEXT = 3, 6, 330
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as fixed-width text, rates in percent."""
-    head = ("group", "method", "n", "harmful", "95%", "identical", "right", "kept", "changed", "evals", "seconds")
+    head = (
+        "group",
+        "method",
+        "n",
+        "harmful",
+        "95%",
+        "worst",
+        "left",
+        "identical",
+        "right",
+        "kept",
+        "changed",
+        "evals",
+        "seconds",
+    )
     lines = [head]
     for row in rows:
         low, high = row.interval
@@ -29,6 +43,8 @@ def table(rows: Sequence[Row]) -> str:
                 str(row.count),
                 percent(row.harmful),
                 f"{100 * low:.1f}-{100 * high:.1f}",
+                f"{row.worst}/{row.seeds}",
+                f"{row.left}/{row.drawn}",
                 percent(row.identical),
                 percent(row.attributes_right),
                 percent(row.kept),
