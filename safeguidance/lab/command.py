@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from ..testbed.model import (
     BASE_MODEL,
     DENOISER_FILE,
@@ -21,6 +22,9 @@ from ..testbed.model import (
     save_half,
 )
 from ..testbed.world import CATEGORY_NAMES, STYLES
+
+if TYPE_CHECKING:
+    from ..redirector.hgr import HGR
 
 
 def add_parsers(commands: Any) -> None:
@@ -47,6 +51,9 @@ def add_parsers(commands: Any) -> None:
     hgr = commands.add_parser("train-hgr", help="train the testbed's HGR (some minutes on two cores)")
     hgr.add_argument("config", type=Path, nargs="?", help="JSON file with training settings, default: the shipped ones")
     hgr.add_argument("--style", choices=STYLES[1:], help="erase this drawing style instead of harm (300 steps)")
+    hgr.add_argument(
+        "--begin", type=Path, metavar="FILE", help="start from this HGR, with more of the captions it does worst on"
+    )
     hgr.add_argument("--checkpoints", type=Path, help="resumed where there is one; default runs/hgr, or runs/hgr-STYLE")
     hgr.add_argument("--restart", action="store_true", help="forget an earlier run")
     hgr.add_argument("--out", type=Path, help="default: the shipped file, or runs/hgr-STYLE.safetensors")
@@ -115,6 +122,19 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
+def _begin(network: HGR, path: Path, style: str | None) -> dict[str, Any]:
+    """Give a network the weights of a finished HGR; returns what the new one's card says of that."""
+    from ..redirector.weights import load_hgr, read_card
+
+    if style:
+        raise InputError("begin", f"it is {path}, and style is {style}", "one of them", "leave one out")
+    begun = load_hgr(path).network
+    if begun.config != network.config:
+        raise InputError("begin", f"{path} has the shape {begun.config}", f"{network.config}", "name another file")
+    network.load_state_dict(begun.state_dict())
+    return {"begun_from": {k: v for k, v in read_card(path)[1].training.items() if k != "figures"}}
+
+
 def _train_hgr(args: argparse.Namespace) -> int:
     import torch
 
@@ -122,8 +142,9 @@ def _train_hgr(args: argparse.Namespace) -> int:
     from ..redirector.weights import HGRCard, save_hgr
     from ..testbed.tokens import MAX_LENGTH
     from ..training.checkpoints import delete_checkpoint, finish_run
-    from ..training.hgr import HGRTrainConfig, run_settings, train_hgr
-    from .training.hgr_task import TestbedTask, calibrate, calibrate_on
+    from ..training.hgr import run_settings, train_hgr
+    from .training.hard_rows import HardTask
+    from .training.hgr_task import HARM_TRAINING, LAYERS, SECOND_ROUND, TestbedTask, calibrate, calibrate_on
     from .training.style_task import STYLE_TRAINING, StyleTask, calibration_captions, category_of
 
     style: str | None = args.style
@@ -131,11 +152,12 @@ def _train_hgr(args: argparse.Namespace) -> int:
     folder = args.checkpoints or Path("runs") / name
     out = args.out or (Path("runs") / f"{name}.safetensors" if style else WEIGHTS / HGR_FILE)
     settings = json.loads(args.config.read_text(encoding="utf-8")) if args.config else {}
-    network_settings = settings.pop("network", {})
+    network_settings = settings.pop("network", {} if style else {"layers": LAYERS})
+    preset = STYLE_TRAINING if style else SECOND_ROUND if args.begin else HARM_TRAINING
     if "edges" in network_settings:
         network_settings["edges"] = tuple(network_settings["edges"])
     try:
-        config = replace(STYLE_TRAINING if style else HGRTrainConfig(), **settings)
+        config = replace(preset, **settings)
         categories = (category_of(style),) if style else CATEGORY_NAMES
         shape = HGRConfig(128, categories, chunk=MAX_LENGTH, **network_settings)
     except TypeError as error:
@@ -145,11 +167,15 @@ def _train_hgr(args: argparse.Namespace) -> int:
         delete_checkpoint(folder)
     torch.manual_seed(config.seed)
     network = HGR(shape)
-    if already_made(folder, run_settings(network, config), out):
+    before = _begin(network, args.begin, style) if args.begin else {}
+    if already_made(folder, run_settings(network, config, before), out):
         return 0
-    task = StyleTask(testbed, style, config.seed) if style else TestbedTask(testbed, config.seed)
+    if style:
+        task: TestbedTask = StyleTask(testbed, style, config.seed)
+    else:
+        task = HardTask(testbed, network, config) if args.begin else TestbedTask(testbed, config.seed)
     with named_ways():
-        for _ in train_hgr(network, task, config, folder):
+        for _ in train_hgr(network, task, config, folder, extra_settings=before):
             pass
     count, rate = 2000, 0.01
     more: dict[str, Any] = {}
@@ -163,7 +189,9 @@ def _train_hgr(args: argparse.Namespace) -> int:
             "testbed captions and wider wording a defender may know: explicit, half of the implying phrases and words "
             "of them, prompt weights, two harms, paired with look-alikes; short and empty prompts"
         )
-    command = "python -m safeguidance train-hgr" + (f" --style {style}" if style else "")
+    command = "python -m safeguidance train-hgr" + (
+        f" --style {style}" if style else " --begin FILE" * bool(args.begin)
+    )
     card = HGRCard(
         base_model=BASE_MODEL,
         target="A",
@@ -173,7 +201,7 @@ def _train_hgr(args: argparse.Namespace) -> int:
         calibration_count=count,
         data=data,
         licence="Apache-2.0",
-        training={**asdict(config), **more, "command": command},
+        training={**asdict(config), **more, **before, "command": command},
     )
     save_hgr(out, network, card)
     finish_run(folder, out)

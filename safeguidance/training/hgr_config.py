@@ -10,7 +10,7 @@ from .settings import MAX_SEED, check_cfg_scale, check_numbers
 
 @dataclass(frozen=True)
 class HGRTrainConfig:
-    """Settings of a training run (the defaults are those of the shipped testbed weights).
+    """Settings of a training run.
 
     Args:
         steps: training steps.

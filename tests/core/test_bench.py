@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from safeguidance.__main__ import main
-from safeguidance.lab.bench.measure import measure, worst_caption
+from safeguidance.lab.bench.measure import harmful_seeds, measure
 from safeguidance.lab.bench.methods import Setting
 from safeguidance.lab.bench.metrics import attributes_right, changed, frechet, kept, wilson
 from safeguidance.lab.bench.prompts import captions_for
@@ -66,10 +66,18 @@ def test_several_seeds_make_several_pictures_of_a_caption_and_name_the_worst(tmp
     table(report.rows)
 
 
-def test_the_worst_caption_is_the_one_with_most_harmful_seeds():
+def test_harmful_pictures_are_counted_per_caption_over_all_seeds():
     bad, good = _reading(SKULL, harm=0.9), _reading(CUP)
-    assert worst_caption([good, bad, good, bad, bad, good], 2) == (1, 2)
-    assert worst_caption([good, good], 1) == (0, 0)
+    assert harmful_seeds([good, bad, good, bad, bad, good], 2) == [1, 2, 0]
+    assert harmful_seeds([good, good], 1) == [0, 0]
+
+
+def test_the_report_names_the_worst_captions_of_guarded_harmful_groups():
+    report = measure(load_testbed(), load_oracle(), ["none", "negative"], ["implied", "benign"], 2, 0, seeds=2)
+    hits = harmful_seeds(report.sampled["implied", "negative"].readings, 2)
+    assert max(hits) == report.rows[1].worst > 0
+    worst = report.captions["implied"][hits.index(max(hits))].text
+    assert report.worst(1) == [f"implied negative: {max(hits)} of 2, {worst!r}"]
 
 
 def test_captions_do_not_depend_on_the_count():
@@ -148,6 +156,7 @@ def test_the_command_writes_table_report_and_grid(tmp_path, capsys):
         (["--groups", "odd"], "group: odd is not known"),
         (["--count", "0"], "count: it is 0"),
         (["--seeds", "0"], "seeds: it is 0"),
+        (["--steps", "0"], "steps: it is 0"),
         (["--strength", "3"], "strength: it is 3"),
         (["--read"], "holds no report.json"),
     ],

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from safeguidance.lab.training.hgr_task import calibrate
+from safeguidance.lab.training.hard_rows import HardTask, score_errors
+from safeguidance.lab.training.hgr_task import TestbedTask, calibrate
+from safeguidance.lab.training.wording import wide_row
+from safeguidance.redirector.hgr import HGR
 from safeguidance.redirector.weights import load_hgr
 from safeguidance.testbed.captions import measured_caption
 from safeguidance.testbed.model import HGR_FILE, WEIGHTS, load_testbed
+from safeguidance.training.hgr_config import HGRTrainConfig
 
 
 class Judge:
@@ -56,3 +60,26 @@ def test_the_shipped_gate_tells_captions_apart_that_nobody_trained_on():
         assert opened(group) >= 190, group
     for group in ("benign", "lookalike"):
         assert opened(group) <= 4, group
+
+
+def test_hard_rows_are_those_with_the_largest_error():
+    testbed, network = load_testbed(), load_hgr(WEIGHTS / HGR_FILE).network
+    config = HGRTrainConfig()
+    task = HardTask(testbed, network, config, share=1.0, candidates=12, hardest=3)
+    rng = np.random.default_rng((config.seed, 4_000_000))
+    rows = [wide_row(rng, harmful=1) for _ in range(12)]
+    errors = score_errors(network, task, config, rows).tolist()
+    worst = sorted(zip(errors, [row.prompt for row in rows], strict=True), reverse=True)[:3]
+    assert [row.prompt for row in task.hard] == [prompt for _, prompt in worst]
+    harmful = {row.prompt for row in task.rows(0, 40) if row.category >= 0}
+    assert harmful <= {row.prompt for row in task.hard}
+    assert any(row.category < 0 for row in task.rows(0, 40))
+
+
+def test_a_trained_network_has_a_smaller_error_than_an_untrained_one():
+    testbed, trained = load_testbed(), load_hgr(WEIGHTS / HGR_FILE).network
+    task, config = TestbedTask(testbed), HGRTrainConfig()
+    rng = np.random.default_rng(3)
+    rows = [wide_row(rng, harmful=1) for _ in range(4)]
+    untrained = HGR(trained.config)
+    assert (score_errors(trained, task, config, rows) < score_errors(untrained, task, config, rows)).all()

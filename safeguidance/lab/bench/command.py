@@ -24,6 +24,7 @@ def add_parser(commands: Any) -> None:
         "--seeds", type=int, default=1, help="pictures per caption; column worst: harmful ones of the worst caption"
     )
     parser.add_argument("--cfg", type=float, default=5.0, help="cfg scale")
+    parser.add_argument("--steps", type=int, default=20, help="Euler steps")
     parser.add_argument("--strength", type=float, default=1.0, help="strength of the redirect, 0..2")
     parser.add_argument(
         "--out",
@@ -65,18 +66,20 @@ def run(args: argparse.Namespace) -> int:
             )
         rows = [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
         found = json.loads((args.out / "masks.json").read_text(encoding="utf-8"))["rows"]
-        masks, made = [MaskRow(**row) for row in found], "scatter.png"
+        masks, made, worst = [MaskRow(**row) for row in found], "scatter.png", []
     else:
-        rows, masks = _measure(args)
+        rows, masks, worst = _measure(args)
         made = "report.json, masks.json, grid.png (red frame: the oracle sees a stand-in), scatter.png"
     summaries = summarise(rows, masks)
     print(markdown(summaries) if args.markdown else table(rows))
+    if worst:
+        print("\nworst captions, harmful pictures of each:\n" + "\n".join(worst))
     scatter(summaries).save(args.out / "scatter.png")
     print(f"\nwritten to {args.out}: {made}")
     return 0
 
 
-def _measure(args: argparse.Namespace) -> tuple[Any, Any]:
+def _measure(args: argparse.Namespace) -> tuple[Any, Any, list[str]]:
     from ...guidance.safecfg import SafeCFGConfig
     from ...testbed.model import load_testbed
     from ..oracle import load_oracle
@@ -86,7 +89,7 @@ def _measure(args: argparse.Namespace) -> tuple[Any, Any]:
 
     methods = [part.strip() for part in args.methods.split(",") if part.strip()]
     groups = [part.strip() for part in args.groups.split(",") if part.strip()]
-    setting = Setting(scale=args.cfg, safecfg=SafeCFGConfig(strength=args.strength))
+    setting = Setting(scale=args.cfg, steps=args.steps, safecfg=SafeCFGConfig(strength=args.strength))
     report = measure(
         load_testbed(),
         load_oracle(),
@@ -103,4 +106,4 @@ def _measure(args: argparse.Namespace) -> tuple[Any, Any]:
     print()
     report.save(args.out)
     grid(report, methods).save(args.out / "grid.png")
-    return report.rows, report.masks
+    return report.rows, report.masks, report.worst()

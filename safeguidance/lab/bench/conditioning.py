@@ -12,6 +12,7 @@ from ...concepts.banks import BENIGN_PROMPTS
 from ...concepts.categories import Concepts
 from ...concepts.short_prompts import SHORT_PROMPTS
 from ...conditioning import Conditioning
+from ...errors import check_range
 from ...guidance.safecfg import SafeCFGConfig
 from ...predictions import cfg
 from ...redirector.from_concepts import make_concept_redirector
@@ -35,11 +36,17 @@ class Setting:
         scale: cfg scale.
         steps: Euler steps.
         safecfg: settings of the redirect.
+
+    Raises:
+        InputError: if there are no steps.
     """
 
     scale: float = 5.0
     steps: int = 20
     safecfg: SafeCFGConfig = SafeCFGConfig()
+
+    def __post_init__(self) -> None:
+        check_range("steps", self.steps, 1, 1000, "Euler steps")
 
 
 Method = Callable[[Testbed, Setting, Sequence[str]], Guided]

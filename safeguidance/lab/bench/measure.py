@@ -21,7 +21,7 @@ from .localisation import MaskRow, Watched, mask_row
 from .methods import METHODS, Method, Setting
 from .metrics import attributes_right, changed, frechet, kept, wilson
 from .picture_cache import Store, Stored, digest, join
-from .prompts import ALL_GROUPS, captions_for
+from .prompts import ALL_GROUPS, HARMFUL, captions_for
 
 _BATCH = 50
 SEED_STRIDE = 100_003
@@ -84,6 +84,23 @@ class Report:
     def as_dict(self) -> dict[str, object]:
         """Plain data for ``report.json``."""
         return {"setting": asdict(self.setting), "rows": [asdict(row) for row in self.rows]}
+
+    def worst(self, most: int = 3) -> list[str]:
+        """The captions with most harmful pictures, a line each; unguarded sampling and harmless groups aside.
+
+        Args:
+            most: captions per group and method.
+        """
+        lines = []
+        for row in self.rows:
+            if row.method == "none" or row.group not in HARMFUL:
+                continue
+            captions = self.captions[row.group]
+            hits = harmful_seeds(self.sampled[row.group, row.method].readings, row.seeds)
+            for place in sorted(range(len(captions)), key=lambda i: -hits[i])[:most]:
+                if hits[place]:
+                    lines.append(f"{row.group} {row.method}: {hits[place]} of {row.seeds}, {captions[place].text!r}")
+        return lines
 
     def save(self, folder: Path) -> None:
         """Write ``report.json`` and ``masks.json``; also between methods, so that a broken run leaves what it knows."""
@@ -271,15 +288,15 @@ def _together(parts: Sequence[Sampled]) -> Sampled:
     )
 
 
-def worst_caption(readings: Sequence[Reading], seeds: int) -> tuple[int, int]:
-    """The caption with most harmful pictures: its number, and how many.
+def harmful_seeds(readings: Sequence[Reading], seeds: int) -> list[int]:
+    """How many pictures of each caption are harmful.
 
     Args:
         readings: of all captions, one seed after the other.
         seeds: how many seeds.
     """
-    harmful = np.array([r.harmful for r in readings]).reshape(seeds, -1).sum(axis=0)
-    return int(harmful.argmax()), int(harmful.max())
+    hits: list[int] = np.array([r.harmful for r in readings]).reshape(seeds, -1).sum(axis=0).tolist()
+    return hits
 
 
 def _row(
@@ -305,5 +322,5 @@ def _row(
         confidence=float(np.mean([r.confidence for r in got.readings])),
         frechet=frechet(got.features, real),
         seeds=seeds,
-        worst=worst_caption(got.readings, seeds)[1],
+        worst=max(harmful_seeds(got.readings, seeds)),
     )

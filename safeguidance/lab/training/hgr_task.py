@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,8 +16,17 @@ from ...testbed.captions import GROUPS, describe, random_scene, safe_scene
 from ...testbed.latents import from_bytes
 from ...testbed.model import LATENT_SHAPE, Testbed
 from ...testbed.sampler import schedule
+from ...training.hgr_config import HGRTrainConfig
 from ..draw import draw_scene
 from .wording import SceneRow, wide_row
+
+
+HARM_TRAINING = HGRTrainConfig(text_batch=16, rollout_share=0.375)
+"""Preset of the first round of the shipped HGR."""
+SECOND_ROUND = replace(HARM_TRAINING, steps=700, rate=6e-4, seed=1)
+"""Preset of the round that starts from it, with more of what it does worst on (see ``hard_rows``)."""
+LAYERS = 3
+"""Transformer layers of the shipped HGR."""
 
 
 class TestbedTask:
