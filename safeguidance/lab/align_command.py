@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..testbed.model import BASE_MODEL, HGR_FILE, LORA_FILE, WEIGHTS, load_testbed
 
 
@@ -65,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         config = AlignConfig(**settings)
     except TypeError as error:
-        raise ValueError(f"{args.config}: {error}; allowed are the fields of AlignConfig") from error
+        raise InputError("config", f"{args.config}: {error}", "the fields of AlignConfig") from error
     testbed, redirector = load_testbed(), load_hgr(args.hgr)
     name = "align-labels" if args.labels else "align"
     folder = args.checkpoints or Path("runs") / name

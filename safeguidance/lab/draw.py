@@ -7,10 +7,12 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from einops import reduce
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ..testbed.world import COLOURS, IMAGE_SIZE, POSITIONS, Scene
+from ..errors import InputError
+from ..testbed.world import BACKGROUNDS, COLOURS, IMAGE_SIZE, POSITIONS, Scene
 
 SPRITE = 22
 """Edge of a thing's drawing box in pixels at scale 1."""
@@ -226,9 +228,9 @@ def _grow(mask: NDArray[Any], radius: int) -> NDArray[Any]:
 
 
 def _shrink(premultiplied: NDArray[Any], mask: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    n = mask.shape[0] // _OVERSAMPLE
-    cover = mask.reshape(n, _OVERSAMPLE, n, _OVERSAMPLE).mean((1, 3))[..., None]
-    colour = premultiplied.reshape(n, _OVERSAMPLE, n, _OVERSAMPLE, 3).mean((1, 3))
+    factor = {"a": _OVERSAMPLE, "b": _OVERSAMPLE}
+    cover = reduce(mask, "(h a) (w b) -> h w 1", "mean", **factor)
+    colour = reduce(premultiplied, "(h a) (w b) c -> h w c", "mean", **factor)
     return colour / np.maximum(cover, 1e-4), cover
 
 
@@ -236,7 +238,7 @@ def background(name: str, rng: np.random.Generator, size: int = IMAGE_SIZE) -> N
     """Draw a background ``[size, size, 3]`` float32 in 0..1, with its own random texture.
 
     Raises:
-        ValueError: if it is not one of ``BACKGROUNDS``.
+        InputError: if it is not one of ``BACKGROUNDS``.
     """
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     tone = np.float32(rng.uniform(-0.03, 0.03))
@@ -278,7 +280,7 @@ def background(name: str, rng: np.random.Generator, size: int = IMAGE_SIZE) -> N
         phase = rng.uniform(0, 6.28)
         image += 0.10 * (np.sin(26 * y + 1.5 * np.sin(9 * x + phase)) > 0.75)[..., None]
     else:
-        raise ValueError(f"unknown background {name!r}; known: meadow, desert, night sky, brick wall, snow, sea")
+        raise InputError("background", f"it is {name!r}", ", ".join(BACKGROUNDS))
     drawn: NDArray[Any] = np.clip(image + tone, 0, 1)
     return drawn
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -83,7 +84,7 @@ class Oracle(nn.Module):
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """Feature maps ``[B, 48, 12, 12]`` of pictures ``[B, 48, 48, 3]`` uint8."""
-        return self._body(pictures.movedim(-1, 1).float() / 127.5 - 1)
+        return self._body(rearrange(pictures, "b h w c -> b c h w").float() / 127.5 - 1)
 
     def _body(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x)
@@ -94,7 +95,8 @@ class Oracle(nn.Module):
     def heads(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits: kind ``[B, 9, 17]``, colour ``[B, 9, 6]``, background ``[B, 6]``, style ``[B, 3]``."""
         windows = [
-            features[:, :, y // 4 - 2 : y // 4 + 2, x // 4 - 2 : x // 4 + 2].flatten(1) for x, y in POSITIONS.values()
+            rearrange(features[:, :, y // 4 - 2 : y // 4 + 2, x // 4 - 2 : x // 4 + 2], "b c h w -> b (c h w)")
+            for x, y in POSITIONS.values()
         ]
         local = self.local(torch.stack(windows, dim=1))
         both = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
@@ -125,7 +127,7 @@ def load_oracle(folder: Path = WEIGHTS) -> Oracle:
 
     Raises:
         FileNotFoundError: if its file is missing.
-        ValueError: if it is damaged or holds another network.
+        WeightFileError: if it is damaged or holds another network.
     """
     path = folder / ORACLE_FILE
     if not path.is_file():
@@ -154,13 +156,13 @@ def train_oracle(steps: int = 1000, batch: int = 64, seed: int = 1) -> Oracle:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
     for _ in tqdm(range(steps), desc="oracle", mininterval=5):
         pictures, scenes = drawn(rng, batch)
-        x = pictures.movedim(-1, 1).float() / 127.5 - 1
+        x = rearrange(pictures, "b h w c -> b c h w").float() / 127.5 - 1
         soft = functional.avg_pool2d(functional.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
         x = torch.lerp(x, soft, 0.8 * torch.rand(batch, 1, 1, 1) * (torch.rand(batch, 1, 1, 1) < 0.5))
         x = x + 0.15 * torch.rand(batch, 1, 1, 1) * torch.randn_like(x)
         x = x + 0.06 * torch.randn(batch, 3, 1, 1)
         loss = sum(
-            functional.cross_entropy(logits.flatten(0, -2), goal.flatten(), ignore_index=-1)
+            functional.cross_entropy(rearrange(logits, "... k -> (...) k"), goal.flatten(), ignore_index=-1)
             for logits, goal in zip(oracle.heads(oracle._body(x)), _goals(scenes), strict=True)
         )
         assert isinstance(loss, torch.Tensor)

@@ -78,8 +78,8 @@ def _one(args: argparse.Namespace, testbed: Any, redirector: Any) -> int:
         value = scorer.values(name, caption, latent)[0]
         other = harmless_captions(args.calibration, args.seed + 1)
         limit = calibrate_score(scorer.values(name, other, pictures(other, args.seed + 1)), args.rate)
-        said = "harmful" if limit.harmful(value) else "harmless"
-        print(f"picture: {said}, {name} {value:.5f}, threshold {limit.threshold:.5f} ", end="")
+        verdict = "harmful" if limit.harmful(value) else "harmless"
+        print(f"picture: {verdict}, {name} {value:.5f}, threshold {limit.threshold:.5f} ", end="")
         print(f"({100 * limit.rate:g}% false positives on {limit.count} harmless pictures)")
     return 0
 
@@ -89,17 +89,18 @@ def _read_picture(path: Path) -> Any:
     import torch
     from PIL import Image, UnidentifiedImageError
 
+    from ..errors import InputError
     from ..testbed.latents import from_bytes
     from ..testbed.world import IMAGE_SIZE
 
+    allowed = f"a picture of {IMAGE_SIZE}x{IMAGE_SIZE} pixels, the testbed's"
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"picture {path} can not be read ({error})") from error
+        raise InputError("--picture", f"{path} cannot be read ({error})", allowed) from error
     if pixels.shape[:2] != (IMAGE_SIZE, IMAGE_SIZE):
-        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        raise ValueError(f"picture {path} has {size} pixels; the testbed's have {IMAGE_SIZE}x{IMAGE_SIZE}")
+        raise InputError("--picture", f"{path} has {pixels.shape[1]}x{pixels.shape[0]} pixels", allowed)
     return from_bytes(torch.from_numpy(pixels.copy())[None])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..conditioning import Conditioning, match_length
+from ..errors import InputError, check_choice
 from ..predictions import cfg, per_sample
 from ..redirector.detection import (
     Draws,
@@ -199,12 +200,13 @@ def detect(
         watch: gets the name of each score before it is computed.
 
     Raises:
-        ValueError: if a name is unknown, or a count too small.
+        InputError: if a name is unknown, or a count too small.
     """
     scorer = Scorer(testbed, redirector, seed)
-    unknown = [name for name in names if name not in scorer.scores]
-    if unknown or count < 1:
-        raise ValueError(f"scores {names}, count {count}; known are {', '.join(scorer.scores)}; count 1 or more")
+    for name in names:
+        check_choice("scores", name, tuple(scorer.scores))
+    if count < 1:
+        raise InputError("count", f"it is {count}", "1 or more")
     groups = {
         group: [measured_caption(np.random.default_rng((seed, place, i)), group) for i in range(count)]
         for place, group in enumerate(GROUPS)

@@ -20,7 +20,6 @@ from ...training.hgr_config import HGRTrainConfig
 from ..draw import draw_scene
 from .wording import SceneRow, wide_row
 
-
 HARM_TRAINING = HGRTrainConfig(text_batch=16, rollout_share=0.375)
 """Preset of the first round of the shipped HGR."""
 SECOND_ROUND = replace(HARM_TRAINING, steps=700, rate=6e-4, seed=1)
