@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .errors import InputError
 
 LAB_COMMANDS = {
     "bench": "measure methods on the testbed",
@@ -62,9 +63,11 @@ def _add_lab(commands: Any) -> None:
 
 
 def _needs_the_repository(args: argparse.Namespace) -> int:
-    raise ValueError(
-        f"`{args.command}` needs {__package__}.lab, a part for developers that the published archive leaves out; clone "
-        "the repository and run the command there"
+    raise InputError(
+        "command",
+        f"`{args.command}` needs {__package__}.lab, a part for developers that the published archive leaves out",
+        f"one of the others, see `python -m {__package__} --help`",
+        "clone the repository and run it there",
     )
 
 

@@ -167,7 +167,7 @@ def plain(value: Any) -> Any:
 
 
 def parse_json(content: str) -> Any:
-    """JSON that holds finite numbers of sane length only, and no name twice.
+    """JSON that holds finite numbers of limited length only, and no name twice.
 
     Raises:
         FieldError: if it is something else.

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import repeat
+
+from .errors import InputError
 
 
 @dataclass(frozen=True)
@@ -23,21 +26,23 @@ def match_length(base: Conditioning, length: int, batch: int) -> Conditioning:
     state (padding, in every encoder we know) is repeated.
 
     Raises:
-        ValueError: if the number of rows does not divide ``batch``.
+        InputError: if the number of rows does not divide ``batch``.
     """
     tokens, pooled = base.tokens, base.pooled
     if batch % tokens.shape[0]:
-        raise ValueError(
-            f"positive and negative conditioning have {batch} and {tokens.shape[0]} rows; allowed: the same number, or "
-            "a number that divides the other; encode them one by one or in equal batches"
+        raise InputError(
+            "conditioning",
+            f"the positive and the negative one have {batch} and {tokens.shape[0]} rows",
+            "the same number, or a number that divides the other",
+            "encode them one by one or in equal batches",
         )
     rows = batch // tokens.shape[0]
-    tokens = tokens.repeat(rows, 1, 1)
+    tokens = repeat(tokens, "b l d -> (rows b) l d", rows=rows)
     if length % tokens.shape[1] == 0:
-        tokens = tokens.repeat(1, length // tokens.shape[1], 1)
+        tokens = repeat(tokens, "b l d -> b (times l) d", times=length // tokens.shape[1])
     elif length > tokens.shape[1]:
         tokens = torch.cat([tokens, tokens[:, -1:].expand(-1, length - tokens.shape[1], -1)], dim=1)
-    return Conditioning(tokens, None if pooled is None else pooled.repeat(rows, 1))
+    return Conditioning(tokens, None if pooled is None else repeat(pooled, "b p -> (rows b) p", rows=rows))
 
 
 def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
@@ -55,6 +60,11 @@ def select_rows(cond: Conditioning, places: Sequence[int]) -> Conditioning:
     """Some rows, in the order given."""
     chosen = list(places)
     return Conditioning(cond.tokens[chosen], None if cond.pooled is None else cond.pooled[chosen])
+
+
+def same_rows(one: Conditioning, other: Conditioning) -> torch.Tensor:
+    """Rows of two conditionings of one shape whose token states are the same, bit for bit, ``[B]``."""
+    return (one.tokens == other.tokens.to(one.tokens)).flatten(1).all(dim=1)
 
 
 def expand_like(base: Conditioning, prompt: Conditioning) -> Conditioning:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -34,18 +34,39 @@ def at_node(node: str, next_step: str = "change the named field", field: str = "
     Args:
         node: its name, as the user sees it.
         next_step: for errors that have none.
-        field: for errors that name none.
+        field: for errors that name none, which are those of torch and of the host.
 
     Raises:
-        ValueError: what was raised inside, with the node's name in front.
+        InputError: what was raised inside, with the node's name in front.
+        ValueError: the same for an error of other code.
     """
     try:
         yield
     except InputError as error:
         raise error.at(node, next_step) from error
     except ValueError as error:
+        # of code that is not ours
         where = f"{node}, {field}" if field else node
         raise ValueError(f"{where}: {error}") from error
+
+
+@contextmanager
+def renamed(fields: Mapping[str, str]) -> Iterator[None]:
+    """Give fields in errors of what is done inside the names that a user knows them by.
+
+    Args:
+        fields: field -> name of the input; others keep their names.
+
+    Raises:
+        InputError: what was raised inside, with the user's names.
+    """
+    try:
+        yield
+    except InputError as error:
+        if error.field not in fields:
+            raise
+        found, field = error.found, fields[error.field]
+        raise InputError(field, found, error.allowed, error.next_step, error.node) from error
 
 
 def check_range(name: str, value: float, low: float, high: float, meaning: str = "") -> None:

@@ -27,7 +27,8 @@ def cfg(prompt: torch.Tensor, base: torch.Tensor, scale: float) -> torch.Tensor:
 
 def sample_mean(x: torch.Tensor) -> torch.Tensor:
     """Mean over everything but the batch, ``[B]``."""
-    return upcast(x).flatten(1).mean(dim=1)
+    values: torch.Tensor = rearrange(upcast(x), "b ... -> b (...)")
+    return values.mean(dim=1)
 
 
 def channel_norm(x: torch.Tensor) -> torch.Tensor:

@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import InputError
+
 
 def auc(harmful: Sequence[float], harmless: Sequence[float]) -> float:
     """Chance that a harmful one scores above a harmless one (ties count half), 0..1 (Mann and Whitney 1947).
 
     Raises:
-        ValueError: if either side is empty.
+        InputError: if either side is empty.
     """
     if not len(harmful) or not len(harmless):
-        raise ValueError(f"{len(harmful)} harmful and {len(harmless)} harmless scores; both sides are needed")
+        found = f"{len(harmful)} are harmful and {len(harmless)} harmless"
+        raise InputError("scores", found, "at least one of each")
     low = np.sort(np.asarray(harmless, dtype=float))
     high = np.asarray(harmful, dtype=float)
     below, not_above = np.searchsorted(low, high, "left"), np.searchsorted(low, high, "right")
@@ -41,14 +44,13 @@ def threshold(harmless: Sequence[float], rate: float) -> float:
     """Lowest threshold that at most ``rate`` of the harmless scores lie above (act where ``score > threshold``).
 
     Raises:
-        ValueError: if the rate is out of 0..1, or there are too few scores to state it.
+        InputError: if the rate is out of 0..1, or there are too few scores to state it.
     """
-    if not 0 <= rate < 1:
-        raise ValueError(f"false-positive rate is {rate}; allowed is 0 to below 1, usual 0.01")
+    if isinstance(rate, bool) or not 0 <= rate < 1:
+        raise InputError("rate", f"it is {rate}", "a false-positive rate from 0 to below 1, usual 0.01")
     if len(harmless) < 1 or 0 < rate < 1 / len(harmless):
         need = 1 if rate == 0 else int(np.ceil(1 / rate))
-        raise ValueError(
-            f"{len(harmless)} harmless prompts can not show a false-positive rate of {rate:g}; give at least {need}"
-        )
+        found = f"{len(harmless)} harmless prompts or pictures cannot show a false-positive rate of {rate:g}"
+        raise InputError("harmless", found, f"at least {need}", "add more of them")
     ordered = np.sort(np.asarray(harmless, dtype=float))
     return float(ordered[len(ordered) - 1 - int(np.floor(rate * len(ordered)))])

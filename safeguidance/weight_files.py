@@ -22,6 +22,7 @@ from torch import nn
 
 from .atomic import replace_file
 from .card_fields import FieldError, Rule, parse_json, read_fields, shown
+from .errors import InputError
 
 VERSION = 2
 SUFFIX = ".safetensors"
@@ -54,7 +55,7 @@ class FileKind:
     next_step: str
 
 
-class WeightFileError(ValueError):
+class WeightFileError(InputError):
     """A weight file that cannot be used, in one line.
 
     Args:
@@ -65,8 +66,7 @@ class WeightFileError(ValueError):
     """
 
     def __init__(self, file: str, found: str, allowed: str, next_step: str) -> None:
-        self.file, self.found, self.allowed, self.next_step = file, found, allowed, next_step
-        super().__init__(f"{file} {found}; allowed: {allowed}; {next_step}")
+        super().__init__(file, f"it {found}", allowed, next_step)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _warn(header: Header) -> None:
 
 
 def _refuse_layout(header: Header, expected: Layout) -> NoReturn:
-    def told(layout: Layout, name: str) -> str:
+    def described(layout: Layout, name: str) -> str:
         dtype, shape = layout[name]
         return f"{dtype} {shown(list(shape))}"
 
@@ -225,7 +225,7 @@ def _refuse_layout(header: Header, expected: Layout) -> NoReturn:
         elif name not in header.layout:
             texts.append(f"{name} is missing")
         elif header.layout[name] != expected[name]:
-            texts.append(f"{name} is {told(header.layout, name)} instead of {told(expected, name)}")
+            texts.append(f"{name} is {described(header.layout, name)} instead of {described(expected, name)}")
     more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
     header.refuse(
         f"does not hold the tensors its header describes: {', '.join(texts[:3])}{more}", "the tensors of that network"
@@ -252,14 +252,12 @@ def save_tensors(path: Path, kind: FileKind, tensors: Mapping[str, torch.Tensor]
         entries: metadata beside format, version and digests.
 
     Raises:
-        ValueError: if a value is not finite; nothing is written then.
+        WeightFileError: if a value is not finite; nothing is written then.
         OSError: if it cannot be written; an older file of that name is then as it was.
     """
     if bad := _not_finite(tensors):
-        raise ValueError(
-            f"{kind.label} {path} was not written: values in {', '.join(bad[:3])} are not finite or too large for half "
-            "precision; allowed: finite numbers below 65504; train again with a lower learning rate"
-        )
+        found = f"was not written: values in {', '.join(bad[:3])} are not finite or too large for half precision"
+        _refuse(path, kind, found, "finite numbers below 65504", "train again with a lower learning rate")
     meta = {"format": kind.format, "version": str(VERSION), **entries, TENSOR_DIGEST: tensor_digest(tensors)}
     meta[HEADER_DIGEST] = meta_digest(meta)
     part = path.with_suffix(".part")

@@ -31,7 +31,7 @@ def _load(path: Path) -> Header:
     """The header of a file whose contents fit it.
 
     Raises:
-        ValueError: if it is none of the pack's files, or damaged; the message says what.
+        WeightFileError: if it is none of the pack's files, or damaged.
     """
     from ..card_fields import shown
     from ..redirector import weights as hgr
@@ -69,10 +69,11 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _resave(args: argparse.Namespace) -> int:
+    from ..errors import InputError
     from ..weight_files import SUFFIX, resave
 
     if args.out and args.out.suffix.lower() != SUFFIX:
-        raise ValueError(f"--out {args.out}: allowed is a name that ends in {SUFFIX}")
+        raise InputError("--out", f"it is {args.out}", f"a name that ends in {SUFFIX}")
     header = _load(args.file)
     if header.has_digest and args.out is None:
         print(f"{header.path} has a digest already, and it matches the contents; nothing was written")

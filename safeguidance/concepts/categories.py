@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-_FORMAT = "write one category per line as `name: phrase, phrase`"
+from ..errors import InputError, check_choice
+
+_FORMAT = "one category per line, as `name: phrase, phrase`"
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Category:
         phrases: what it looks like, a few words each.
 
     Raises:
-        ValueError: if the name or a phrase is empty, there is no phrase, or one occurs twice.
+        InputError: if the name or a phrase is empty, there is no phrase, or one occurs twice.
     """
 
     name: str
@@ -30,11 +32,12 @@ class Category:
 
     def __post_init__(self) -> None:
         if not self.name.strip():
-            raise ValueError(f"a category has no name; {_FORMAT}")
+            raise InputError("category", "it has no name", _FORMAT)
         if not self.phrases or not all(phrase.strip() for phrase in self.phrases):
-            raise ValueError(f"category {self.name!r} has an empty phrase or none at all; {_FORMAT}")
+            raise InputError("category", f"{self.name!r} has an empty phrase or none at all", _FORMAT)
         if len(set(self.phrases)) < len(self.phrases):
-            raise ValueError(f"category {self.name!r} names a phrase twice: {', '.join(self.phrases)}")
+            found = f"{self.name!r} names a phrase twice: {', '.join(self.phrases)}"
+            raise InputError("category", found, "each phrase once")
 
     @property
     def text(self) -> str:
@@ -47,7 +50,7 @@ class Concepts:
     """What a method looks for: categories that stay apart.
 
     Raises:
-        ValueError: if two categories have the same name.
+        InputError: if two categories have the same name.
     """
 
     categories: tuple[Category, ...] = ()
@@ -55,7 +58,7 @@ class Concepts:
     def __post_init__(self) -> None:
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
-            raise ValueError(f"category names occur twice: {', '.join(twice)}; give every category its own name")
+            raise InputError("categories", f"names occur twice: {', '.join(twice)}", "each name once")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,7 +85,7 @@ def parse_concepts(text: str) -> Concepts:
     """Read own categories, one per line: ``name: phrase, phrase``. Empty lines and lines that start with # are skipped.
 
     Raises:
-        ValueError: if a line can not be read; the message names the line.
+        InputError: if a line cannot be read; it names the field ``own`` and the line.
     """
     categories: dict[str, Category] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -90,14 +93,15 @@ def parse_concepts(text: str) -> Concepts:
             continue
         name, colon, rest = (part.strip() for part in line.partition(":"))
         if not colon:
-            raise ValueError(f"line {number} ({line.strip()!r}) has no colon; {_FORMAT}")
+            raise InputError("own", f"line {number} ({line.strip()!r}) has no colon", _FORMAT)
         if name in categories:
-            raise ValueError(f"line {number}: category {name!r} was already given above; put its phrases on one line")
+            found = f"line {number}: category {name!r} was already given above"
+            raise InputError("own", found, "each category once", "put its phrases on one line")
         try:
             phrases = [phrase.strip() for phrase in rest.split(",") if phrase.strip()]
             categories[name] = Category(name, tuple(dict.fromkeys(phrases)))
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from error
+        except InputError as error:
+            raise InputError("own", f"line {number}: {error.field} {error.found}", error.allowed) from error
     return Concepts(tuple(categories.values()))
 
 
@@ -110,12 +114,11 @@ def select_concepts(names: Iterable[str], own: str = "", presets: Mapping[str, C
         presets: what there is to choose from.
 
     Raises:
-        ValueError: if a preset is unknown or an own line can not be read.
+        InputError: if a preset is unknown or an own line cannot be read.
     """
     chosen: dict[str, Category] = {}
     for name in names:
-        if name not in presets:
-            raise ValueError(f"preset category {name!r} is unknown; allowed are {', '.join(presets)}")
+        check_choice("categories", name, tuple(presets))
         chosen[name] = presets[name]
     for category in parse_concepts(own).categories:
         before = chosen[category.name].phrases if category.name in chosen else ()

@@ -197,6 +197,6 @@ METHOD = Method(
     patch_node=("SafeGuidance_CRG", "CRG"),
     about_presets=(
         "How much is removed. light: weaker, and only prompts with a high risk. balanced: the published strength. "
-        "strict: stronger, and sooner; more harmless prompts change. A number typed below goes before the preset's."
+        "strict: stronger, and sooner; more harmless prompts change. A number typed below overrides the preset's."
     ),
 )

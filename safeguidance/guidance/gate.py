@@ -2,7 +2,7 @@
 
 SP-Guard's prompt-adaptive proxy (arXiv 2511.11014, eq. 6): ``P_k`` is the mean, over the first part of the schedule,
 of the cosine between ``e_prompt - e_base`` and ``e_k - e_base``; one cosine over the whole tensor. Samples whose
-largest ``P_k`` stays below the threshold run on plain CFG for good and ask for no further concept.
+largest ``P_k`` stays below the threshold run on plain CFG to the end and ask for no further concept.
 
 Two directions of "some text minus no text" always agree a little, so a raw ``P`` is above 0 for harmless prompts too.
 That share is taken off: measured with neutral texts at the same ``x``, or as an offset measured once for a model.
@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from ..errors import check_range
+from ..errors import InputError, check_range
 from ..predictions import per_sample, upcast
 from .directions import agreement, cosine
 from .method import State, Step, StepInfo
@@ -105,7 +105,7 @@ class GateConfig:
             little more than the mean of all pictures, and cosines say less than later. In a run of few steps the last
             evaluation of the part measures in any case.
         every: measure at every n-th evaluation from there on; 2 halves the extra cost.
-        threshold: score below which a sample is left alone for good; at 0 only a score of 0 is.
+        threshold: score below which a sample is left alone to the end of the run; at 0 only a score of 0 is.
         offset: score of harmless prompts on this model, taken off; one number, or one per concept. ``calibrate``
             measures it.
         reference: what neutral texts are for, where there are any. ``project`` removes their directions from those of
@@ -161,7 +161,7 @@ class Probe:
 def probing(config: GateConfig, probe: Probe | None, progress: float) -> bool:
     """Whether an evaluation at this progress belongs to the part that only measures.
 
-    With few steps the part may hold none that measures; then it goes on until one did.
+    With few steps the part may hold none that measures; then it lasts until one did.
     """
     return probe is None or probe.measured == 0 or _passed(probe, progress) < config.probe
 
@@ -256,12 +256,12 @@ def scores(config: GateConfig, probe: Probe) -> torch.Tensor:
     """Harm score per sample and concept, ``[B, K]``, 0..1 without a negative offset: ``max(0, P_k - offset_k)``.
 
     Raises:
-        ValueError: if there is an offset per concept, but not for every one.
+        InputError: if there is an offset per concept, but not for every one.
     """
     count, concepts = max(probe.measured, 1), probe.total.shape[1]
     offset = config.offset if isinstance(config.offset, tuple) else (config.offset,) * concepts
     if len(offset) != concepts:
-        raise ValueError(f"offset has {len(offset)} numbers; allowed is one number, or one per concept, {concepts}")
+        raise InputError("offset", f"it has {len(offset)} numbers", f"one number, or one per concept, {concepts}")
     return (probe.total / count - probe.total.new_tensor(offset)).clamp(min=0)
 
 
@@ -277,13 +277,13 @@ def calibrate(config: GateConfig, harmless: torch.Tensor, false_positives: float
         false_positives: share of harmless prompts that may open the gate, above 0, at most 0.5.
 
     Raises:
-        ValueError: if there are too few prompts, the offset is not -1, or the share is out of its range.
+        InputError: if there are too few prompts, the offset is not -1, or the share is out of its range.
     """
     check_range("false_positives", false_positives, 1e-6, 0.5, "share of harmless prompts")
     if len(harmless) < 8:
-        raise ValueError(f"{len(harmless)} harmless prompts were measured; allowed are 8 or more, best 100")
+        raise InputError("harmless", f"{len(harmless)} harmless prompts were measured", "8 or more, best 100")
     if config.offset != -1:
-        raise ValueError(f"offset is {config.offset}; allowed is -1 while calibrating, as it cuts no score off at 0")
+        raise InputError("offset", f"it is {config.offset}", "-1 while calibrating, as it cuts no score off at 0")
     raw = harmless.double() - 1
     offset = raw.mean(dim=0)
     largest = (raw - offset).amax(dim=1)

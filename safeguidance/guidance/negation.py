@@ -40,7 +40,7 @@ class NegationConfig:
         end: fraction at which it ends; 1, the published way, acts to the last step.
 
     Raises:
-        ValueError: if a value is out of its range.
+        InputError: if a value is out of its range.
     """
 
     strength: float = 1.0

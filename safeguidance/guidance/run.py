@@ -1,4 +1,4 @@
-"""Running a method over an evaluation after the other: what to predict, what becomes of it, what is remembered of it.
+"""Running a method evaluation by evaluation: what to predict, what comes out, what is remembered.
 
 The host's adapter and the bench both run methods through ``GuidanceRun``; they differ only in how they evaluate the
 conditionings that a ``Plan`` asks for.
@@ -47,7 +47,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Applied:
-    """What a method made of an evaluation.
+    """What came out of an evaluation.
 
     Args:
         output: the method's result.

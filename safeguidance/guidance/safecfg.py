@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import check_range
+from ..errors import InputError, check_range
 from ..predictions import per_sample, upcast
 from .settings import Setting, check_settings
 from .window import Window
@@ -53,7 +53,7 @@ class SafeCFGConfig:
         rescale: strengthen the redirect at a cfg scale below the one the redirector was trained at, at most twofold.
 
     Raises:
-        ValueError: if a value is out of its range.
+        InputError: if a value is out of its range.
     """
 
     strength: float = 1.0
@@ -90,10 +90,10 @@ def kappa(scale: float) -> float:
     """Weight of the harm difference that makes CFG at ``scale`` land on the safe counterpart: ``w / (w - 1)``.
 
     Raises:
-        ValueError: if ``scale`` is not above 1 (there is no unconditional branch to redirect).
+        InputError: if ``scale`` is not above 1 (there is no unconditional branch to redirect).
     """
-    if scale <= 1:
-        raise ValueError(f"cfg is {scale}; SafeCFG needs a cfg above 1, since at 1 there is no unconditional branch")
+    if not scale > 1:
+        raise InputError("cfg", f"it is {scale}", "above 1, since at 1 there is no unconditional branch to redirect")
     return scale / (scale - 1)
 
 

@@ -58,7 +58,7 @@ class SEGAConfig:
         end: fraction of the schedule at which it ends; 1, the published way, acts to the last step.
 
     Raises:
-        ValueError: if a value is out of its range.
+        InputError: if a value is out of its range.
     """
 
     strength: float = 5.0

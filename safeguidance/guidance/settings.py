@@ -78,7 +78,7 @@ def check_settings(config: Any, settings: tuple[Setting, ...], own_field: str = 
 
     Args:
         config: a dataclass of settings.
-        settings: their declaration; those that are no field of ``config`` are left to whoever they belong to.
+        settings: their declaration; those that are no field of ``config`` are not checked.
         own_field: prefix of the declared fields that belong to ``config``.
 
     Raises:

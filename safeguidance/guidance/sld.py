@@ -59,7 +59,7 @@ class SLDConfig:
         end: fraction of the schedule at which it ends; 1, the published way, acts to the last step.
 
     Raises:
-        ValueError: if a value is out of its range.
+        InputError: if a value is out of its range.
     """
 
     strength: float = 1000.0

@@ -110,14 +110,14 @@ class SPGuardConfig:
             nothing and places that oppose the concept would be pushed hardest, so it is taken for a slip.
         axis: quantile over a whole ``sample``, as the paper's text reads, or over each ``channel``, as in SEGA.
         concept: the paper does not say which of several concepts to push away from. ``probed`` is the one with the
-            largest P, at the least cost; ``step`` chooses anew in each evaluation (CASG, arXiv 2602.20880); ``all``
+            largest P, at the least cost; ``step`` chooses again in each evaluation (CASG, arXiv 2602.20880); ``all``
             takes, element by element, the strongest push of all concepts.
         end: fraction of the schedule at which it ends. The paper acts to the last step, 1; by then the picture is
             decided, and the testbed shows as little harm with less change and cost at 0.6 (the help page has figures).
         gate: how P is measured and when a sample is left alone.
 
     Raises:
-        ValueError: if a value is out of its range.
+        InputError: if a value is out of its range.
     """
 
     lambda_max: float = 4.0
@@ -308,7 +308,7 @@ METHOD = Method(
         "How much is removed. light: weaker, and only where the prompt clearly agrees with a concept; harm passes "
         "more often. balanced: the published strength, behind a threshold that harmless prompts seldom reach. "
         "strict: the largest strength of the published sweep and a lower threshold; more harmless prompts change. "
-        "A number typed below goes before the preset's."
+        "A number typed below overrides the preset's."
     ),
     check=check_late_strength,
 )

@@ -19,12 +19,12 @@ from typing import Any
 from .hosts import Host, HostError
 
 COMMANDS = ("train-hgr", "score", "align")
-"""What may be started so."""
+"""Commands that several processes can run together."""
 HOW_TO_GET_IT = "install it where you start the command from: python -m pip install 'accelerate>=1.1'"
 
 
 def world_size() -> int:
-    """How many processes were started together; 1 where none said so."""
+    """How many processes were started together; 1 by default."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
@@ -34,7 +34,7 @@ def process_index() -> int:
 
 
 def lacking() -> str:
-    """Why two processes can not be started from this interpreter; "" where they can."""
+    """Why two processes cannot be started from this interpreter; "" where they can."""
     try:
         importlib.metadata.distribution("accelerate")
     except importlib.metadata.PackageNotFoundError:
@@ -81,12 +81,12 @@ class AccelerateGroup:
         return self.accelerator.reduce(tensor.to(self.accelerator.device), "sum").to(tensor.device)
 
     def barrier(self) -> None:
-        """Wait until all processes have come here."""
+        """Wait until all processes reach this call."""
         self.accelerator.wait_for_everyone()
 
 
 def join(device: str) -> AccelerateGroup | None:
-    """Meet the other processes; on GPUs this also gives each its own, so call it before the host is booted.
+    """Join the other processes; on GPUs this also gives each its own, so call it before the host is booted.
 
     Args:
         device: "cpu" or "gpu".

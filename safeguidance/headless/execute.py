@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import check_choice
 from . import boot as booting
 
 CLIENT = "safeguidance-harness"
@@ -152,7 +153,7 @@ class HostSession:
 
         Raises:
             BootError: No host is booted in this process.
-            ValueError: Unknown cache.
+            InputError: Unknown cache.
         """
         self.host = booting.current()
         self._executor = _make_executor(self.host.server, cache)
@@ -236,8 +237,7 @@ class HostSession:
 def _make_executor(server: Any, cache: str) -> Any:
     execution = booting.host_module("execution")
     names = {"classic": "CLASSIC", "lru": "LRU", "none": "NONE"}
-    if cache not in names:
-        raise ValueError(f"Unknown cache {cache!r}. Allowed: {', '.join(names)}.")
+    check_choice("cache", cache, tuple(names))
     kwargs: dict[str, Any] = {"cache_type": getattr(execution.CacheType, names[cache])}
     parameters = inspect.signature(execution.PromptExecutor.__init__).parameters
     if "cache_args" in parameters:
@@ -270,7 +270,7 @@ def _written_files(ui: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Path]]
 
 
 class _Recorder:
-    """Stands between the executor and the server's message queue, which nobody reads here."""
+    """Stands between the executor and the server's message queue, which is not read here."""
 
     def __init__(self, on_progress: Progress | None) -> None:
         self.on_progress = on_progress

@@ -54,7 +54,7 @@ def _wait(child: subprocess.Popen[bytes]) -> int:
     try:
         return child.wait()
     except KeyboardInterrupt:
-        # The child got the same signal; give it the time to put its files away.
+        # The child got the same signal; give it time to remove its temporary files.
         try:
             child.wait(timeout=10)
         except subprocess.TimeoutExpired:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError, check_choice
 from .boot import host_module, part
 
 PRECISIONS = {"auto": "", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
@@ -22,36 +23,40 @@ def read_config(path: Path, sections: Mapping[str, Sequence[str]]) -> dict[str, 
         sections: Allowed keys by section; "" holds those outside of any. A section without keys is not checked.
 
     Raises:
-        ValueError: It can not be read, or has a key that is not allowed; the text names it.
+        InputError: It cannot be read, or has a key that is not allowed, which is then the field.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"configuration {path} can not be read ({error.strerror})") from error
+        found = f"{path} cannot be read ({error.strerror})"
+        raise InputError("configuration", found, "a TOML or JSON file") from error
     if path.suffix.lower() == ".toml":
         try:
             import tomllib
         except ImportError as error:
-            raise ValueError(f"{path}: TOML needs Python 3.11 or newer in the host; write it as JSON") from error
+            found = f"{path} is TOML, which needs Python 3.11 or newer in the host"
+            raise InputError("configuration", found, "JSON", "write it as JSON") from error
         parse: Callable[[str], Any] = tomllib.loads
     elif path.suffix.lower() == ".json":
         parse = json.loads
     else:
-        raise ValueError(f"configuration {path} has the suffix {path.suffix!r}; allowed are .toml, .json")
+        raise InputError("configuration", f"{path} has the suffix {path.suffix!r}", ".toml, .json")
     try:
         config = parse(text)
     except ValueError as error:
-        raise ValueError(f"configuration {path}: {error}") from error
+        raise InputError("configuration", f"{path}: {error}", f"valid {path.suffix[1:].upper()}") from error
+    everything = ", ".join([*sections[""], *(f"[{key}]" for key in sections if key)])
+    if not isinstance(config, dict):
+        raise InputError("configuration", f"{path} holds no named values", everything)
     for name, value in config.items():
         if name in sections:
             if not isinstance(value, dict):
-                raise ValueError(f"{path}, {name}: {value!r}; it is a section with named values")
+                raise InputError(name, f"it is {value!r}", "a section with named values")
             unknown = [key for key in value if sections[name] and key not in sections[name]]
             if unknown:
-                raise ValueError(f"{path}, {name}.{unknown[0]}: unknown; allowed are {', '.join(sections[name])}")
+                raise InputError(f"{name}.{unknown[0]}", "there is no such key", ", ".join(sections[name]))
         elif name not in sections[""]:
-            allowed = ", ".join([*sections[""], *(f"[{key}]" for key in sections if key)])
-            raise ValueError(f"{path}, {name}: unknown; allowed are {allowed}")
+            raise InputError(name, "there is no such key", everything)
     return dict(config)
 
 
@@ -73,24 +78,23 @@ def load(section: Mapping[str, Any], folder: Path) -> Loaded:
         folder: Where relative paths start.
 
     Raises:
-        ValueError: A key is missing, or a file; the text names it.
+        InputError: A key is missing, or a file; the key is the field.
     """
     import torch
 
     host_sd, host_utils = host_module("comfy.sd"), host_module("comfy.utils")
 
     precision = section.get("precision", "auto")
-    if precision not in PRECISIONS:
-        raise ValueError(f"model.precision is {precision!r}; allowed are {', '.join(PRECISIONS)}")
+    check_choice("model.precision", precision, tuple(PRECISIONS))
     options = {"dtype": getattr(torch, PRECISIONS[precision])} if PRECISIONS[precision] else {}
     ways = [key for key in ("testbed", "checkpoint", "diffusion_model") if section.get(key)]
     if len(ways) != 1:
-        raise ValueError(f"model: {' and '.join(ways) or 'nothing'} is given; give one of testbed, checkpoint, "
-                         "diffusion_model")  # fmt: skip
+        found = f"{' and '.join(ways) or 'nothing'} is given"
+        raise InputError("model", found, "one of testbed, checkpoint, diffusion_model")
     embeddings = host_module("folder_paths").get_folder_paths("embeddings")
     if ways == ["testbed"]:
         if options and precision != "float32":
-            raise ValueError(f"model.precision is {precision!r}; the testbed is float32 only")
+            raise InputError("model.precision", f"it is {precision!r}", "auto or float32 for the testbed")
         model, clip, vae = part("nodes.testbed").LoadTestbed.execute().result
     elif ways == ["checkpoint"]:
         path = _file(section, "checkpoint", folder)
@@ -104,11 +108,12 @@ def load(section: Mapping[str, Any], folder: Path) -> Loaded:
         kind = str(section.get("type", "stable_diffusion")).upper()
         types = {member.name: member for member in host_sd.CLIPType}
         if kind not in types:
-            raise ValueError(f"model.type is {section['type']!r}; allowed are {', '.join(types).lower()}")
+            raise InputError("model.type", f"it is {section['type']!r}", ", ".join(types).lower())
         files = [str(_file({"text_encoders": name}, "text_encoders", folder)) for name in names]
         clip = host_sd.load_clip(ckpt_paths=files, embedding_directory=embeddings, clip_type=types[kind])
     if clip is None:
-        raise ValueError("model.text_encoders: there is no text encoder in the file; name its files, and their type")
+        found = "there is no text encoder in the model's file"
+        raise InputError("model.text_encoders", found, "files of text encoders", "name them, and their type")
     if section.get("vae"):
         vae = host_sd.VAE(sd=host_utils.load_torch_file(str(_file(section, "vae", folder))))
     for lora in section.get("loras", ()):
@@ -121,5 +126,5 @@ def load(section: Mapping[str, Any], folder: Path) -> Loaded:
 def _file(section: Mapping[str, Any], key: str, folder: Path) -> Path:
     path = folder / Path(str(section[key])).expanduser()
     if not path.is_file():
-        raise ValueError(f"model.{key}: {path} does not exist")
+        raise InputError(f"model.{key}", f"{path} does not exist", "a file that is there")
     return path

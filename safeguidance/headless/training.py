@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..errors import InputError
 from . import boot
 from .boot import part
 from .distributed import join, process_index
@@ -126,7 +127,7 @@ def _value(values: Mapping[str, Any], key: str, default: _T, section: str = "") 
         value = float(value)
     if type(value) is not kind:
         words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
-        raise part("safeguidance.errors").InputError(f"{section}{key}", f"it is {value!r}", words)
+        raise InputError(f"{section}{key}", f"it is {value!r}", words)
     found: _T = value
     return found
 
@@ -140,17 +141,16 @@ def prepare(spec: Mapping[str, Any], start_host: Callable[[], Any]) -> tuple[dic
     path = Path(spec["config"])
     try:
         config = read_config(path, SECTIONS)
-    except ValueError as error:
-        raise Refused(str(error)) from error
+    except InputError as error:
+        raise Refused(f"{spec['command']}, {path}: {error}") from error
     # before the host, which takes the GPU that is current then
     group = join(boot.pick_device(spec.get("device") or "auto"))
     start_host()
     return config, path.parent, group or part("safeguidance.training.distributed").SINGLE_PROCESS
 
 
-def _missing(field: str, allowed: str, next_step: str = "") -> Exception:
-    error: Exception = part("safeguidance.errors").InputError(field, "it is not given", allowed, next_step)
-    return error
+def _missing(field: str, allowed: str, next_step: str = "") -> InputError:
+    return InputError(field, "it is not given", allowed, next_step)
 
 
 def _dataset(name: Any, folder: Path) -> Any:
@@ -165,7 +165,7 @@ def _out(spec: Mapping[str, Any], value: Any, folder: Path, field: str) -> Path:
         raise _missing(field, "the file to write", "name it here or with --out")
     out = Path(spec["out"]) if spec.get("out") else folder / Path(str(value)).expanduser()
     if out.suffix != ".safetensors":
-        raise part("safeguidance.errors").InputError(field, f"it is {out.name!r}", "a name that ends with .safetensors")
+        raise InputError(field, f"it is {out.name!r}", "a name that ends with .safetensors")
     return out
 
 
@@ -231,7 +231,7 @@ def _train(spec: Mapping[str, Any], config: dict[str, Any], folder: Path, group:
 def _checkpoint_every(config: Mapping[str, Any]) -> int:
     steps = _value(config, "every", 100)
     if steps < 1:
-        raise part("safeguidance.errors").InputError("every", f"it is {steps}", "1 or more")
+        raise InputError("every", f"it is {steps}", "1 or more")
     return steps
 
 
@@ -260,7 +260,7 @@ def _latent(config: Mapping[str, Any], loaded: Any) -> Any:
     size = config.get("size", [512, 512])
     if not (isinstance(size, list) and len(size) == 2 and all(type(s) is int and s > 0 for s in size)):
         allowed = "width and height in pixels, such as [512, 512]"
-        raise part("safeguidance.errors").InputError("size", f"it is {size!r}", allowed)
+        raise InputError("size", f"it is {size!r}", allowed)
     latent = boot.host_nodes().EmptyLatentImage().generate(*size, 1)[0]
     return part("nodes.host.model").latent_for(loaded.model, latent)
 
@@ -319,7 +319,7 @@ def _score_pictures(
 ) -> None:
     """Add an image score to the texts whose rows name a picture (each process does all of them)."""
     if loaded.vae is None:
-        raise _missing("vae", "the VAE of the model, which pictures need", "name its file")
+        raise _missing("model.vae", "the VAE of the model, which pictures need", "name its file")
     host_model, detect = part("nodes.host.model"), part("nodes.detect")
     shape = _latent(config, loaded).shape
     factor = host_model.compression(loaded.vae)

@@ -217,12 +217,12 @@ def dump_object_info(spec: Mapping[str, Any], base: Path) -> int:
 
 def training(spec: Mapping[str, Any], base: Path) -> int:
     """Train an HGR, score a prompt file with one, or align a model by one, inside the host. Return the exit code."""
-    from . import training as doors
+    from . import training as commands
 
-    door = {"train-hgr": doors.train_hgr, "score": doors.score, "align": doors.align}[spec["command"]]
+    command = {"train-hgr": commands.train_hgr, "score": commands.score, "align": commands.align}[spec["command"]]
     try:
-        return door(spec, lambda: start_host(spec, base))
-    except doors.Refused as error:
+        return command(spec, lambda: start_host(spec, base))
+    except commands.Refused as error:
         say(f"ERROR {error}")
         return INVALID
 

@@ -20,7 +20,7 @@ from .files import Example, Problem
 
 _FOLDS, _FEWEST = 5, 20
 _NEAR = 0.9  # share of words in common from which two prompts count as nearly the same
-_TELLS = 0.1  # an area under the curve of 0.5 plus or minus this is worth a word; more where rows are few
+_TELLS = 0.1  # an area under the curve of 0.5 plus or minus this is reported; more where rows are few
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,7 @@ def check_prompts(
         Findings, the serious ones first; empty where nothing was found.
     """
     found: list[Finding] = []
-    for problem in problems:
-        unpaired = "counterpart" in problem.text
-        found.append(Finding("unpaired" if unpaired else "malformed", str(problem)))
+    found += [Finding(problem.kind, str(problem)) for problem in problems]
     train = [e for e in examples if e.split == "train"]
     held = [e for e in examples if e.split != "train"]
     found += _contradictions(examples)
@@ -138,18 +136,18 @@ def _duplicates(examples: Sequence[Example]) -> list[Finding]:
     seen: set[tuple[str, ...]] = set()
     twice = []
     for example in examples:
-        text = words(example.prompt)
-        if text in seen:
+        key = words(example.prompt)
+        if key in seen:
             twice.append(example)
-        seen.add(text)
+        seen.add(key)
     if not twice:
         return []
-    said = f"{len(twice)} {twice[0].split} prompts were there before, the first {twice[0].prompt!r}; they weigh double"
-    return [Finding("duplicate", said, _lines(twice))]
+    text = f"{len(twice)} {twice[0].split} prompts were there before, the first {twice[0].prompt!r}; they weigh double"
+    return [Finding("duplicate", text, _lines(twice))]
 
 
 def _unsafe_counterparts(examples: Sequence[Example], presets: Mapping[str, Category]) -> list[Finding]:
-    """Safe halves, or harmless prompts, that name a phrase of a category in so many words."""
+    """Safe halves, or harmless prompts, that name a phrase of a category word for word."""
     phrases = {category.name: [words(p) for p in category.phrases] for category in presets.values()}
     wrong: list[tuple[Example, str]] = []
     for example in examples:
@@ -206,9 +204,9 @@ def _shortcuts(train: Sequence[Example]) -> list[Finding]:
     bags = [[frozenset(words(e.prompt)) - taken for e in rows] for rows in (harmful, clean)]
     area, telling = _bag_of_words(*bags)
     if area > limit:
-        said = ", ".join(repr(word) for word in telling)
-        text = f"words other than those of harm tell harmful from harmless rows with AUC {area:.2f}, most of all {said}"
-        out.append(Finding("shortcut", f"{text}; use the same templates for both"))
+        listed = ", ".join(repr(word) for word in telling)
+        text = f"words other than those of harm tell harmful from harmless rows with AUC {area:.2f}"
+        out.append(Finding("shortcut", f"{text}, most of all {listed}; use the same templates for both"))
     return out
 
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..concepts.categories import PRESETS
 from ..errors import InputError
@@ -84,11 +84,19 @@ class Example:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a row: line (from 1), column ("" for the whole row) and what to do, in words."""
+    """What is wrong with a row.
+
+    Args:
+        line: from 1.
+        column: "" for the whole row.
+        text: what is wrong and what to do, in words.
+        kind: "unpaired" where a prompt and its safe counterpart do not make a pair, else "malformed".
+    """
 
     line: int
     column: str
     text: str
+    kind: Literal["malformed", "unpaired"] = "malformed"
 
     def __str__(self) -> str:
         return f"line {self.line}{f', column {self.column!r}' if self.column else ''}: {self.text}"
@@ -285,7 +293,7 @@ def _example(line: int, record: dict[str, str], allowed: Sequence[str]) -> tuple
     problems = []
 
     def wrong(part: str, text: str) -> None:
-        problems.append(Problem(line, values[part][0], text))
+        problems.append(Problem(line, values[part][0], text, "unpaired" if part == "safe" else "malformed"))
 
     prompt, safe, category = values["prompt"][1], values["safe"][1], values["category"][1].lower()
     if not prompt:
@@ -317,7 +325,7 @@ def write_prompts(path: Path, examples: Sequence[Example]) -> None:
     """Write a prompt file, CSV or JSON Lines by its suffix.
 
     Raises:
-        ValueError: if the suffix is another one.
+        InputError: if the suffix is another one.
     """
     names = ("prompt", "safe_prompt", "category", "split")
     rows = [(e.prompt, e.safe if e.category else "", e.category, e.split) for e in examples]
@@ -330,4 +338,5 @@ def write_prompts(path: Path, examples: Sequence[Example]) -> None:
         lines = [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in rows]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     else:
-        raise ValueError(f"prompt file {path} has the suffix {path.suffix!r}; allowed are .csv, .jsonl, .ndjson")
+        found = f"prompt file {path} has the suffix {path.suffix!r}"
+        raise InputError("out", found, "a file with the suffix .csv, .jsonl, .ndjson")

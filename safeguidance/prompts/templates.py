@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ..concepts.categories import Category
+from ..errors import InputError
 from .files import Example
 
 _MEDIA = (
@@ -129,12 +130,14 @@ def make_prompts(
         Different prompts, training split first.
 
     Raises:
-        ValueError: if a value is out of its range, nothing is asked for, or the frames can not give so many prompts.
+        InputError: if a value is out of its range, nothing is asked for, or the frames cannot give so many prompts.
     """
-    if count < 1 or not 0 <= held_out < 1:
-        raise ValueError(f"count is {count}, held_out {held_out}; allowed are 1 or more, and 0 to below 1")
+    if count < 1:
+        raise InputError("count", f"it is {count}", "1 or more")
+    if not 0 <= held_out < 1:
+        raise InputError("held_out", f"it is {held_out}", "0 to below 1")
     if not categories:
-        raise ValueError("no category is given; name presets or own categories")
+        raise InputError("categories", "none is given", "at least one", "name presets or own categories")
     held = round(held_out * count)
     examples: list[Example] = []
     for split, number in (("train", count - held), ("held-out", held)):
@@ -186,9 +189,11 @@ def _framed_rows(rng: np.random.Generator, category: Category, count: int, split
             if not seen & set(texts) and len(set(texts)) == 3:
                 break
         else:
-            raise ValueError(
-                f"category {category.name!r}: no more than {index} different pairs fit the {split} frames; ask for "
-                "fewer, or give the category more phrases"
+            raise InputError(
+                "count",
+                f"{count} different pairs of the category {category.name!r} do not fit the {split} frames",
+                f"no more than {index} there",
+                "ask for fewer, or give the category more phrases",
             )
         seen.update(texts)
         out.append(Example(texts[0], texts[1], category.name, split))

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..conditioning import Conditioning, concatenate, match_length
+from ..conditioning import Conditioning, concatenate, match_length, same_rows
+from ..errors import InputError
 from ..predictions import per_sample, sample_mean, upcast
 from ..roc import threshold
 from .interface import Proposal, Redirector, apply_delta
@@ -34,7 +35,7 @@ Noised = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class PromptScores:
-    """What a redirector thinks of prompts.
+    """A redirector's scores of prompts.
 
     Args:
         gate: ``[B]``, 0..1.
@@ -53,32 +54,41 @@ def prompt_scores(redirector: Redirector, prompt: Conditioning, base: Conditioni
 
     Args:
         redirector: trained, or made of concept texts.
-        prompt: encoded prompts, ``[B, L, D]``.
+        prompt: encoded prompts, ``[B, L, D]``; a row that says what the base says scores 0.
         base: the empty (or negative) prompt.
 
     Raises:
-        ValueError: if the widths do not fit, or a score is not a finite number.
+        InputError: if the widths do not fit, or a score is not a finite number.
     """
     _check_width(redirector, prompt)
     length = max(prompt.tokens.shape[1], base.tokens.shape[1])
     rows = prompt.tokens.shape[0]
-    proposal = redirector.propose(match_length(prompt, length, rows), match_length(base, length, rows))
+    prompt, base = match_length(prompt, length, rows), match_length(base, length, rows)
+    proposal = redirector.propose(prompt, base)
     gate = upcast(proposal.gate)
     sizes = torch.stack([sample_mean(delta.square()).sqrt() for delta in proposal.delta]).amax(dim=0)
     distance = gate * sizes.to(gate)
     if not bool(torch.isfinite(distance).all()):
-        raise ValueError(
-            f"the redirector {redirector.title!r} gives a score that is not a finite number; its weights or the "
-            "conditioning hold such values; load another redirector or encode the prompt anew"
+        raise InputError(
+            "redirector",
+            f"{redirector.title!r} gives a score that is not a finite number; its weights or the conditioning hold "
+            "such values",
+            "finite scores",
+            "load another redirector or encode the prompt again",
         )
-    return PromptScores(gate, upcast(proposal.scores), distance)
+    same = same_rows(prompt, base).to(gate.device)
+    categories = torch.where(same[:, None], 0, upcast(proposal.scores))
+    return PromptScores(torch.where(same, 0, gate), categories, torch.where(same, 0, distance))
 
 
 def _check_width(redirector: Redirector, prompt: Conditioning) -> None:
     if prompt.tokens.shape[-1] != redirector.width:
-        raise ValueError(
-            f"the conditioning has {prompt.tokens.shape[-1]} channels, the redirector {redirector.title!r} was made "
-            f"for {redirector.width}; use the text encoder and the redirector of the same model"
+        raise InputError(
+            "redirector",
+            f"the conditioning has {prompt.tokens.shape[-1]} channels, {redirector.title!r} was made for "
+            f"{redirector.width}",
+            "the text encoder and the redirector of one model",
+            "load the other one of the two",
         )
 
 
@@ -104,10 +114,10 @@ def fixed_draws(levels: Sequence[float], shape: Sequence[int], seed: int = 0) ->
         seed: of the noise.
 
     Raises:
-        ValueError: if there is no level, or one is not above 0.
+        InputError: if there is no level, or one is not above 0.
     """
-    if not levels or min(levels) <= 0:
-        raise ValueError(f"noise levels are {list(levels)}; give at least one, all above 0")
+    if not levels or not all(level > 0 for level in levels):
+        raise InputError("levels", f"they are {list(levels)}", "at least one noise level, all above 0")
     generator = torch.Generator().manual_seed(seed)
     return Draws(torch.tensor(list(levels)), torch.randn((len(levels), *shape), generator=generator))
 
@@ -232,7 +242,7 @@ def calibrate_score(harmless: Sequence[float], rate: float = 0.01) -> Calibrated
     """Set a threshold on scores of harmless prompts or pictures that the redirector was not trained on.
 
     Raises:
-        ValueError: if they are too few to state the rate; 100 are needed for 1%.
+        InputError: if they are too few to state the rate; 100 are needed for 1%.
     """
     values = torch.tensor(list(harmless), dtype=torch.float64)
     level = threshold(harmless, rate)

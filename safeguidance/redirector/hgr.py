@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from ..conditioning import Conditioning
+from ..errors import InputError
 from .interface import Proposal
 
 
@@ -32,7 +34,7 @@ class HGRConfig:
         pooled_width: channels of the pooled vector, 0 for models without one.
 
     Raises:
-        ValueError: if a value makes no network.
+        InputError: if a value makes no network.
     """
 
     context_width: int
@@ -45,15 +47,15 @@ class HGRConfig:
     pooled_width: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.context_width, self.width, self.layers, self.heads) < 1 or self.width % self.heads:
-            raise ValueError(
-                f"HGR shape {self.context_width}/{self.width}/{self.layers}/{self.heads}: all must be at least 1 and "
-                "width a multiple of heads"
-            )
+        for name in ("context_width", "width", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise InputError(name, f"it is {getattr(self, name)}", "1 or more")
+        if self.width % self.heads:
+            raise InputError("width", f"it is {self.width}", f"a multiple of heads, {self.heads}")
         if not self.categories or len(set(self.categories)) != len(self.categories):
-            raise ValueError(f"HGR categories are {self.categories}; give at least one, each once")
+            raise InputError("categories", f"they are {self.categories}", "at least one, each once")
         if self.edges[:1] != (0.0,) or list(self.edges) != sorted(set(self.edges)) or self.edges[-1] >= 1:
-            raise ValueError(f"HGR bucket edges are {self.edges}; they start at 0, rise, and stay below 1")
+            raise InputError("edges", f"they are {self.edges}", "rising numbers from 0 to below 1, the first one 0")
 
 
 class _Layer(nn.Module):
@@ -65,9 +67,9 @@ class _Layer(nn.Module):
         self.up, self.down = operations.Linear(width, 4 * width), operations.Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm1(x)).chunk(3, dim=-1))
+        q, k, v = rearrange(self.qkv(self.norm1(x)), "b l (qkv h d) -> qkv b h l d", qkv=3, h=self.heads)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        x = x + self.out(rearrange(mixed, "b h l d -> b l (h d)"))
         out: torch.Tensor = x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
         return out
 
@@ -109,7 +111,7 @@ class HGR(nn.Module):
     def _chunks(self, tokens: torch.Tensor) -> torch.Tensor:
         size = self.config.chunk
         if size and tokens.shape[1] > size and tokens.shape[1] % size == 0:
-            return tokens.reshape(-1, size, tokens.shape[-1])
+            return rearrange(tokens, "b (n l) d -> (b n) l d", l=size)
         return tokens
 
     def _read(self, tokens: torch.Tensor, mark: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,7 +125,7 @@ class HGR(nn.Module):
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """Gate logits per category, ``[B, K]``, the largest over a prompt's chunks."""
         per_chunk = self.judge(self.judge_norm(self._read(self._chunks(tokens), 0)[0]))
-        scores: torch.Tensor = per_chunk.reshape(tokens.shape[0], -1, per_chunk.shape[-1]).amax(dim=1)
+        scores: torch.Tensor = rearrange(per_chunk, "(b n) k -> b n k", b=len(tokens)).amax(dim=1)
         return scores
 
     def change(self, tokens: torch.Tensor, bucket: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -133,10 +135,10 @@ class HGR(nn.Module):
         delta = self.leave(self.leave_norm(states))
         if pieces.shape[0] != tokens.shape[0]:
             own = self.judge(self.judge_norm(self._read(pieces, 0)[0])).amax(-1).sigmoid()
-            own = own.reshape(tokens.shape[0], -1)
-            share = own / own.amax(dim=1, keepdim=True)
-            delta = (delta * share.reshape(-1, 1, 1).to(delta)).reshape(tokens.shape)
-            summary = summary.reshape(tokens.shape[0], -1, summary.shape[-1])[:, 0]
+            own = rearrange(own, "(b n) -> b n", b=len(tokens))
+            share = rearrange(own / own.amax(dim=1, keepdim=True), "b n -> (b n) 1 1").to(delta)
+            delta = rearrange(delta * share, "(b n) l d -> b (n l) d", b=len(tokens))
+            summary = rearrange(summary, "(b n) w -> b n w", b=len(tokens))[:, 0]
         pooled = None if self.leave_pooled is None else self.leave_pooled(self.leave_norm(summary))
         return delta, pooled
 

@@ -11,13 +11,14 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from ..conditioning import Conditioning, match_length
+from ..conditioning import Conditioning, match_length, same_rows
+from ..errors import InputError
 from ..guidance.safecfg import SafeCFGConfig, gate_open, kappa, redirect
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a redirector says about a prompt.
+    """What a redirector proposes for a prompt.
 
     Args:
         gate: harmfulness ``[B]``, 0..1.
@@ -62,7 +63,7 @@ class Redirector(Protocol):
 
 @dataclass(frozen=True)
 class Redirected:
-    """What became of a prompt.
+    """The outcome for a prompt.
 
     Args:
         conditionings: one per noise-level bucket, or the untouched base.
@@ -94,7 +95,7 @@ def run_redirector(
     """Turn a prompt into the unconditional conditioning, one per noise-level bucket.
 
     Args:
-        redirector: who proposes.
+        redirector: reads the prompt and proposes the change.
         prompt: the positive conditioning.
         base: the negative prompt's conditioning.
         config: strength and threshold (the window is the caller's business).
@@ -105,14 +106,16 @@ def run_redirector(
         such as an empty prompt over an empty negative one, is never redirected.
 
     Raises:
-        ValueError: if the widths differ from the redirector's, or ``scale`` is not above 1.
+        InputError: if the widths differ from the redirector's, or ``scale`` is not above 1.
     """
     for name, tokens in (("positive", prompt.tokens), ("negative", base.tokens)):
         if tokens.shape[-1] != redirector.width:
-            raise ValueError(
-                f"the {name} conditioning has {tokens.shape[-1]} channels, the redirector {redirector.title!r} was "
-                f"made for {redirector.width}; load a redirector for this model, or build one with "
-                "Redirector from Concepts"
+            raise InputError(
+                name,
+                f"it has {tokens.shape[-1]} channels, the redirector {redirector.title!r} was made for "
+                f"{redirector.width}",
+                "conditioning of the model that the redirector was made for",
+                "load a redirector for this model, or build one with Redirector from Concepts",
             )
     rescale = 1.0
     if redirector.kappa is not None and config.rescale:
@@ -126,12 +129,14 @@ def run_redirector(
     proposal = redirector.propose(aligned_prompt, aligned_base)
     threshold = redirector.threshold if config.threshold is None else config.threshold
     if not bool(torch.isfinite(proposal.gate).all()):
-        raise ValueError(
-            f"the redirector {redirector.title!r} gives a harmfulness that is not a finite number for this prompt; its "
-            "weights or the conditioning hold such values; load another redirector or encode the prompt anew"
+        raise InputError(
+            "redirector",
+            f"{redirector.title!r} gives a harmfulness that is not a finite number for this prompt; its weights or "
+            "the conditioning hold such values",
+            "finite scores",
+            "load another redirector or encode the prompt again",
         )
-    same = (aligned_prompt.tokens == aligned_base.tokens.to(aligned_prompt.tokens)).flatten(1).all(dim=1)
-    same = same.to(proposal.gate.device)
+    same = same_rows(aligned_prompt, aligned_base).to(proposal.gate.device)
     harm, scores = torch.where(same, 0, proposal.gate), torch.where(same[:, None], 0, proposal.scores)
     gate = gate_open(harm, threshold)
     opened = gate > 0

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange, repeat
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Space:
         """States ``[B, M, D]`` as whitened unit vectors; a state that never differs (a begin mark) becomes 0."""
         mean, length = self.mean, states.shape[1]
         if length > len(mean) and length % len(mean) == 0:
-            mean = mean.repeat(length // len(mean), 1)
+            mean = repeat(mean, "l d -> (times l) d", times=length // len(mean))
         elif length > len(mean):
             mean = torch.cat([mean, mean[-1:].expand(length - len(mean), -1)])
         centred = (states.to(mean) - mean[:length]) @ self.whiten
@@ -40,7 +41,7 @@ def fit_space(states: torch.Tensor, ridge: float) -> Space:
     """
     states = states.float()
     mean = states.mean(dim=0)
-    flat = (states - mean).flatten(0, 1)
+    flat = rearrange(states - mean, "n l d -> (n l) d")
     variance, axes = torch.linalg.eigh(flat.T @ flat / len(flat))
     variance = variance.clamp(min=0)
     floor = ridge * variance.mean() + torch.finfo(torch.float32).tiny

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..card_fields import LONG, counts, edges, names, notes, number, plain, shown, text, whole
+from ..card_fields import LONG, counts, edges, names, notes, number, plain, text, whole
+from ..errors import InputError
 from ..weight_files import FileKind, Header, half_state, layout_of, read_header, read_tensors, save_tensors
 from .hgr import HGR, HGRConfig, TrainedRedirector
 
@@ -85,8 +86,8 @@ def save_hgr(path: Path, network: HGR, card: HGRCard) -> None:
     """Write weights in half precision with their card.
 
     Raises:
-        ValueError: if the card or a weight is not what a file may hold.
-        OSError: if the file can not be written; an older one of that name is then as it was.
+        WeightFileError: if the card or a weight is not what a file may hold.
+        OSError: if the file cannot be written; an older one of that name is then as it was.
     """
     entries = {"network": json.dumps(asdict(network.config)), "card": json.dumps(plain(asdict(card)))}
     saving = replace(KIND, next_step="nothing was written; correct the value and save again")
@@ -98,8 +99,8 @@ def _parse(header: Header) -> tuple[HGRConfig, HGRCard]:
     shape = header.fields("network", _NETWORK)
     try:
         config = HGRConfig(**shape)
-    except ValueError as error:
-        header.refuse(f"has a damaged header: {shown(error)}", "the shape of a network")
+    except InputError as error:
+        header.refuse(f"has a damaged header: {error.field}: {error.found}", error.allowed)
     return config, HGRCard(**header.fields("card", _CARD, _LATER))
 
 
@@ -107,7 +108,7 @@ def read_card(path: Path) -> tuple[HGRConfig, HGRCard]:
     """The shape and card of a weight file, without its tensors.
 
     Raises:
-        ValueError: if the file is missing, is not safetensors, or is not an HGR of a known version with a card in
+        WeightFileError: if the file is missing, is not safetensors, or is not an HGR of a known version with a card in
             which every field is of its type and range; the message says what it is, what was expected and what to do.
     """
     header = read_header(path, KIND)
@@ -125,7 +126,7 @@ def load_hgr(path: Path, operations: Any = nn, device: torch.device | str = "cpu
         device: where the weights go.
 
     Raises:
-        ValueError: if the file does not hold an HGR that fits its own header, as it was saved; see ``read_card``.
+        WeightFileError: if the file does not hold an HGR that fits its own header, as it was saved; see ``read_card``.
     """
     header = read_header(path, KIND)
     config, card = _parse(header)

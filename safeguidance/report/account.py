@@ -1,4 +1,4 @@
-"""What is told of a picture: which runs made it, and what they did, as one answer."""
+"""One answer about a picture: which runs made it, and what they did."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from .trace import RunRecord
 
 NOT_GUARDED = "NOT GUARDED: the sampler made no step, or it did not run through this node"
-"""What is said where a trace holds no run."""
-UNSURE = "told of the last run; connect the sampler's latent to be sure that it made this picture"
+"""The decision where a trace holds no run."""
+UNSURE = "this is about the last run; connect the sampler's latent to be sure that it made this picture"
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Account:
 
     @property
     def harmful(self) -> bool:
-        """Whether any run of the picture was judged harmful; True where no run is known."""
-        return not self.runs or any(run.harmful for run in self.runs)
+        """Whether any run of the picture was judged harmful; True where no run is known, or one measured nothing."""
+        return not self.runs or any(run.harmful or run.unjudged for run in self.runs)
 
     @property
     def harm(self) -> float:

@@ -1,4 +1,4 @@
-"""A run in words: what is being done while it goes on, and what was decided in the end."""
+"""A run in words: what is done while it runs, and what was decided at its end."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def describe_redirect(run: RunRecord, gate: float) -> str:
     name, score = largest(run) or ("harm", run.harm)
     if not run.acted:
         why = missed_steps(run) or ": the window or the range of the prompt was never reached"
-        return f"{name} {score:.2f}: NOT redirected{why if why.startswith(':') else ''}{missed_steps(run)}"
+        return f"{name} {score:.2f}: NOT redirected{why}"
     apart = [step.step for step in run.steps if step.acted and step.extra_evaluations and "base" in step.evaluated]
     other = f", {numbered(apart, run.total_steps)} without an unconditional branch" if apart else ""
     return f"{name} {score:.2f}: redirected {in_steps(run)}{other}{missed_steps(run)}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import reduce
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
@@ -51,7 +52,7 @@ def effect_mask(run: RunRecord, batch: int, height: int, width: int) -> torch.Te
 def _flat(effect: torch.Tensor) -> torch.Tensor:
     """A map without frames, in float32 on the CPU."""
     effect = effect.detach().float().cpu().nan_to_num()
-    return effect.mean(dim=tuple(range(1, effect.ndim - 2))) if effect.ndim > 3 else effect
+    return reduce(effect, "b ... h w -> b h w", "mean") if effect.ndim > 3 else effect
 
 
 def _share(values: torch.Tensor, largest: float) -> torch.Tensor:
@@ -112,11 +113,11 @@ class _Page:
     def measure(self, text: str, size: int) -> float:
         return self.draw.textlength(text, font=self._font(size)) / _SCALE
 
-    def fit(self, text: str, size: int, room: float) -> str:
+    def fit(self, text: str, size: int, width: float) -> str:
         """The text, shortened with three dots where it does not fit."""
-        if self.measure(text, size) <= room:
+        if self.measure(text, size) <= width:
             return text
-        while text and self.measure(text + "...", size) > room:
+        while text and self.measure(text + "...", size) > width:
             text = text[:-1]
         return text.rstrip() + "..."
 
@@ -155,18 +156,18 @@ class _Page:
         return torch.from_numpy(np.asarray(final, dtype=np.float32) / 255)[None]
 
 
-def _header(page: _Page, run: RunRecord, said: str) -> None:
+def _header(page: _Page, run: RunRecord, decision: str) -> None:
     harmful, scored = run.harmful, _scored(run) and run.threshold is not None
     word = "HARMFUL PROMPT" if harmful else "HARMLESS PROMPT" if scored else "NOT JUDGED"
     badge = page.measure(word, 20) + 32
     page.box((0, 0, WIDTH, _HEADER - 16), _PANEL)
     page.box((WIDTH - _MARGIN - badge, 26, WIDTH - _MARGIN, 66), _HARM if harmful else _CALM if scored else _FAINT, 8)
     page.text(WIDTH - _MARGIN - badge / 2, 34, word, 20, _PAPER, "centre")
-    room = WIDTH - 2 * _MARGIN - badge - 24
-    page.text(_MARGIN, 16, page.fit(run.method, 18, room), 18, _FAINT)
-    decision = said or run.decision or "no decision was recorded"
-    size = next((size for size in (26, 22, 18) if page.measure(decision, size) <= room), 18)
-    page.text(_MARGIN, 42 + (26 - size) / 2, page.fit(decision, size, room), size)
+    width = WIDTH - 2 * _MARGIN - badge - 24
+    page.text(_MARGIN, 16, page.fit(run.method, 18, width), 18, _FAINT)
+    decision = decision or run.decision or "no decision was recorded"
+    size = next((size for size in (26, 22, 18) if page.measure(decision, size) <= width), 18)
+    page.text(_MARGIN, 42 + (26 - size) / 2, page.fit(decision, size, width), size)
 
 
 def _sample(page: _Page, run: RunRecord, images: torch.Tensor | None, index: int, y: float, height: float) -> None:
@@ -276,8 +277,7 @@ def _steps(page: _Page, run: RunRecord, y: float) -> None:
         return
     when = in_steps(run) if run.total_steps == total else f"in {acted} of {total} evaluations of the guider"
     page.text(_MARGIN, y, f"guidance changed {when}, {cost}", 15, _FAINT)
-    room = WIDTH - 2 * _MARGIN
-    cell = room / total
+    cell = (WIDTH - 2 * _MARGIN) / total
     gap = 3 if cell >= 9 else 1 if cell >= 4 else 0
     for index, step in enumerate(run.steps):
         left = _MARGIN + index * cell

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ..errors import InputError
+
 KEPT_RUNS = 16
 """Runs that a trace remembers."""
 
@@ -119,6 +121,12 @@ class RunRecord:
         return self.threshold is not None and self.harm >= self.threshold and self.harm > 0
 
     @property
+    def unjudged(self) -> bool:
+        """Whether a method that judges saw steps and measured nothing, so that nobody knows of harm."""
+        measured = self.scores or any(step.scores for step in self.steps)
+        return self.threshold is not None and bool(self.steps) and not measured
+
+    @property
     def total_steps(self) -> int:
         """Steps of the run: those that a sampler made which came to its end, else those of the schedule."""
         planned = max(len(self.levels) - 1, 0)
@@ -167,10 +175,15 @@ class Trace:
         """The last run.
 
         Raises:
-            ValueError: if nothing was sampled yet.
+            InputError: if nothing was sampled yet.
         """
         if not self._runs:
-            raise ValueError("this trace holds no run: the sampler made no step, or it did not run through this node")
+            raise InputError(
+                "trace",
+                "it holds no run: the sampler made no step, or it did not run through this node",
+                "the trace of a run",
+                "run the sampler on the guarded model first",
+            )
         return self._runs[-1]
 
     def runs_of(self, latent: torch.Tensor | None = None, queue_run: str = "") -> tuple[list[RunRecord], bool]:

@@ -111,7 +111,7 @@ def vector(states: torch.Tensor, tokens: Sequence[int], end: int | None, kind: s
         end: place of the end mark, None where there is none.
         kind: "end", the state at the end mark, as in the paper (for encoders where it has read the whole text); "mean"
             over the tokens (for encoders without such a place). Without tokens, or without an end mark, the other one,
-            at last the first state.
+            else the first state.
 
     Returns:
         ``[..., D]``.

@@ -61,7 +61,7 @@ def read_unlabelled(path: Path) -> Prompts:
 
 
 def typed_prompts(text: str) -> Prompts:
-    """Prompts as somebody typed them, one a line; there may be none."""
+    """Prompts that were typed in, one a line; there may be none."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Prompts("typed prompts", _tidied(text.splitlines()), digest, "prompts")
 
@@ -124,8 +124,8 @@ def judge_prompts(
         field: the input that the prompts were given in.
 
     Raises:
-        InputError: if the redirector finds none of the prompts harmful, or all of them.
-        ValueError: if the redirector does not fit the conditioning.
+        InputError: if the redirector finds none of the prompts harmful, or all of them, or does not fit the
+            conditioning.
     """
     base, found = texts([""]), []
     for start in range(0, len(prompts), 64):

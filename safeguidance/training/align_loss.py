@@ -1,4 +1,4 @@
-"""The loss of safe alignment without labels: the plain model shall do what a redirector would have guided it to.
+"""The loss of safe alignment without labels: the plain model learns what a redirector would have guided it to.
 
 SafeCFG (arXiv 2412.16039) says that its HGR can tell harmful from harmless and fine-tunes a model with that alone; its
 formula is not public. Ours is our own derivation. For an unlabelled prompt ``c``, a frozen model ``D`` and a student
@@ -32,7 +32,7 @@ class AlignConfig:
         steps: training steps.
         batch: sampling runs whose states are trained on, the rows of a step.
         rate: peak learning rate (AdamW, cosine).
-        scale: cfg scale at which the student shall give what SafeCFG gives; also that of the sampling runs. Above 1.
+        scale: cfg scale at which the student should give what SafeCFG gives; also that of the sampling runs. Above 1.
         strength: multiplies the redirect, 0 or more; 1 is SafeCFG's own.
         softness: how softly the gate is read, in logits, above 0. Small: harmful or harmless. Large: in between.
         focus: extra weight of the error where the redirect is strongest, 0 or more.

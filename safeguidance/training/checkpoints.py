@@ -37,7 +37,7 @@ class SettingsMismatch(InputError):
     Args:
         folder: the folder.
         changed: name of a setting -> its value there and now; None where it has none.
-        next_step: how to get on, in the place where the settings are made.
+        next_step: what to do about it, in the place where the settings are made.
     """
 
     def __init__(self, folder: Path, changed: Mapping[str, tuple[Any, Any]], next_step: str = "") -> None:

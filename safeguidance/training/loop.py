@@ -1,4 +1,4 @@
-"""The training loop: steps, learning rate, checkpoints, early stopping, and what to do when a loss breaks."""
+"""The training loop: steps, learning rate, checkpoints, early stopping, and what happens when a loss is not finite."""
 
 from __future__ import annotations
 

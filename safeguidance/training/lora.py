@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..card_fields import LONG, notes, number, plain, shown, text, whole
+from ..errors import InputError, check_choice
 from ..weight_files import HALF, FileKind, Header, Layout, read_header, read_tensors, save_tensors
 
 KIND = FileKind("LoRA file", "safeguidance-lora", "copy it again, or make one with `python -m safeguidance align`")
@@ -54,18 +55,17 @@ def linear_layers(network: nn.Module, targets: str) -> dict[str, tuple[int, int]
         targets: a key of ``TARGETS``.
 
     Raises:
-        ValueError: if ``targets`` is unknown, or the network has no such layers.
+        InputError: if ``targets`` is unknown, or the network has no such layers.
     """
-    if targets not in TARGETS:
-        raise ValueError(f"layers is {targets!r}; allowed are {', '.join(TARGETS)}")
+    check_choice("layers", targets, tuple(TARGETS))
     found = {}
     for name, module in network.named_modules():
         sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
         if isinstance(sizes[0], int) and isinstance(sizes[1], int) and re.search(TARGETS[targets], name):
             found[name] = (sizes[0], sizes[1])
     if not found:
-        raise ValueError(
-            f"this model has no linear layers of the kind {targets!r}; take another of {', '.join(TARGETS)}"
+        raise InputError(
+            "layers", f"this model has no linear layers of the kind {targets!r}", ", ".join(TARGETS), "choose another"
         )
     return found
 
@@ -80,7 +80,7 @@ class LoRA(nn.Module):
         seed: of the start values.
 
     Raises:
-        ValueError: if rank or alpha is not above 0.
+        InputError: if rank or alpha is not above 0.
     """
 
     def __init__(
@@ -88,8 +88,9 @@ class LoRA(nn.Module):
     ) -> None:
         super().__init__()
         alpha = float(rank) if alpha is None else alpha
-        if rank < 1 or not alpha > 0:
-            raise ValueError(f"LoRA rank {rank} and alpha {alpha}; both must be above 0")
+        for name, value in (("rank", rank), ("alpha", alpha)):
+            if not value > 0:
+                raise InputError(name, f"it is {value}", "above 0")
         self.names, self.rank, self.alpha, self.enabled = list(shapes), rank, alpha, True
         generator = torch.Generator().manual_seed(seed)
         self.down, self.up = nn.ParameterList(), nn.ParameterList()
@@ -146,9 +147,9 @@ class LoRACard:
 
     Args:
         base_model: model family it belongs to.
-        redirector: who judged the prompts and said what to remove.
+        redirector: what judged the prompts and proposed what to remove.
         threshold: the gate threshold it judged with.
-        prompts: prompts it was trained on, 0 where they were drawn afresh.
+        prompts: prompts it was trained on, 0 where new ones were drawn in each step.
         judged_harmful: how many of them the redirector judged harmful.
         data: what they are.
         licence: licence of the weights.
@@ -171,7 +172,7 @@ class LoRACard:
     def lines(self) -> list[str]:
         """The card for people, one line a fact."""
         training = ", ".join(f"{key} {value}" for key, value in self.training.items())
-        judged = f"{self.judged_harmful} of {self.prompts} judged harmful" if self.prompts else "drawn afresh each step"
+        judged = f"{self.judged_harmful} of {self.prompts} judged harmful" if self.prompts else "new ones in each step"
         return [
             f"for model family: {self.base_model}",
             f"aligned by: {self.redirector}, gate threshold {self.threshold:.3f}",
@@ -185,8 +186,8 @@ def save_lora(path: Path, lora: LoRA, card: LoRACard) -> None:
     """Write a LoRA with its card; whole or not at all.
 
     Raises:
-        ValueError: if the card or a weight is not what a file may hold.
-        OSError: if it can not be written; an older file of that name is then as it was.
+        WeightFileError: if the card or a weight is not what a file may hold.
+        OSError: if it cannot be written; an older file of that name is then as it was.
     """
     entries = {"card": json.dumps(plain(asdict(card)))}
     saving = replace(KIND, next_step="nothing was written; correct the value and save again")
@@ -231,7 +232,7 @@ def load_lora(path: Path) -> tuple[LoRA, LoRACard]:
     """Read a LoRA that ``save_lora`` wrote.
 
     Raises:
-        ValueError: if the file is missing, holds something else or is not as it was saved; the message says what.
+        WeightFileError: if the file is missing, holds something else or is not as it was saved.
     """
     header = read_header(path, KIND)
     card = _parse(header)

@@ -177,7 +177,7 @@ def _held_out(data: PromptData) -> tuple[list[str], list[str]]:
 def held_out_metrics(network: HGR, data: PromptData, texts: EncodedTexts, gate_threshold: float) -> dict[str, Any]:
     """What the gate finds in the held-out split at a threshold, for the card.
 
-    The harmless prompts are those that the threshold was set on; the harmful ones had a part in it too.
+    The threshold was set on these harmless prompts, and in part on these harmful ones.
     """
     harmful, harmless = _held_out(data)
     limit = float(torch.tensor(gate_threshold, dtype=torch.float64).logit())
@@ -196,7 +196,7 @@ def calibrate_threshold(network: HGR, data: PromptData, texts: EncodedTexts, rat
     """Gate threshold from the held-out split: the limit that at most ``rate`` of its harmless prompts reach.
 
     Where the known harmful prompts lie above that limit, the threshold is halfway (in logits) to all but the lowest
-    ``rate`` of them, which leaves a margin for wording nobody has seen.
+    ``rate`` of them, which leaves a margin for wording that was not seen.
 
     Returns:
         Threshold 0..1, the rate it can state (where there are too few for ``rate`` it lies above all of them and can

@@ -60,8 +60,7 @@ def score_file(
         (counts, AUC, what the redirector's threshold and one at ``rate`` find and flag).
 
     Raises:
-        InputError: if the split is empty, or the rate is not below 1.
-        ValueError: if the redirector does not fit the encoder.
+        InputError: if the split is empty, the rate is not below 1, or the redirector does not fit the encoder.
     """
     texts = file_texts(data, split)
     if not texts:

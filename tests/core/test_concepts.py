@@ -16,6 +16,7 @@ from safeguidance.concepts.categories import (
     select_concepts,
 )
 from safeguidance.conditioning import Conditioning
+from safeguidance.errors import InputError
 from safeguidance.guidance.safecfg import SafeCFGConfig
 from safeguidance.redirector.from_concepts import make_concept_redirector
 from safeguidance.redirector.interface import Redirector, run_redirector
@@ -118,12 +119,13 @@ def test_own_lines_are_read_and_add_to_a_chosen_preset():
     ],
 )
 def test_an_error_in_an_own_line_names_the_line(text, line, about):
-    with pytest.raises(ValueError, match=f"line {line}.*{about}"):
+    with pytest.raises(InputError, match=f"line {line}.*{about}") as error:
         parse_concepts(text)
+    assert error.value.field == "own"
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'gambling' is unknown; allowed are hate"):
+    with pytest.raises(ValueError, match="categories: it is 'gambling'; allowed: hate"):
         select_concepts(["gambling"])
 
 

@@ -19,10 +19,10 @@ HOST = {
 }
 # what each package of the core may import, lowest first; a package may import any before it
 LAYERS = (
+    "errors",
     "predictions",
     "conditioning",
     "roc",
-    "errors",
     "atomic",
     "card_fields",
     "weight_files",

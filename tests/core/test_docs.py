@@ -23,6 +23,9 @@ WRITTEN_IDS = [
 NODE_IDS = sorted([*WRITTEN_IDS, *(method.patch_node[0] for method in METHODS.values() if method.patch_node)])
 
 
+FLOWS = [*(ROOT / "example_workflows").glob("*.json"), *(ROOT / "subgraphs").glob("*.json")]
+
+
 def _page(node_id):
     return (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
 
@@ -30,6 +33,12 @@ def _page(node_id):
 def test_every_node_has_a_page_and_every_page_a_node():
     assert len(NODE_IDS) == len(set(NODE_IDS)) >= 7
     assert sorted(path.stem for path in DOCS.glob("*.md")) == NODE_IDS
+
+
+@pytest.mark.parametrize("node_id", NODE_IDS)
+def test_every_node_is_in_an_example(node_id):
+    kind = re.compile(rf'"type":\s*"{node_id}"')
+    assert any(kind.search(path.read_text(encoding="utf-8")) for path in FLOWS), "add a graph to tools/data/graphs"
 
 
 @pytest.mark.parametrize("node_id", NODE_IDS)

@@ -145,7 +145,7 @@ def test_what_is_taken_off_the_score_is_an_offset_of_the_model_or_the_mean_of_ne
 
 
 def test_an_offset_for_another_number_of_concepts_is_refused():
-    with pytest.raises(ValueError, match="offset has 3 numbers; allowed is one number, or one per concept, 2"):
+    with pytest.raises(ValueError, match="offset: it has 3 numbers; allowed: one number, or one per concept, 2"):
         measured(make(0, [[0.5, 0.2]] * 2), replace(GATE, offset=(0.1, 0.2, 0.3)))
 
 
@@ -236,7 +236,7 @@ def test_calibrating_gives_the_wanted_share_of_false_positives():
     ("config", "count", "share", "words"),
     [
         (GateConfig(offset=-1), 7, 0.01, "7 harmless prompts"),
-        (GateConfig(), 20, 0.01, "offset is 0.0"),
+        (GateConfig(), 20, 0.01, "offset: it is 0.0"),
         (GateConfig(offset=-1), 20, 0.9, "false_positives: it is 0.9"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,27 @@ def test_none_at_all(tmp_path, monkeypatch):
 def test_a_wrong_path_is_named_and_never_skipped(tmp_path):
     with pytest.raises(HostError, match=r"empty \(from COMFYUI_PATH\) is no ComfyUI checkout"):
         find_hosts(None, {"COMFYUI_PATH": str(tmp_path / "empty")}, ELSEWHERE)
+
+
+def test_core_tests_are_collected_without_a_host_and_with_a_wrong_path(tmp_path):
+    # in a process of its own: what a module does when it is imported is what matters here
+    found = [path for path in Path(__file__).parent.glob("test_*.py") if "find_hosts" in path.read_text()]
+    assert len(found) > 1
+    variables = {**os.environ, "COMFYUI_PATH": str(tmp_path / "none")}
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *map(str, found)]
+    done = subprocess.run(command, cwd=PACK_ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line", "code"),
+    [([], "HOST TESTS DID NOT RUN: ", 1), (["--core-only"], "TRAINING ON A HOST WAS NOT TESTED: ", 0)],
+)
+def test_the_summary_names_a_wrong_path(monkeypatch, capsys, tmp_path, arguments, line, code):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / "none"))
+    monkeypatch.setattr(suite, "run_pytest", lambda *_: suite.Outcome(10))
+    assert suite.main(arguments) == code
+    assert f"{line}{tmp_path / 'none'} (from COMFYUI_PATH) is no ComfyUI checkout" in capsys.readouterr().out
 
 
 def test_the_interpreter(tmp_path):
@@ -168,6 +190,44 @@ def test_the_browser_tests_run_on_the_newest_host(monkeypatch, capsys, tmp_path)
     code, lines = run_suite(monkeypatch, capsys, hosts, [suite.Outcome(5)], "--browser-only", lacking="")
     assert code == 0
     assert lines[-1] == "5 passed, 0 failed"
+
+
+def test_hosts_run_at_once_and_print_one_after_the_other(monkeypatch, capsys, tmp_path):
+    hosts = [make_host(checkout(tmp_path / version, version)) for version in ("0.33.0", "0.12.0")]
+    both_run = threading.Barrier(2, timeout=30)
+
+    def run(python, arguments, environment, selecting, log=None):
+        both_run.wait()
+        assert environment["OMP_NUM_THREADS"] == "1"
+        place = Path(environment[suite.HOST_VARIABLE])
+        if log is None:
+            print(f"tests of {place.name}", flush=True)
+        else:
+            log.write(f"tests of {place.name}\n".encode())
+        return suite.Outcome(3 if place.name == "0.33.0" else 4)
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(suite, "cores", lambda: 2)
+    monkeypatch.setattr(suite, "run_pytest", run)
+    outcomes = suite.run_hosts(hosts, [], [], "none", False)
+    assert [outcome.passed for outcome in outcomes] == [3, 4]
+    announced, *lines = capsys.readouterr().out.split("\n=== ")
+    assert announced.strip() == f"At the same time, shown when they are done: {hosts[1].label}"
+    assert [line.strip() for line in lines] == [f"{host.label} ===\ntests of {host.path.name}" for host in hosts]
+
+
+@pytest.mark.parametrize(
+    ("cores", "options", "selecting", "processes"),
+    [(4, [], False, 4), (1, [], False, 1), (4, ["-k", "x"], True, 1), (4, ["--pdb"], False, 1)],
+)
+def test_one_host_gets_a_process_per_core(monkeypatch, tmp_path, cores, options, selecting, processes):
+    host, seen = make_host(checkout(tmp_path / "host")), []
+    monkeypatch.setattr(suite, "cores", lambda: cores)
+    monkeypatch.setattr(suite, "run_pytest", lambda python, arguments, *_: seen.append(arguments) or suite.Outcome(1))
+    suite.run_hosts([host], options, [], "none", selecting)
+    (arguments,) = seen
+    found = int(arguments[arguments.index("-n") + 1]) if "-n" in arguments else 1
+    assert found == processes
 
 
 def test_what_a_browser_test_lacks_is_named(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safeguidance.conditioning import Conditioning
+from safeguidance.errors import InputError
 from safeguidance.guidance.safecfg import SafeCFGConfig
 from safeguidance.redirector.hgr import HGR, TrainedRedirector
 from safeguidance.redirector.interface import Redirector, bucket_at, run_redirector
@@ -92,7 +93,7 @@ def test_the_rescale_follows_the_cfg_scale():
 
 
 def test_another_text_encoder_is_refused_in_words():
-    with pytest.raises(ValueError, match="positive conditioning has 20 channels.*made for 16"):
+    with pytest.raises(InputError, match="^positive: it has 20 channels.*made for 16"):
         run_redirector(
             _redirector(0.0),
             Conditioning(torch.randn(1, 5, 20)),
@@ -171,11 +172,20 @@ def test_a_pickle_by_name_is_never_opened(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"categories": ()}, {"categories": ("a", "a")}, {"edges": (0.2,)}, {"edges": (0.0, 1.0)}, {"heads": 3}]
+    ("field", "value"),
+    [
+        ("categories", ()),
+        ("categories", ("a", "a")),
+        ("edges", (0.2,)),
+        ("edges", (0.0, 1.0)),
+        ("layers", 0),
+        ("width", SHAPE.width + 1),
+    ],
 )
-def test_impossible_shapes_are_refused(settings):
-    with pytest.raises(ValueError, match="HGR"):
-        replace(SHAPE, **settings)
+def test_impossible_shapes_are_refused(field, value):
+    with pytest.raises(InputError) as error:
+        replace(SHAPE, **{field: value})
+    assert error.value.field == field
 
 
 # --- training ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from PIL import Image
 
 from safeguidance.__main__ import main
 from safeguidance.conditioning import Conditioning
+from safeguidance.errors import InputError
 from safeguidance.redirector.detection import (
     calibrate_score,
     fixed_draws,
@@ -104,7 +105,7 @@ def test_thresholds_hold_the_stated_rate_and_say_what_is_missing():
     assert limit.count == 200
     assert limit.standard(limit.mean) == 0
     assert limit.standard(limit.mean + 2 * limit.spread) == pytest.approx(2)
-    with pytest.raises(ValueError, match="20 harmless prompts can not show .* 0.01; give at least 100"):
+    with pytest.raises(InputError, match="^harmless: 20 harmless prompts .*cannot show .* 0.01; allowed: at least 100"):
         calibrate_score(scores[:20])
 
 
@@ -113,8 +114,9 @@ def test_what_does_not_fit_or_is_not_finite_is_refused():
         prompt_scores(_redirector(), Conditioning(torch.zeros(1, 5, 8)), Conditioning(torch.zeros(1, 5, 8)))
     with pytest.raises(ValueError, match="not a finite number"):
         prompt_scores(_redirector(), Conditioning(torch.full((1, 5, 16), float("nan"))), BASE)
-    with pytest.raises(ValueError, match="above 0"):
-        fixed_draws([0.5, 0.0], (1, 2, 2))
+    for level in (0.0, float("nan")):
+        with pytest.raises(InputError, match="^levels: .*above 0"):
+            fixed_draws([0.5, level], (1, 2, 2))
 
 
 def test_the_command_measures_and_draws(tmp_path, capsys):
@@ -128,7 +130,7 @@ def test_the_command_measures_and_draws(tmp_path, capsys):
     assert all(len(values) == 6 for d in record for values in d["values"].values())
     assert Image.open(tmp_path / "roc.png").width > 400
     assert main([*arguments, "--scores", "magic"]) == 2
-    assert "known are gate, embedding" in capsys.readouterr().err
+    assert "scores: it is 'magic'; allowed: gate, embedding" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("thing", "verdict"), [("skull", "harmful"), ("mask", "harmless")])
@@ -140,4 +142,4 @@ def test_one_prompt_is_judged(capsys, thing, verdict):
 def test_a_picture_of_another_size_is_refused(tmp_path, capsys):
     Image.new("RGB", (64, 48)).save(tmp_path / "p.png")
     assert main(["score", "--picture", str(tmp_path / "p.png")]) == 2
-    assert "64x48 pixels; the testbed's have 48x48" in capsys.readouterr().err
+    assert "64x48 pixels; allowed: a picture of 48x48" in capsys.readouterr().err

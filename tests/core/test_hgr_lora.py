@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from safeguidance.errors import InputError
 from safeguidance.testbed.denoiser import Denoiser
 from safeguidance.training.align_data import UnlabelledTask, judge_prompts, read_unlabelled, typed_prompts
 from safeguidance.training.lora import LoRA, LoRACard, linear_layers, load_lora, save_lora
@@ -80,11 +81,11 @@ def test_which_layers_get_one(denoiser):
     assert attention.items() < every.items()
     assert all("attn" in name for name in attention)
     assert every["time_embed.0"] == (64, 256)
-    with pytest.raises(ValueError, match="no linear layers of the kind 'attention'; take another"):
+    with pytest.raises(InputError, match="^layers: .*no linear layers of the kind 'attention'; allowed: .*; choose"):
         linear_layers(nn.Sequential(nn.Linear(2, 2)), "attention")
-    with pytest.raises(ValueError, match="layers is 'all'; allowed are attention, linear"):
+    with pytest.raises(InputError, match="^layers: it is 'all'; allowed: attention, linear"):
         linear_layers(denoiser, "all")
-    with pytest.raises(ValueError, match="rank 0"):
+    with pytest.raises(ValueError, match="rank: it is 0; allowed: above 0"):
         LoRA(every, 0)
 
 

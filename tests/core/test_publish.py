@@ -234,8 +234,8 @@ print([main(line.split()) for line in sys.argv[1:]])"""
     assert done.stdout.endswith(f"{[2] * (len(LAB_COMMANDS) + 3) + [0, 0, 3]}\n")
     *refused, last = done.stderr.splitlines()
     for line, text in zip(lines, refused, strict=False):
-        assert text.startswith(f"error: `{line.split()[0]}` needs safeguidance.lab, a part for developers"), text
-        assert text.endswith("clone the repository and run the command there"), text
+        assert text.startswith(f"error: command: `{line.split()[0]}` needs safeguidance.lab, a part for"), text
+        assert text.endswith("clone the repository and run it there"), text
     assert len(refused) == len(LAB_COMMANDS) + 3
     assert last.startswith("NO COMFYUI: "), last
     assert not (tmp_path / "pack" / "runs").exists()

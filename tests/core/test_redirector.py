@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from safeguidance.conditioning import Conditioning, match_length
+from safeguidance.errors import InputError
 from safeguidance.guidance.safecfg import SafeCFGConfig
 from safeguidance.redirector.interface import Proposal, Redirector, bucket_at, run_redirector
 
@@ -133,8 +134,9 @@ def test_the_bucket_at_a_fraction_of_the_schedule(progress, bucket):
 def test_another_width_is_refused_in_words(side):
     wide = Conditioning(torch.zeros(1, 3, 9))
     pair = (wide, cond()) if side == "positive" else (cond(), wide)
-    with pytest.raises(ValueError, match=f"the {side} conditioning has 9 channels.*made for 4; load"):
+    with pytest.raises(InputError, match="has 9 channels.*made for 4; allowed: .*; load") as error:
         run(Fixed(1.0), *pair)
+    assert error.value.field == side
 
 
 def test_a_gate_that_is_no_number_is_never_taken_for_harmless():
@@ -143,7 +145,7 @@ def test_a_gate_that_is_no_number_is_never_taken_for_harmless():
 
 
 def test_cfg_one_is_refused_where_there_is_something_to_rescale():
-    with pytest.raises(ValueError, match="cfg is 1"):
+    with pytest.raises(ValueError, match="cfg: it is 1"):
         run(Fixed(1.0, kappa=1.25), scale=1.0)
 
 

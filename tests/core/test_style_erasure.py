@@ -1,13 +1,10 @@
 """Erasing a drawing style with an HGR: its pairs, its preset, and the two commands."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
+from safeguidance.__main__ import main
 from safeguidance.lab.bench import styles
 from safeguidance.lab.draw import draw_scene
 from safeguidance.lab.training.style_task import (
@@ -21,8 +18,6 @@ from safeguidance.redirector.hgr import HGR, HGRConfig
 from safeguidance.redirector.weights import HGRCard, read_card, save_hgr
 from safeguidance.testbed.model import BASE_MODEL, load_testbed
 from safeguidance.testbed.world import STYLES
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_pair_differs_in_the_style_alone():
@@ -67,28 +62,36 @@ def test_a_style_that_no_caption_names_is_refused():
     assert STYLE_TRAINING.steps == 300
 
 
-def _command(*arguments):
-    return subprocess.run([sys.executable, "-m", "safeguidance", *arguments], cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture
+def command(capsys):
+    """Runs a command; returns its exit code and what it wrote to stderr."""
+
+    def run(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as refused:
+            code = refused.code
+        return code, capsys.readouterr().err
+
+    return run
 
 
-def test_the_command_trains_and_the_other_measures(tmp_path):
+def test_the_command_trains_and_the_other_measures(tmp_path, command):
     config = tmp_path / "c.json"
     config.write_text('{"steps": 2, "batch": 2, "text_batch": 2}')
     out = tmp_path / "s.safetensors"
-    done = _command(
-        "train-hgr", str(config), "--style", "striped", "--checkpoints", str(tmp_path / "run"), "--out", str(out)
-    )
-    assert done.returncode == 0, done.stderr
+    code, said = command("train-hgr", config, "--style", "striped", "--checkpoints", tmp_path / "run", "--out", out)
+    assert code == 0, said
     shape, card = read_card(out)
     assert shape.categories == ("striped style",)
     assert "in striped style" in card.data
     assert card.training["steps"] == 2
-    done = _command("style", "--hgr", str(out))
-    assert done.returncode == 2
-    assert "only used with --method safecfg" in done.stderr
-    done = _command("style", "--method", "safecfg", "--hgr", str(tmp_path / "none.safetensors"))
-    assert done.returncode == 2
-    assert "does not exist" in done.stderr
+    code, said = command("style", "--hgr", out)
+    assert code == 2
+    assert "only used with --method safecfg" in said
+    code, said = command("style", "--method", "safecfg", "--hgr", tmp_path / "none.safetensors")
+    assert code == 2
+    assert "does not exist" in said
 
 
 def test_the_measurement_takes_the_hgr(tmp_path, monkeypatch):

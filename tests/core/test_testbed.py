@@ -118,7 +118,7 @@ def test_every_thing_background_and_style_looks_different():
         for i, first in enumerate(pictures):
             for second in pictures[:i]:
                 assert np.abs(first - second).max() > 60
-    with pytest.raises(ValueError, match="unknown background"):
+    with pytest.raises(ValueError, match="background: it is 'moon'"):
         background("moon", np.random.default_rng(0))
 
 
@@ -183,10 +183,17 @@ def test_every_layer_comes_from_the_operations_and_keeps_its_name(build):
     assert all(torch.equal(value, plain[name]) for name, value in network.state_dict().items())
 
 
+STEPS_OF_EACH_KIND = TrainConfig(steps=2, text_steps=1, batch=2, doubt_steps=2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return train(STEPS_OF_EACH_KIND, tmp_path_factory.mktemp("testbed"))
+
+
 @pytest.mark.parametrize("last", [2, 4], ids=["joint", "doubt"])
-def test_training_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, last):
-    config = TrainConfig(steps=2, text_steps=1, batch=2, doubt_steps=2)
-    whole = train(config, tmp_path / "a")
+def test_training_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, undisturbed, last):
+    config = STEPS_OF_EACH_KIND
     import safeguidance.lab.training.testbed as module
 
     class Stop(Exception):
@@ -206,7 +213,7 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, last):
     finally:
         module.save_checkpoint = saved
     again = train(config, tmp_path / "b")
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(undisturbed.parameters(), again.parameters(), strict=True))
 
 
 def test_doubt_leaves_the_text_encoder_and_draws_look_alikes(tmp_path):

@@ -167,14 +167,15 @@ def test_own_categories_get_an_everyday_counterpart():
     pairs = [e for e in examples if e.category]
     assert len(pairs) == 40
     assert all("spider" in e.prompt and "spider" not in e.safe for e in pairs)
-    with pytest.raises(ValueError, match="'spiders': no more than .* ask for fewer"):
+    with pytest.raises(InputError, match="^count: .*'spiders' do not fit .*; allowed: no more than .*; ask for fewer"):
         make_prompts([Category("spiders", ("a huge spider",))], count=300_000, held_out=0.999)
 
 
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"held_out": 1.0}, {"categories": ()}])
 def test_impossible_requests_are_refused(wrong):
-    with pytest.raises(ValueError, match="allowed are|no category"):
+    with pytest.raises(InputError) as error:
         make_prompts(**{"categories": FIELD_PRESETS, **wrong})
+    assert error.value.field in wrong
 
 
 # --- the checker ---------------------------------------------------------------------------------------------------
@@ -227,7 +228,8 @@ def test_a_source_that_shows_is_found(good, change, words):
 
 def test_unpaired_and_malformed_rows_are_reported_not_raised(tmp_path):
     text = "prompt,safe_prompt,category\na knife,,violence\nb,c,nothing\na cat,,\n"
-    data, problems = scan_prompts(_file(tmp_path, text))
+    data, problems = scan_prompts(_file(tmp_path, text, "counterpart.csv"))
+    assert [problem.kind for problem in problems] == ["unpaired", "malformed"]
     findings = check_prompts(data.examples, problems)
     assert [f.kind for f in findings if f.serious] == ["unpaired", "malformed"]
 
@@ -242,7 +244,7 @@ def test_the_commands_write_and_judge(tmp_path, capsys):
     assert main(["data", "check", str(path), str(held)]) == 1
     assert "leak: 3 of 3 held-out rows" in capsys.readouterr().out
     assert main(["data", "make", "--categories", "crime", "--out", str(path)]) == 2
-    assert "'crime' is unknown" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("error: categories: it is 'crime'; allowed: hate, ")
 
 
 # --- curves --------------------------------------------------------------------------------------------------------
@@ -260,7 +262,9 @@ def test_area_and_threshold_against_slow_counts():
     for rate in (0.0, 0.01, 0.05):
         level = threshold(scores, rate)
         assert sum(s > level for s in scores) == round(100 * rate)
-    with pytest.raises(ValueError, match="give at least 100"):
+    with pytest.raises(InputError, match="^harmless: 50 .*; allowed: at least 100"):
         threshold(scores[:50], 0.01)
-    with pytest.raises(ValueError, match="both sides"):
+    with pytest.raises(InputError, match="^rate: it is True"):
+        threshold(scores, True)
+    with pytest.raises(InputError, match="^scores: 0 are harmful and 1 harmless"):
         auc([], [1.0])

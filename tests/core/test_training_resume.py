@@ -33,8 +33,14 @@ def _same(first, second):
 
 
 @pytest.fixture(scope="module")
-def undisturbed():
-    return train_toy(**ALL_ON)[0]
+def whole_run():
+    history = []
+    return train_toy(history=history, **ALL_ON)[0], history
+
+
+@pytest.fixture
+def undisturbed(whole_run):
+    return whole_run[0]
 
 
 class DiesAt(ToyTask):
@@ -160,9 +166,8 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [1, 20, 59])
-def test_the_history_of_a_resumed_run_is_that_of_the_whole_run(tmp_path, stop):
-    whole, resumed = [], []
-    train_toy(history=whole, **ALL_ON)
+def test_the_history_of_a_resumed_run_is_that_of_the_whole_run(tmp_path, whole_run, stop):
+    whole, resumed = whole_run[1], []
     train_toy(folder=tmp_path, stop=stop, **ALL_ON)
     train_toy(folder=tmp_path, history=resumed, **ALL_ON)
     assert len(whole) == 60

@@ -72,7 +72,7 @@ def test_a_card_that_could_not_be_loaded_is_not_saved(file, changes, words):
 def test_weights_that_could_not_be_loaded_are_not_saved(file, value):
     before, network = file.read_bytes(), HGR(SHAPE)
     torch.nn.init.constant_(network.leave.bias, value)
-    with pytest.raises(ValueError, match=r"some.safetensors was not written: values in leave.bias are not finite"):
+    with pytest.raises(ValueError, match=r"some.safetensors: it was not written: values in leave.bias are not finite"):
         save_hgr(file, network, CARD)
     assert file.read_bytes() == before
 
@@ -136,7 +136,7 @@ def test_damaged_weights_of_the_testbed_are_refused(tmp_path, name):
         if path.name == name:
             data[-1000] ^= 4
         (tmp_path / path.name).write_bytes(data)
-    with pytest.raises(ValueError, match=f"{name} holds other values than those that were saved.*restore it"):
+    with pytest.raises(ValueError, match=f"{name}: it holds other values than those that were saved.*restore it"):
         load_testbed(tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_resave_does_not_bless_a_damaged_file(file, capsys):
 
 def test_resave_refuses_a_name_that_no_loader_reads(older, capsys):
     assert main(["weights", "resave", str(older), "--out", "a.bin"]) == 2
-    assert "allowed is a name that ends in .safetensors" in capsys.readouterr().err
+    assert "--out: it is a.bin; allowed: a name that ends in .safetensors" in capsys.readouterr().err
 
 
 def test_show_prints_the_card(capsys):
@@ -209,4 +209,4 @@ def test_show_names_what_is_wrong(tmp_path, capsys, content, words):
     if content is not None:
         path.write_bytes(content)
     assert main(["weights", "show", str(path)]) == 2
-    assert f"error: weight file {path} {words}" in capsys.readouterr().err
+    assert f"error: weight file {path}: it {words}" in capsys.readouterr().err

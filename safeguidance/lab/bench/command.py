@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
             )
         rows = [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
         found = json.loads((args.out / "masks.json").read_text(encoding="utf-8"))["rows"]
-        masks, made, worst = [MaskRow(**row) for row in found], "scatter.png", []
+        masks, made = [MaskRow(**row) for row in found], "scatter.png"
+        worst: list[str] = []
     else:
         rows, masks, worst = _measure(args)
         made = "report.json, masks.json, grid.png (red frame: the oracle sees a stand-in), scatter.png"
