@@ -1,13 +1,15 @@
-"""Nodes for unsafe concepts: choosing them, and turning them into a redirector without training."""
+"""Safety Concepts: what a method looks for."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from ..safeguidance.concepts.categories import FIELD_PRESETS, select_concepts
+from ..safeguidance.errors import InputError, at_node
 from ..safeguidance.testbed.concepts import ALL_PRESETS, TESTBED_PRESETS
 from .types import ConceptsType
 
+_NODE, _WRITE = "Safety Concepts", "correct that line"
 _PRESET_OF_INPUT = {category.name.replace("-", "_").replace(" ", "_"): category for category in FIELD_PRESETS}
 
 
@@ -67,8 +69,8 @@ class SafetyConcepts(io.ComfyNode):
         """Check own lines before anything runs; a linked text (None here) is checked when it runs."""
         try:
             select_concepts((), own or "")
-        except ValueError as error:
-            return f"Safety Concepts, own: {error}"
+        except InputError as error:
+            return str(error.at(_NODE, _WRITE))
         return True
 
     @classmethod
@@ -76,20 +78,21 @@ class SafetyConcepts(io.ComfyNode):
         """Collect the categories.
 
         Raises:
-            ValueError: if nothing is chosen, or a line of ``own`` can not be read.
+            InputError: if nothing is chosen, or a line of ``own`` cannot be read.
         """
         names = [category.name for name, category in _PRESET_OF_INPUT.items() if switches.get(name)]
         if testbed:
             names = [category.name for category in TESTBED_PRESETS]
-        try:
+        with at_node(_NODE, _WRITE):
             concepts = select_concepts(names, own, ALL_PRESETS)
-        except ValueError as error:
-            raise ValueError(f"Safety Concepts, own: {error}") from error
         if not concepts.categories:
-            raise ValueError(
-                "Safety Concepts, own: it is empty and every category is off; at least one category is needed; switch "
-                "one on or write a line of your own, `name: phrase, phrase`. "
-                "To sample unguarded, remove the safety nodes"
+            raise InputError(
+                "own",
+                "it is empty and every category is off",
+                "at least one category",
+                "switch one on or write a line of your own, `name: phrase, phrase`. To sample unguarded, remove the "
+                "safety nodes",
+                _NODE,
             )
         return io.NodeOutput(concepts)
 

@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..safeguidance.conditioning import Conditioning
-from ..safeguidance.errors import InputError
+from ..safeguidance.errors import InputError, at_node, renamed
 from ..safeguidance.redirector.detection import (
     calibrate_score,
     fixed_draws,
@@ -20,8 +20,8 @@ from ..safeguidance.redirector.detection import (
 from ..safeguidance.redirector.interface import Redirector, bucket_at
 from ..safeguidance.testbed.concepts import ALL_PRESETS
 from .host import model as host_model
-from .host import patcher
-from .host.encoding import ClipEncoder
+from .host.encoding import ClipEncoder, check_clip, check_finite, tokenized
+from .redirectors import check_family
 from .safree.original import texts_to_judge
 from .types import RedirectorType
 
@@ -39,7 +39,6 @@ def _positive(conditioning: Any) -> list[Conditioning]:
                     "it holds no text states",
                     "what a text encoder node gives",
                     "use CLIP Text Encode",
-                    _NODE,
                 )
             out.append(Conditioning(tokens.float(), None if pooled is None else pooled.float()))
     return out
@@ -63,7 +62,7 @@ class DetectHarm(io.ComfyNode):
             ),
             inputs=[
                 RedirectorType.Input(
-                    "redirector", tooltip="Who judges: from Load HGR, or from Redirector from Concepts (no training)."
+                    "redirector", tooltip="What judges: from Load HGR, or from Redirector from Concepts (no training)."
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder that the redirector was made for."),
                 io.String.Input(
@@ -182,40 +181,56 @@ class DetectHarm(io.ComfyNode):
         """Score what is connected.
 
         Raises:
-            ValueError: if there is nothing to judge, an input is missing or does not fit; the message names it.
+            InputError: if there is nothing to judge, an input is missing or does not fit; the message names it.
         """
-        if clip is None:
-            raise ValueError(f"{_NODE}, clip: the input is empty; connect the text encoder, such as from Load CLIP")
-        if prompt.strip() and positive is not None:
-            raise ValueError(f"{_NODE}, prompt: the positive input is connected too; clear the text or unplug it")
-        encoder = ClipEncoder(clip)
-        base = encoder([""])
-        prompts = [encoder([prompt])] if prompt.strip() else _positive(positive or [])
-        samples = _samples(latent, image, vae)
-        if not prompts and samples is None:
-            raise ValueError(f"{_NODE}, prompt: it is empty, and no positive, latent or image is connected; give one")
-        try:
+        with at_node(_NODE):
+            check_clip(clip)
+            tokenized("", "prompt", clip, prompt)
+            encoder = ClipEncoder(clip)
+            base, prompts = encoder([""]), _prompts(encoder, prompt, positive)
+            samples = _samples(latent, image, vae)
+            if not prompts and samples is None:
+                raise InputError(
+                    "prompt",
+                    "it is empty, and no positive, latent or image is connected",
+                    "a prompt, a picture or both",
+                    "write a prompt or connect one of them",
+                )
             score, over, lines = _judge_prompts(redirector, encoder, prompts, base, threshold, rate, harmless)
             image_score = 0.0
             if samples is not None:
-                quiet = None if harmless_latent is None else harmless_latent["samples"]
-                found, limit, said = _judge_picture(
-                    redirector, encoder, model, samples, quiet, prompts, base, draws, seed, rate, image_threshold
+                known = None if harmless_latent is None else harmless_latent["samples"]
+                image_score, limit, line = _judge_picture(
+                    redirector, encoder, model, samples, known, prompts, base, draws, seed, rate, image_threshold
                 )
-                image_score, over = found, over or found > limit
-                lines.append(said)
-        except ValueError as error:
-            text = str(error)
-            raise ValueError(text if text.startswith(_NODE) else f"{_NODE}: {text}") from error
+                over = over or image_score > limit
+                lines.append(line)
         return io.NodeOutput(score, over, "\n".join(lines), image_score)
+
+
+def _prompts(encoder: ClipEncoder, prompt: str, positive: Any) -> list[Conditioning]:
+    """The prompts to judge, of the text or of the positive input; none where neither is given."""
+    typed = bool(prompt.strip())
+    if typed and positive is not None:
+        raise InputError(
+            "prompt",
+            "it is not empty, and positive is connected too",
+            "one of them",
+            "clear the text or unplug positive",
+        )
+    prompts = [encoder([prompt])] if typed else _positive(positive or [])
+    for judged in prompts:
+        for values in (judged.tokens, judged.pooled):
+            check_finite("", "prompt" if typed else "positive", values, "it")
+    return prompts
 
 
 def _samples(latent: Any, image: Any, vae: Any) -> torch.Tensor | None:
     if latent is not None and image is not None:
-        raise ValueError(f"{_NODE}, latent: image is connected too; allowed is one of them")
+        raise InputError("latent", "it is connected, and image is too", "one of them", "unplug one")
     if image is not None:
         if vae is None:
-            raise ValueError(f"{_NODE}, vae: it is not connected; an image needs the VAE of the MODEL")
+            raise InputError("vae", "it is not connected, but image is", "the VAE of the MODEL", "connect it")
         encoded: torch.Tensor = vae.encode(image[..., :3])
         return encoded
     samples: torch.Tensor | None = None if latent is None else latent["samples"]
@@ -234,15 +249,12 @@ def _judge_prompts(
     if not prompts:
         return 0.0, False, []
     limit, why = (redirector.threshold, "calibrated by the redirector") if threshold < 0 else (threshold, "as given")
-    quiet = [line.strip() for line in harmless.splitlines() if line.strip()]
+    known = [line.strip() for line in harmless.splitlines() if line.strip()]
     strictly = False
-    if threshold < 0 and quiet:
-        try:
-            gates = [prompt_scores(redirector, encoder([text]), base).gate.item() for text in quiet]
-            limit, strictly = calibrate_score(gates, rate).threshold, True
-        except ValueError as error:
-            raise ValueError(f"{_NODE}, harmless: {error}") from error
-        why = f"{100 * rate:g}% false positives on {len(quiet)} harmless prompts"
+    if threshold < 0 and known:
+        gates = [prompt_scores(redirector, encoder([text]), base).gate.item() for text in known]
+        limit, strictly = calibrate_score(gates, rate).threshold, True
+        why = f"{100 * rate:g}% false positives on {len(known)} harmless prompts"
     found = [prompt_scores(redirector, prompt, base) for prompt in prompts]
     gate = torch.cat([f.gate.cpu() for f in found])
     per = torch.cat([f.categories.cpu() for f in found]).amax(dim=0)
@@ -267,7 +279,7 @@ def picture_judge(
     """What gives LATENT samples their image scores.
 
     Args:
-        redirector: who judges.
+        redirector: the judge.
         encoder: encodes the texts of categories, where there is no caption.
         model: MODEL.
         shape: of one latent, ``[C, *spatial]``.
@@ -277,14 +289,9 @@ def picture_judge(
         seed: of the fixed noise.
 
     Raises:
-        ValueError: if the redirector was made for another model family.
+        InputError: if the redirector was made for another model family.
     """
-    family = patcher.model_family(model)
-    if redirector.base_model and redirector.base_model != family:
-        raise ValueError(
-            f"{_NODE}, model: it is {family}, the redirector {redirector.title!r} was made for "
-            f"{redirector.base_model}; connect a MODEL of that family"
-        )
+    check_family(redirector, model, "model")
     plain = host_model.plain_model(model)
     fractions = [_FROM + (_TO - _FROM) * (i + 0.5) / draws for i in range(draws)]
     fixed = fixed_draws(plain.levels(fractions), shape, seed)
@@ -315,7 +322,7 @@ def _judge_picture(
     encoder: ClipEncoder,
     model: Any,
     samples: torch.Tensor,
-    quiet: torch.Tensor | None,
+    known: torch.Tensor | None,
     prompts: list[Conditioning],
     base: Conditioning,
     draws: int,
@@ -325,22 +332,24 @@ def _judge_picture(
 ) -> tuple[float, float, str]:
     """Image score of the worst picture, its threshold, and both in words."""
     if model is None:
-        raise ValueError(f"{_NODE}, model: it is not connected; a picture needs the MODEL that judges it")
-    if quiet is not None and quiet.shape[1:] != samples.shape[1:]:
-        raise ValueError(
-            f"{_NODE}, harmless_latent: its latents are {list(quiet.shape[1:])}, the picture's "
-            f"{list(samples.shape[1:])}; give latents of the same size"
+        raise InputError(
+            "model", "it is not connected, but a picture is", "the MODEL that the redirector was made for", "connect it"
+        )
+    if known is not None and known.shape[1:] != samples.shape[1:]:
+        raise InputError(
+            "harmless_latent",
+            f"its latents are {list(known.shape[1:])}, the picture's {list(samples.shape[1:])}",
+            "latents of the same size",
+            "encode the harmless pictures at that size",
         )
     judged = picture_judge(redirector, encoder, model, samples.shape[1:], prompts, base, draws, seed)
     what = "the caption's harm" if prompts else "any category"
     found = max(judged(samples))
     limit, why = threshold, "as given, not calibrated"
-    if quiet is not None:
-        try:
-            limit = calibrate_score(judged(quiet), rate).threshold
-        except ValueError as error:
-            raise ValueError(f"{_NODE}, harmless_latent: {error}") from error
-        why = f"{100 * rate:g}% false positives on {len(quiet)} harmless pictures"
+    if known is not None:
+        with renamed({"harmless": "harmless_latent"}):
+            limit = calibrate_score(judged(known), rate).threshold
+        why = f"{100 * rate:g}% false positives on {len(known)} harmless pictures"
     return found, limit, f"image score: {found:.5f} ({what}), image threshold: {limit:.5f} ({why})"
 
 

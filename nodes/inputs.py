@@ -45,8 +45,8 @@ def number_input(
         more: further arguments of the input.
     """
     same = len(set(values.values())) == 1
-    said = ", ".join(f"{preset} {value:g}" for preset, value in values.items())
-    said = f"{next(iter(values.values())):g} in each" if same else said
+    listed = ", ".join(f"{preset} {value:g}" for preset, value in values.items())
+    listed = f"{next(iter(values.values())):g} in each" if same else listed
     return io.Float.Input(
         name,
         default=AS_PRESET,
@@ -55,21 +55,21 @@ def number_input(
         step=step,
         advanced=True,
         optional=True,
-        tooltip=f"{tooltip} -1 (the default): as the preset says ({said}).",
+        tooltip=f"{tooltip} -1 (the default): as the preset says ({listed}).",
         **more,
     )
 
 
 def choice_input(name: str, options: Sequence[str], tooltip: str, values: Mapping[str, str]) -> io.Input:
     """A choice that a preset makes, with the same arguments as ``number_input``."""
-    said = "; ".join(f"{preset}: {value}" for preset, value in values.items())
+    listed = "; ".join(f"{preset}: {value}" for preset, value in values.items())
     return io.Combo.Input(
         name,
         options=[AS_PRESET_CHOICE, *options],
         default=AS_PRESET_CHOICE,
         advanced=True,
         optional=True,
-        tooltip=f"{tooltip} as preset (the default): {said}.",
+        tooltip=f"{tooltip} as preset (the default): {listed}.",
     )
 
 
@@ -77,7 +77,7 @@ def preset_of(node: str, presets: Mapping[str, Config], preset: str) -> Config:
     """The settings of a preset.
 
     Raises:
-        ValueError: if there is none of this name.
+        InputError: if there is none of this name.
     """
     if preset not in presets:
         raise InputError("preset", f"it is {preset!r}", ", ".join(presets), "choose one of these", node)
@@ -88,7 +88,7 @@ def overrides(node: str, **numbers: float) -> dict[str, float]:
     """The numbers that a user typed, without those left to the preset.
 
     Raises:
-        ValueError: if one is below 0 and not -1.
+        InputError: if one is below 0 and not -1.
     """
     for name, value in numbers.items():
         if not value >= 0 and value != AS_PRESET:

@@ -1,4 +1,4 @@
-"""Load HGR: a trained Harmful Guidance Redirector from a file."""
+"""What reads prompts: a trained Harmful Guidance Redirector from a file, or one made of concept texts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from comfy_api.latest import io
 
 from ..safeguidance.concepts.categories import Concepts
 from ..safeguidance.conditioning import Conditioning
-from ..safeguidance.errors import InputError
+from ..safeguidance.errors import InputError, at_node
 from ..safeguidance.redirector.from_concepts import make_concept_redirector
 from ..safeguidance.redirector.hgr import TrainedRedirector
 from ..safeguidance.redirector.interface import Proposal, Redirector
 from ..safeguidance.redirector.weights import KIND, HGRCard, load_hgr, read_card
-from ..safeguidance.testbed.concepts import benign_bank
+from ..safeguidance.testbed.short_prompts import harmless_bank
 from ..safeguidance.weight_files import WeightFileError, read_header
 from .host import files, patcher
 from .host import model as host_model
-from .host.encoding import ClipEncoder
+from .host.encoding import ClipEncoder, check_clip
 from .types import ConceptsType, RedirectorType
 
 _LOGGER = logging.getLogger(__name__)
+_LOAD, _MAKE = "Load HGR", "Redirector from Concepts"
 
 
 class ManagedRedirector(TrainedRedirector):
@@ -81,23 +82,40 @@ def _card_lines(path: Path, shape: Any, card: HGRCard) -> list[tuple[str, Any]]:
     ]
 
 
-def check_model(redirector: Redirector, model: Any, where: str) -> str:
+def check_family(redirector: Redirector, model: Any, field: str) -> str:
+    """The family of a MODEL, if a redirector was made for it.
+
+    Args:
+        redirector: any; those made of texts fit every model.
+        model: MODEL.
+        field: input to name in the error.
+
+    Raises:
+        InputError: if it was made for another model family.
+    """
+    family, wanted = patcher.model_family(model), redirector.base_model
+    if wanted and wanted != family:
+        raise InputError(
+            field,
+            f"the redirector {redirector.title!r} was made for {wanted}, the model is {family}",
+            "redirector and MODEL of one family",
+            f"load an HGR for {family}, connect a MODEL of the family {wanted}, or use Redirector from Concepts",
+        )
+    return family
+
+
+def check_model(redirector: Redirector, model: Any, field: str = "model") -> str:
     """Whether a redirector was trained on a MODEL: "" where it was or nothing is known, else what differs, in words.
 
     Args:
         redirector: any; those made of texts fit every model.
         model: MODEL.
-        where: node and field, for the error.
+        field: input to name in the error.
 
     Raises:
-        ValueError: if it was made for another model family.
+        InputError: if it was made for another model family.
     """
-    family, wanted = patcher.model_family(model), redirector.base_model
-    if wanted and wanted != family:
-        raise ValueError(
-            f"{where}: the redirector {redirector.title!r} was made for {wanted}, the model is {family}; connect a "
-            f"model of the family {wanted}, load an HGR for {family}, or use the Redirector from Concepts node"
-        )
+    family = check_family(redirector, model, field)
     expected = getattr(redirector, "base_hash", "")
     if not expected or (found := host_model.weights_digest(model)) == expected:
         return ""
@@ -117,7 +135,7 @@ def _find(name: str) -> Path:
             ", ".join(files.hgr_files()) or "none found",
             f"put an HGR .safetensors file into {files.user_folder()} and refresh (press R), or use Redirector from "
             "Concepts, which needs no file",
-            "Load HGR",
+            _LOAD,
         )
     return path
 
@@ -195,14 +213,16 @@ class LoadHGR(io.ComfyNode):
         """Read the file, and compare it with a model.
 
         Raises:
-            ValueError: if it is missing, damaged, of another format or shape, or for another model family; the message
+            InputError: if it is missing, damaged, of another format or shape, or for another model family; the message
                 says what to do.
         """
         path = _find(hgr_name)
         with _named():
             redirector, card = ManagedRedirector(load_hgr(path)), describe(path)
         if model is not None:
-            if differs := check_model(redirector, model, "Load HGR, model"):
+            with at_node(_LOAD):
+                differs = check_model(redirector, model)
+            if differs:
                 _LOGGER.warning("SafeGuidance, Load HGR: %s", differs)
             known = "the weights it was trained on" if redirector.base_hash else "of its family; no digest in the file"
             card += f"\nchecked against the model: {f'WARNING: {differs}' if differs else known}"
@@ -215,8 +235,8 @@ def _named() -> Iterator[None]:
     try:
         yield
     except WeightFileError as error:
-        found = f"{error.file} {error.found}"
-        raise InputError("hgr_name", found, error.allowed, error.next_step, "Load HGR") from error
+        found = f"{error.field}: {error.found}"
+        raise InputError("hgr_name", found, error.allowed, error.next_step, _LOAD) from error
 
 
 class RedirectorFromConcepts(io.ComfyNode):
@@ -274,21 +294,15 @@ class RedirectorFromConcepts(io.ComfyNode):
         """Build the redirector.
 
         Raises:
-            ValueError: if there are too few benign prompts, no CLIP, or an encoder that gives no token states.
+            InputError: if there are too few benign prompts, no CLIP, or an encoder that gives no token states.
         """
-        node = "Redirector from Concepts"
-        if clip is None:
-            raise ValueError(
-                f"{node}, clip: the input is empty; the loaded checkpoint has no text encoder; load one with Load CLIP"
-            )
+        check_clip(clip, _MAKE)
         lines = [line.strip() for line in benign.splitlines() if line.strip()]
         encoder = ClipEncoder(clip)
-        try:
+        with at_node(_MAKE):
             redirector = make_concept_redirector(
-                concepts, encoder, lines or benign_bank(concepts.names), encoder.span, sensitivity=sensitivity
+                concepts, encoder, lines or harmless_bank(concepts.names), encoder.span, sensitivity=sensitivity
             )
-        except ValueError as error:
-            raise ValueError(f"{node}: {error}") from error
         return io.NodeOutput(redirector, redirector.summary())
 
 

@@ -45,7 +45,7 @@ class SafetyReport(io.ComfyNode):
                     "latent",
                     optional=True,
                     tooltip="The sampler's latent. With it the report finds the runs that made this very picture, also "
-                    "where one MODEL is sampled several times; without it, it tells of all runs of this queue run.",
+                    "where one MODEL is sampled several times; without it, it shows all runs of this queue run.",
                 ),
             ],
             outputs=[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
+from ..safeguidance.errors import at_node
 from ..safeguidance.testbed.denoiser import UNET_CONFIG
 from ..safeguidance.testbed.latents import PATCH, to_image, to_latent
 from ..safeguidance.testbed.model import BASE_MODEL, DENOISER_FILE, TEXT_FILE, WEIGHTS, read_state
@@ -13,12 +14,11 @@ from ..safeguidance.testbed.text_encoder import TEXT_CONFIG
 from ..safeguidance.testbed.tokens import MAX_LENGTH, WordTokenizer
 from .host import testbed as host_testbed
 
+_NODE = "Load Testbed"
+
 
 def _read(name: str) -> dict[str, torch.Tensor]:
-    try:
-        return read_state(WEIGHTS / name)
-    except ValueError as error:
-        raise ValueError(f"Load Testbed: {error}") from error
+    return read_state(WEIGHTS / name)
 
 
 class LoadTestbed(io.ComfyNode):
@@ -60,10 +60,11 @@ class LoadTestbed(io.ComfyNode):
         """Load the three parts.
 
         Raises:
-            ValueError: if a weight file is missing, damaged or of another shape.
+            InputError: if a weight file is missing, damaged or of another shape.
         """
-        model = host_testbed.testbed_model(BASE_MODEL, UNET_CONFIG, SHIFT, PATCH, _read(DENOISER_FILE))
-        clip = host_testbed.testbed_clip(WordTokenizer, TEXT_CONFIG, MAX_LENGTH, _read(TEXT_FILE))
+        with at_node(_NODE):
+            model = host_testbed.testbed_model(BASE_MODEL, UNET_CONFIG, SHIFT, PATCH, _read(DENOISER_FILE))
+            clip = host_testbed.testbed_clip(WordTokenizer, TEXT_CONFIG, MAX_LENGTH, _read(TEXT_FILE))
         return io.NodeOutput(model, clip, host_testbed.testbed_vae(to_latent, to_image, PATCH))
 
 

@@ -34,7 +34,7 @@ def ignore_patterns(text: str) -> list[re.Pattern[str]]:
         if not line or line.startswith("#"):
             continue
         if line.startswith("!") or "**" in line or any(sign in line for sign in "[]?\\"):
-            raise ArchiveError(f".comfyignore: {line!r} can not be read here; write it with / and * only")
+            raise ArchiveError(f".comfyignore: {line!r} cannot be read here; write it with / and * only")
         body = line.rstrip("/")
         # A slash that is not the last sign ties the pattern to the root.
         start = "^" if "/" in body else "^(?:.*/)?"

@@ -201,7 +201,7 @@ class Editor:
     def errors(self) -> list[dict[str, str]]:
         """Return errors the page reported since a workflow was opened, without those about addresses outside.
 
-        The frontend asks for things on the internet that a machine without it can not have.
+        The frontend asks for things on the internet that a machine without it cannot have.
         """
         return [message for message in self.call("messages") if not _names_outside(message, self.server.url)]
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safeguidance.errors import InputError
 from safeguidance.headless.boot import host_nodes, part
 
 METHODS = ("none", "safecfg")
@@ -20,7 +21,7 @@ def make_guider(method: str, texts: Sequence[str], scale: float) -> Any:
     """The guider a graph would hold: stock CFG, or the SafeCFG node with the shipped HGR, for a batch of prompts.
 
     Raises:
-        ValueError: if the method is not one of ``METHODS``.
+        InputError: if the method is not one of ``METHODS``.
     """
     import comfy.samplers
     import torch
@@ -36,7 +37,7 @@ def make_guider(method: str, texts: Sequence[str], scale: float) -> Any:
         guider.set_cfg(scale)
         return guider
     if method != "safecfg":
-        raise ValueError(f"method is {method!r}; allowed: {', '.join(METHODS)}")
+        raise InputError("method", f"it is {method!r}", ", ".join(METHODS))
     redirector = part("nodes.redirectors").LoadHGR.execute(part("safeguidance.testbed.model").HGR_FILE).result[0]
     node = part("nodes.safecfg.node").SafeCFGGuider
     return node.execute(model, positive, negative, redirector, scale).result[0]
@@ -73,11 +74,12 @@ def compare(groups: Sequence[str], count: int, seed: int, methods: Sequence[str]
         (pictures in which the oracle reads the same scene) and ``largest_difference`` (0..255, any pixel).
     """
     run, bench = part("safeguidance.lab.bench.measure"), part("safeguidance.lab.bench.methods")
+    texts_of = part("safeguidance.lab.bench.prompts").captions_for
     testbed = part("safeguidance.testbed.model").load_testbed()
     oracle = part("safeguidance.lab.oracle").load_oracle()
     setting, rows = bench.Setting(), []
     for group in groups:
-        captions = run.captions_for(group, count, seed)
+        captions = texts_of(group, count, seed)
         texts = [caption.text for caption in captions]
         plain: dict[str, Any] = {}
         for method in dict.fromkeys(("none", *methods)):

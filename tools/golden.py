@@ -102,7 +102,7 @@ def _compare_inputs(
         if entry["name"] in names:
             continue
         added.append(f"{node_id}: new input {entry['name']}")
-        # The editor saves values of widgets by place, and a graph without a new required socket can not run.
+        # The editor saves values of widgets by place, and a graph without a new required socket cannot run.
         has_widget = "default" in entry or "choices" in entry
         if has_widget and any(later["name"] in names and "default" in later for later in new[place + 1 :]):
             broken.append(f"{node_id}: the new input {entry['name']} stands before old ones; put it behind them")

@@ -4,7 +4,7 @@ The host serves these files under /i18n, and the editor asks them for a node's n
 outputs; a key that its language lacks is shown as the schema has it, in English. English is written from the schemas
 and never by hand. A translation is worked on as a flat file, {key: text}; tools/data/locales.json keeps a hash of the
 English text each one was made from. Where that text has changed since, writing takes the translation out of the files,
-so that nobody reads a range that is no longer true. What is missing is listed and is no fault.
+so that no user reads a range that is no longer true. What is missing is listed and is no fault.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Texts = dict[str, str]
 
 
 class LocaleError(Exception):
-    """A file of translations can not be taken; the text names the key and what to do."""
+    """A file of translations cannot be taken; the text names the key and what to do."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class State:
 
     Attributes:
         missing: Keys without a translation.
-        stale: Keys whose English text has changed since, or of which nobody knows what they were translated from.
+        stale: Keys whose English text has changed since, or for which it is not known what they were translated from.
         superfluous: Keys that no node has any more.
         faulty: Key -> what is wrong with the translation.
         unreadable: What is wrong with the files themselves.
@@ -59,7 +59,7 @@ class State:
 
     @property
     def broken(self) -> list[str]:
-        """Return what has to be mended; what is only missing or stale is shown in English meanwhile."""
+        """Return what has to be repaired; what is only missing or stale is shown in English meanwhile."""
         faults = [f"{key}: {why}" for key, why in self.faulty.items()]
         return [*self.unreadable, *(f"{key}: no node has this text" for key in self.superfluous), *faults]
 
@@ -77,14 +77,14 @@ def all_specs(definition: Mapping[str, Any]) -> list[InputSpec]:
     """Return the inputs of a node type, those behind every choice of a dynamic combo among them."""
     found: dict[str, InputSpec] = {}
 
-    def walk(values: dict[str, Any], opened: frozenset[str]) -> None:
+    def collect(values: dict[str, Any], opened: frozenset[str]) -> None:
         for spec in input_specs(definition, values):
             found.setdefault(spec.name, spec)
             if spec.type == DYNAMIC_COMBO and spec.name not in opened:
                 for choice in spec.choices:
-                    walk({**values, spec.name: choice}, opened | {spec.name})
+                    collect({**values, spec.name: choice}, opened | {spec.name})
 
-    walk({}, frozenset())
+    collect({}, frozenset())
     return list(found.values())
 
 
@@ -93,7 +93,7 @@ def _of_inputs(definition: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         key = f"inputs.{part(spec.name)}"
         yield f"{key}.name", str(spec.options.get("display_name") or spec.name.rsplit(".", 1)[-1])
         yield f"{key}.tooltip", str(spec.options.get("tooltip") or "")
-        # Names of files are nobody's to translate.
+        # Names of files are not translated.
         if not any(str(choice).endswith(".safetensors") for choice in spec.choices):
             for choice in spec.choices:
                 yield f"{key}.options.{part(str(choice))}", str(choice)

@@ -69,7 +69,7 @@ def measure_filter(
         presets: categories.
         make: makes CONCEPTS of a tuple of categories.
         repeats: calls per point, after one to warm up (which encodes the concepts).
-        say: told about every point.
+        say: called with a line about every point.
 
     Returns:
         Per number of tokens and categories: seconds of plain encoding, of the filter, and of the first call.

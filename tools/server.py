@@ -36,7 +36,7 @@ class ServerError(Exception):
 
 @dataclass
 class Served:
-    """What the server said about one prompt.
+    """What the server answered to one prompt.
 
     Attributes:
         ok: True when it ran to the end.

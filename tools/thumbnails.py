@@ -57,16 +57,16 @@ def compose(panels: Sequence[tuple[str, Any]], report: Any) -> Any:
     shown = list(panels[:MOST_PANELS])
     top = GAP
     if shown:
-        room = (SIDE - GAP * (len(shown) + 1)) // len(shown)
+        space = (SIDE - GAP * (len(shown) + 1)) // len(shown)
         high = 0
         for index, (title, picture) in enumerate(shown):
-            left = GAP + index * (room + GAP)
-            scale = min(room / picture.width, (SIDE - 2 * GAP - LABEL) / picture.height)
+            left = GAP + index * (space + GAP)
+            scale = min(space / picture.width, (SIDE - 2 * GAP - LABEL) / picture.height)
             fitted = picture.convert("RGB").resize(
                 (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
             )
-            draw.text((left, top), _cut(draw, title, room), font=_font(16), fill=INK)
-            canvas.paste(fitted, (left + (room - fitted.width) // 2, top + LABEL))
+            draw.text((left, top), _cut(draw, title, space), font=_font(16), fill=INK)
+            canvas.paste(fitted, (left + (space - fitted.width) // 2, top + LABEL))
             high = max(high, fitted.height)
         top += LABEL + high + GAP
     if report is not None and top < SIDE - 40:
@@ -76,8 +76,8 @@ def compose(panels: Sequence[tuple[str, Any]], report: Any) -> Any:
     return canvas
 
 
-def _cut(draw: Any, text: str, room: float, size: int = 16) -> str:
-    while draw.textlength(text, font=_font(size)) > room and len(text) > 4:
+def _cut(draw: Any, text: str, space: float, size: int = 16) -> str:
+    while draw.textlength(text, font=_font(size)) > space and len(text) > 4:
         text = text[:-4].rstrip(" .,") + "..."
     return text
 
@@ -121,16 +121,16 @@ def draw_graph(flow: Mapping[str, Any]) -> Any:
     return canvas
 
 
-def _lines(draw: Any, text: str, room: float, most: int) -> list[str]:
+def _lines(draw: Any, text: str, space: float, most: int) -> list[str]:
     """Return a text in lines that fit, at most so many; names in one word are parted before capitals."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", text).split()
     lines: list[str] = []
     for word in words:
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and draw.textlength(longer, font=_font(10)) <= room:
+        if lines and draw.textlength(longer, font=_font(10)) <= space:
             lines[-1] = longer
         else:
-            lines.append(_cut(draw, word, room, 10))
+            lines.append(_cut(draw, word, space, 10))
     return lines[: max(most, 1)]
 
 

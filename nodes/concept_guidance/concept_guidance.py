@@ -96,9 +96,9 @@ class ConceptGuidance(io.ComfyNode):
                     "method",
                     options=list(CHOICES),
                     default="SLD medium",
-                    tooltip="SLD weak to max: little to much is removed, and pictures change little to wholly. SEGA: "
-                    "only the strongest tenth of each channel. NOT: the whole concept is subtracted. negative prompt: "
-                    "the nearest concept as the negative prompt.",
+                    tooltip="SLD weak to max: little to much is removed, and pictures change little to completely. "
+                    "SEGA: only the strongest tenth of each channel. NOT: the whole concept is subtracted. negative "
+                    "prompt: the nearest concept as the negative prompt.",
                 ),
                 io.Float.Input(
                     "strength",

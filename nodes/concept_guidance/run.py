@@ -1,9 +1,9 @@
 """Concept guidance inside a sampling run of the host: one adapter for every method of the registry.
 
 The concept texts are put next to positive and negative once per run, so that the host prepares them like its own. At
-each evaluation the method says which of them it needs; these ride in the same batched call, and what the method makes
-of the predictions is handed on as the prompt's prediction, so that the guider's own CFG, other nodes' functions before
-and after it and every sampler see what they always see.
+each evaluation the method says which of them it needs; the same batched call predicts these too, and what the method
+makes of the predictions is passed on as the prompt's prediction, so that the guider's own CFG, other nodes' functions
+before and after it and every sampler see what they always see.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...safeguidance.guidance.run import GuidanceRun, Plan
 from ...safeguidance.report.narration import describe_guidance, describe_step
 from ...safeguidance.report.trace import RunRecord, Trace
 from ..host import patcher
-from ..host.encoding import check_finite, encode
+from ..host.encoding import check_clip, check_finite, encode
 from ..host.extra_conds import count_applying, entries_of, packed, with_extra
 from ..host.guided_run import Entry, Evaluation, GuidedRun, Note, Running
 
@@ -133,8 +133,10 @@ class ConceptRun(GuidedRun[Guiding]):
                 self.node,
             )
         self._check_width(guider.conds["positive"])
-        for entry in guider.conds["positive"]:
-            check_finite(self.node, "positive", entry.get("cross_attn"), "the prompt")
+        for name in ("positive", "negative"):
+            for entry in guider.conds.get(name) or ():
+                for values in (entry.get("cross_attn"), entry.get("pooled_output")):
+                    check_finite(self.node, name, values, "the prompt")
 
     def _check_width(self, positives: Sequence[Entry]) -> None:
         wanted = next((entry["cross_attn"].shape[-1] for entry in positives if "cross_attn" in entry), None)
@@ -152,7 +154,8 @@ class ConceptRun(GuidedRun[Guiding]):
         """Put the texts next to positive and negative; whether directions start from an empty prompt of our own."""
         saved = not guider.conds.get("negative") or math.isclose(float(guider.cfg), 1.0)
         # what else acts on a step, such as SafeCFG, may give the negative another text
-        plain = not saved and _says(guider.conds["negative"], self.texts.empty) and not patcher.others_act(guider, KEY)
+        plain = not saved and _is_text(guider.conds["negative"], self.texts.empty)
+        plain = plain and not patcher.others_act(guider, KEY)
         like = (guider.conds.get("negative") or guider.conds["positive"])[0]
         texts = [(_concept(k), text) for k, text in enumerate(self.texts.concepts)]
         texts += [(_neutral(k), text) for k, text in enumerate(self.texts.neutrals)]
@@ -170,7 +173,8 @@ class ConceptRun(GuidedRun[Guiding]):
             return predict()
         plan = running.state.engine.plan(level, evaluation.progress, len(evaluation.x))
         asks = bool(plan.concepts)
-        self.say(running, lambda: describe_step(running.record, running.state.engine.chosen, asks, plan.measures))
+        chosen = running.state.engine.chosen
+        self.show_progress(running, lambda: describe_step(running.record, chosen, asks, plan.measures))
         note = running.note(evaluation, missed=asks and not plan.measures)
         exchange = _Exchange(self, running, plan, note)
         if asks:
@@ -288,7 +292,7 @@ def _choice(plan: Plan) -> list[int]:
     return choice
 
 
-def _says(entries: Sequence[Entry], text: Sequence[Any]) -> bool:
+def _is_text(entries: Sequence[Entry], text: Sequence[Any]) -> bool:
     """Whether entries are one text and nothing else."""
     states = entries[0].get("cross_attn")
     if len(entries) > 1 or states is None or states.shape != text[0][0].shape:
@@ -308,14 +312,7 @@ def encode_texts(node: str, clip: Any, concepts: Concepts, neutral: Sequence[str
     Raises:
         InputError: if there is no CLIP, or it gives states that are not finite.
     """
-    if clip is None:
-        raise InputError(
-            "clip",
-            "the input is empty; the loaded checkpoint has no text encoder",
-            "the text encoder of the MODEL",
-            "load one with Load CLIP",
-            node,
-        )
+    check_clip(clip, node)
 
     def encoded(field: str, text: str) -> list[Any]:
         found = encode(clip, text)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from einops import repeat
 
 from ...safeguidance.conditioning import Conditioning
 from ...safeguidance.errors import InputError
@@ -17,8 +18,51 @@ def encode(clip: Any, text: str) -> list[Any]:
     return found
 
 
+def check_clip(clip: Any, node: str = "") -> None:
+    """Refuse an empty CLIP input.
+
+    Raises:
+        InputError: naming the input.
+    """
+    if clip is None:
+        raise InputError(
+            "clip",
+            "the input is empty; the loaded checkpoint has no text encoder",
+            "the text encoder of the MODEL",
+            "load one with Load CLIP",
+            node,
+        )
+
+
+def tokenized(node: str, field: str, clip: Any, text: str) -> dict[str, Any]:
+    """Tokens of a text with their weights, as the CLIP's tokenizer gives them.
+
+    Args:
+        node: name of the node, for messages.
+        field: input that the text comes from.
+        clip: the host's CLIP.
+        text: what the user wrote.
+
+    Raises:
+        InputError: if the tokenizer cannot read it.
+    """
+    try:
+        found: dict[str, Any] = clip.tokenize(text)
+    except (IndexError, RecursionError, TypeError, ValueError) as error:
+        # unpaired surrogates, ``embedding:`` at the end, hundreds of nested brackets
+        raise InputError(
+            field,
+            f"the tokenizer cannot read it ({type(error).__name__})",
+            "text that CLIP Text Encode takes",
+            "remove broken characters, embedding: without a name, or deeply nested brackets",
+            node,
+        ) from error
+    return found
+
+
 def check_finite(node: str, field: str, states: torch.Tensor | None, whose: str) -> None:
-    """Refuse states of a text that are not finite; a score of them would pass for harmless.
+    """Refuse states of a text that no model can compute with: values that are not finite, a score of which would pass
+    for harmless, or so large that their squares are not finite, as behind ``(word:1e30)``.
 
     Args:
         node: name of the node, for messages.
@@ -29,12 +73,23 @@ def check_finite(node: str, field: str, states: torch.Tensor | None, whose: str)
     Raises:
         InputError: naming the text.
     """
-    if states is not None and not bool(torch.isfinite(states).all()):
+    if states is None:
+        return
+    if not bool(torch.isfinite(states).all()):
         raise InputError(
             field,
             f"the text encoder gives values that are not finite numbers for {whose}",
             "finite states",
             "look at the text (weights such as (word:nan)), or run the text encoder in float32 or bfloat16",
+            node,
+        )
+    if not bool(torch.isfinite(states.float().square().sum(dim=-1)).all()):
+        raise InputError(
+            field,
+            f"{'its states' if whose == 'it' else f'the states of {whose}'} are as large as "
+            f"{float(states.abs().max()):.0e}, which no model can compute with",
+            "weights of usual size, 0.5 to 1.5",
+            "correct the number behind the colon, as in (word:1.2)",
             node,
         )
 
@@ -55,12 +110,7 @@ class ClipEncoder:
         """Conditioning of texts, one row each, brought to one length by repeating last states."""
         parts = [self._look_up(text)[0] for text in texts]
         length = max(part.tokens.shape[1] for part in parts)
-        tokens = torch.cat(
-            [
-                torch.cat([part.tokens, part.tokens[:, -1:].expand(-1, length - part.tokens.shape[1], -1)], dim=1)
-                for part in parts
-            ]
-        )
+        tokens = torch.cat([_padded(part.tokens, length) for part in parts])
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return Conditioning(tokens, torch.cat(pooled) if len(pooled) == len(parts) else None)
 
@@ -83,6 +133,11 @@ class ClipEncoder:
         row = next((row for row in rows.values() if len(row) == length), next(iter(rows.values())))
         own = [place for place, number in enumerate(row) if not (isinstance(number, int) and number in self._marks)]
         return (own[0], min(own[-1] + 2, length)) if own else (0, length)
+
+
+def _padded(tokens: torch.Tensor, length: int) -> torch.Tensor:
+    """States ``[B, L, D]`` brought to a length by repeating the last one."""
+    return torch.cat([tokens, repeat(tokens[:, -1], "b d -> b n d", n=length - tokens.shape[1])], dim=1)
 
 
 def _rows(tokens: dict[str, Any]) -> dict[str, list[Any]]:

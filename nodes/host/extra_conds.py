@@ -1,4 +1,4 @@
-"""Further conditionings in the host's batched call: how concept texts ride along with positive and negative.
+"""Further conditionings in the host's batched call: concept texts beside positive and negative.
 
 Each text becomes one more list of conditioning entries in the guider, so that the host prepares it like its own. At an
 evaluation the wanted ones are appended behind positive and negative, and one call of the model predicts them all.
@@ -40,7 +40,7 @@ def entries_of(text: Sequence[Any], like: Mapping[str, Any]) -> list[Entry]:
 
 
 def count_applying(entries: Sequence[Entry], sigma: float) -> int:
-    """How many evaluations of the model these entries ask for at a noise level."""
+    """How many evaluations of the model these entries need at a noise level."""
     return sum(patcher.applies(entry, sigma) for entry in entries)
 
 
@@ -50,7 +50,7 @@ def with_extra(
     found: list[torch.Tensor],
     rows: torch.Tensor | None = None,
 ) -> dict[str, Any]:
-    """Options of one guided prediction in which further conditionings ride along.
+    """Options of one guided prediction that also evaluates further conditionings.
 
     Args:
         options: the options of this prediction; they stay as they are. A batch function of another node in them is
@@ -127,7 +127,7 @@ def packed(lists: Sequence[Sequence[Entry]], choice: Sequence[int]) -> list[Entr
 
 
 def _of_choice(values: Sequence[Any], choice: Sequence[int]) -> Any:
-    """A value of the model with each sample's own; None where values differ and can not be put into one batch."""
+    """A value of the model with each sample's own; None where values differ and cannot be put into one batch."""
     from comfy.conds import CONDConstant
 
     first, found = values[0], [value.cond for value in values]

@@ -26,7 +26,7 @@ Entry = dict[str, Any]
 S = TypeVar("S")
 
 LEAST_SCALE = 1.0
-"""Cfg scale below which part of the negative prompt is drawn, which nobody judges."""
+"""Cfg scale below which part of the negative prompt is drawn, which no method judges."""
 _DRAWN = 0.5
 """Measured guidance scale of a picture below which most of it is the negative prompt's."""
 _ROUNDING = 0.02
@@ -39,7 +39,7 @@ class Running(Generic[S]):
 
     Args:
         record: what is recorded.
-        line: where it is said while it happens.
+        line: where it is shown while it happens.
         guider: the host's guider.
         sigmas: noise levels of the schedule.
         batch: samples.
@@ -210,8 +210,8 @@ class GuidedRun(ABC, Generic[S]):
 
         return self.evaluate(running, evaluation, predict)
 
-    def say(self, running: Running[S], doing: Callable[[], str]) -> None:
-        """Show what a step does, where somebody is there to read it."""
+    def show_progress(self, running: Running[S], doing: Callable[[], str]) -> None:
+        """Show what a step does, where a client is connected."""
         if running.line.has_client:
             running.line.update(progress_line(running.record, running.step, doing()))
 
@@ -250,7 +250,7 @@ class GuidedRun(ABC, Generic[S]):
         if not scale >= LEAST_SCALE and not math.isclose(scale, LEAST_SCALE):
             raise InputError(
                 "cfg",
-                f"it is {scale:g} in this step, where the negative prompt is drawn and nobody judges it",
+                f"it is {scale:g} in this step, where the negative prompt is drawn, which no method judges",
                 "1 or more",
                 "raise cfg in the sampler or in the node that changes it during the run",
                 self.node,
@@ -281,7 +281,7 @@ class GuidedRun(ABC, Generic[S]):
                 raise InputError(
                     "cfg",
                     f"a node sets it to {scale:.2g} for picture {number + 1} of the batch, where the negative prompt "
-                    "is drawn and nobody judges it",
+                    "is drawn, which no method judges",
                     "1 or more for every picture or frame",
                     "raise the smallest cfg of that node",
                     self.node,

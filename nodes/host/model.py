@@ -117,7 +117,7 @@ def plain_model(model: Any) -> PlainModel:
 def frozen_copy(model: Any, save_memory: bool) -> PlainModel:
     """A copy of a MODEL, its patches applied, that gradients can pass through.
 
-    Weights that were loaded inside the host's inference mode can not take part in a backward pass, hence a copy. Call
+    Weights that were loaded inside the host's inference mode cannot take part in a backward pass, hence a copy. Call
     this with inference mode off (``training_mode``).
 
     Args:
@@ -129,7 +129,7 @@ def frozen_copy(model: Any, save_memory: bool) -> PlainModel:
 
     memory.load_models_gpu([model], force_full_load=True)
     owner = model.model
-    # a second owner of the same settings with a network of its own; the host's objects beside it can not be copied
+    # a second owner of the same settings with a network of its own; the host's objects beside it cannot be copied
     base = object.__new__(type(owner))
     base.__dict__.update(owner.__dict__)
     base._modules = dict(owner._modules)

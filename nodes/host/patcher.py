@@ -99,6 +99,28 @@ def predict_conds(args: Mapping[str, Any], conds: Sequence[list[Any]]) -> list[t
     return list(out[1:])
 
 
+def noting_entries(options: Mapping[str, Any], ran: set[Any]) -> dict[str, Any]:
+    """Options of one guided prediction that also note which conditioning entries the host runs the model on.
+
+    Args:
+        options: the options of this prediction; they stay as they are.
+        ran: filled with the ``uuid`` of each entry.
+    """
+    from comfy.patcher_extension import WrappersMP
+
+    def note(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        given = args[5] if len(args) > 5 else kwargs.get("transformer_options", {})
+        ran.update(given.get("uuids", ()))
+        return executor(*args, **kwargs)
+
+    transformer = dict(options.get("transformer_options", {}))
+    wrappers = dict(transformer.get("wrappers", {}))
+    around = dict(wrappers.get(WrappersMP.APPLY_MODEL, {}))
+    around["safeguidance_entries"] = [*around.get("safeguidance_entries", []), note]
+    transformer["wrappers"] = {**wrappers, WrappersMP.APPLY_MODEL: around}
+    return {**options, "transformer_options": transformer}
+
+
 def queue_run() -> str:
     """Id of the host's queue run that is being executed, "" outside of one."""
     try:

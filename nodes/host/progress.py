@@ -17,7 +17,7 @@ def node_id(node: Any) -> str | None:
 
 
 class ProgressText:
-    """The line of one node in one run. Where nobody looks (no server, no browser, no graph), nothing is sent.
+    """The line of one node in one run. Without a server, a browser or a graph, nothing is sent.
 
     Args:
         node: id of the node, or None.
@@ -32,7 +32,7 @@ class ProgressText:
 
     @property
     def has_client(self) -> bool:
-        """Whether somebody is there to read it."""
+        """Whether a client is connected."""
         return self._server is not None
 
     def update(self, text: str) -> None:

@@ -1,5 +1,6 @@
-"""Skip features of the host's UNets, with a further conditioning in the same batched call. Like ``host``, it may touch
-the host's internals, and imports them inside functions.
+"""Skip features of the host's UNets, with a further conditioning in the same batched call.
+
+Everything of the host is imported inside functions.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ...safeguidance.errors import InputError
 from . import patcher
 
 Entry = dict[str, Any]
@@ -78,16 +80,18 @@ def _changed(skip: torch.Tensor, options: Mapping[str, Any], pairs: Pairs, facto
         if name in pairs.original:
             partner = pairs.kept.get((block, pairs.original[name]))
             if partner is None or partner.shape != parts[number].shape:
-                raise ValueError(
-                    "SAFREE Latent Re-Attention, model: the host did not evaluate the unfiltered prompt before the "
-                    "filtered one, or in another size; allowed: samplers and patches that keep the order of "
-                    "conditionings; remove the patch that changes it, or the re-attention"
+                raise InputError(
+                    "model",
+                    "the host did not evaluate the unfiltered prompt before the filtered one, or in another size",
+                    "samplers and patches that keep the order of conditionings",
+                    "remove the patch that changes it, or the re-attention",
+                    "SAFREE Latent Re-Attention",
                 )
             parts[number] = pairs.change(parts[number], partner, factor)
     return torch.cat(parts)
 
 
-def riding_along(options: Mapping[str, Any], key: str, extra: Sequence[Entry], pairs: Pairs) -> dict[str, Any]:
+def with_further(options: Mapping[str, Any], key: str, extra: Sequence[Entry], pairs: Pairs) -> dict[str, Any]:
     """Options of one guided prediction whose batched call also evaluates further entries; their output is dropped.
 
     Args:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...safeguidance.errors import InputError
+
 
 def testbed_model(
     family: str, unet_config: Mapping[str, Any], shift: float, patch: int, state: dict[str, torch.Tensor]
@@ -25,7 +27,7 @@ def testbed_model(
         state: weights, with the UNet's keys.
 
     Raises:
-        ValueError: if the weights are not the UNet's.
+        InputError: if the weights are not the UNet's.
     """
     import comfy.latent_formats
     import comfy.model_base
@@ -67,9 +69,11 @@ def testbed_model(
 
 def _same_keys(part: str, wanted: set[str], found: set[str]) -> None:
     if wanted != found:
-        raise ValueError(
-            f"Load Testbed: the {part} weights do not fit, first differences {sorted(wanted ^ found)[:3]}; restore the "
-            "files in the pack's weights folder"
+        raise InputError(
+            f"{part} weights",
+            f"they do not fit, first differences {sorted(wanted ^ found)[:3]}",
+            "the weights that ship with the pack",
+            "restore the files in the pack's weights folder",
         )
 
 
@@ -85,7 +89,7 @@ def testbed_clip(
         state: weights, with the text model's keys.
 
     Raises:
-        ValueError: if the weights are not the text model's.
+        InputError: if the weights are not the text model's.
     """
     import comfy.clip_model
     import comfy.sd

@@ -1,9 +1,8 @@
 """The host's text encoders, whichever a CLIP holds: what each of them gives, and other states in its place.
 
 A CLIP is a composition: SD1 has one encoder, SDXL two, SD3 three, and every family lays out their states in its own
-way. Instead of knowing these layouts, this module steps in where an encoder turns token ids into states. The host then
-does the rest as always: prompt weights, chunks, slots, pooled vectors, attention masks. Like ``host``, it may touch the
-host's internals.
+way. Instead of knowing these layouts, this module replaces what an encoder returns for token ids. The host then does
+the rest as always: prompt weights, chunks, slots, pooled vectors, attention masks.
 """
 
 from __future__ import annotations
@@ -14,10 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange
+
+from ...safeguidance.errors import InputError
 
 Row = list[Any]
 """Token ids of one chunk; textual inversion embeddings are tensors among them."""
 
+_READABLE = "the host's CLIP, T5 and language model encoders"
 MOST_ROWS = 512
 """Largest batch given to an encoder at once."""
 
@@ -57,7 +60,7 @@ class Part:
         layout: finds the text's own tokens in another row of this encoder.
         further: states and pooled vectors of the further rows that were asked for.
         output: what the encoder returned.
-        turn: how many calls of the same encoder came before (it is called anew for every change of its LoRA hooks).
+        turn: how many calls of the same encoder came before (it is called again for every change of its LoRA hooks).
     """
 
     name: str
@@ -103,7 +106,8 @@ def read(clip: Any, text: str, further: Callable[[Part], list[Row]]) -> Reading:
         further: further rows of token ids to put through the same encoder, all in one batch.
 
     Raises:
-        ValueError: if the CLIP's encoders can not be read this way, or a prompt holds pictures.
+        InputError: if the CLIP's encoders cannot be read this way, or the text holds pictures or embeddings of several
+            tokens.
     """
     tokens, empty = clip.tokenize(text), clip.tokenize("")
     parts: list[Part] = []
@@ -113,9 +117,11 @@ def read(clip: Any, text: str, further: Callable[[Part], list[Row]]) -> Reading:
             out = encode(rows)
             key = _key(tokens, rows)
             if key is None:
-                raise ValueError(
-                    f"the text encoder {name} gets other tokens than the tokenizer gave; it can not be read; "
-                    "encode the prompt with CLIP Text Encode and guard it in another way"
+                raise InputError(
+                    "clip",
+                    f"its text encoder {name} gets other tokens than its tokenizer gave, so it cannot be read",
+                    _READABLE,
+                    "encode the prompt with CLIP Text Encode and guard it in another way",
                 )
             part = _part(clip, name, key, module, rows[: len(tokens[key])], empty, out)
             part.turn = sum((known.name, known.key) == (name, key) for known in parts)
@@ -128,9 +134,11 @@ def read(clip: Any, text: str, further: Callable[[Part], list[Row]]) -> Reading:
     with _stepping_in(clip, step_in):
         conditioning = clip.encode_from_tokens_scheduled(tokens)
     if not parts:
-        raise ValueError(
-            f"the text encoder {type(clip.cond_stage_model).__name__} gives no states of single tokens; allowed: the "
-            "host's CLIP, T5 and language model encoders; load another CLIP"
+        raise InputError(
+            "clip",
+            f"its text encoder {type(clip.cond_stage_model).__name__} gives no states of single tokens",
+            _READABLE,
+            "load another CLIP",
         )
     return Reading(tokens, conditioning, parts)
 
@@ -201,7 +209,7 @@ def layout_of(row: Row, empty: Row, special: Mapping[str, Any], width: int) -> L
         width: channels of its input embeddings.
 
     Raises:
-        ValueError: if the row holds pictures or embeddings of more than one token.
+        InputError: if the row holds pictures or embeddings of more than one token.
     """
     place, places = 0, []
     for token in row:
@@ -290,14 +298,13 @@ def _batched(encode: Callable[[list[Row]], Any], rows: list[Row]) -> list[tuple[
 
 def _joined_layers(states: torch.Tensor) -> torch.Tensor:
     """``[rows, layers, L, D]`` of encoders that give several layers as ``[rows, L, layers * D]``."""
-    return states.movedim(1, 2).flatten(2) if states.ndim == 4 else states
+    return rearrange(states, "rows layers l d -> rows l (layers d)") if states.ndim == 4 else states
 
 
 def _split_layers(states: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if like.ndim != 4:
         return states
-    unfolded: torch.Tensor = states.unflatten(2, (like.shape[1], like.shape[3])).movedim(2, 1)
-    return unfolded
+    return rearrange(states, "rows l (layers d) -> rows layers l d", layers=like.shape[1])
 
 
 def _key(tokens: Mapping[str, Any], rows: Sequence[Row]) -> str | None:
@@ -319,7 +326,12 @@ def _mask_id(clip: Any, key: str, special: Mapping[str, Any], blank: Row, width:
     row = rows_of(clip, key, ",")[0]
     own = layout_of(row, blank, special, width).index
     if not own or not isinstance(row[own[-1]], int):
-        raise ValueError(f"the tokenizer of {key} knows no comma, which takes the place of masked tokens")
+        raise InputError(
+            "clip",
+            f"its tokenizer of {key} knows no comma, which takes the place of masked tokens",
+            _READABLE,
+            "load another CLIP",
+        )
     return int(row[own[-1]])
 
 
@@ -345,9 +357,14 @@ def _size(token: Any, width: int) -> int:
         return 1
     data = token.get("data") if isinstance(token, dict) and token.get("type") == "embedding" else token
     if not torch.is_tensor(data):
-        raise ValueError("the prompt holds a picture; only text can be filtered; encode the picture elsewhere")
+        raise InputError("text", "it holds a picture", "text alone", "encode the picture in another node")
     if data.shape[-1] != width:
         return 0  # the host leaves out an embedding that was made for another encoder
     if data.numel() != width:
-        raise ValueError("an embedding stands for several tokens at once; allowed is one tensor per token")
+        raise InputError(
+            "text",
+            "it holds an embedding that stands for several tokens at once",
+            "one tensor per token",
+            "leave it out",
+        )
     return 1

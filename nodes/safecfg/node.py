@@ -14,6 +14,7 @@ from ...safeguidance.report.trace import Trace
 from ..host import patcher
 from ..host import progress as host_progress
 from ..inputs import AS_PRESET, BALANCED, config_from, preset_input, setting_input
+from ..redirectors import check_family
 from ..types import RedirectorType, TraceType
 from .run import KEY, SafeCFGRun, check_scale
 
@@ -38,14 +39,14 @@ def _settings() -> list[io.Input]:
     return [
         RedirectorType.Input(
             "redirector",
-            tooltip="Who reads the prompt: a trained one from Load HGR, or one made of concept texts by Redirector "
+            tooltip="What reads the prompt: a trained one from Load HGR, or one made of concept texts by Redirector "
             "from Concepts. Must fit the model family and the width of the text encoder.",
         ),
         preset_input(
             SAFECFG_PRESETS,
             "How much is removed from a prompt that is judged harmful; one judged harmless is never changed. light: "
             "the picture changes least, harm passes more often. balanced: as trained, the paper's way. strict: pushes "
-            "further away from harm, the picture changes most. A number typed below goes before the preset's.",
+            "further away from harm, the picture changes most. A number typed below overrides the preset's.",
         ),
         *(setting_input(setting, SAFECFG_PRESETS) for setting in SETTINGS),
         io.Float.Input(
@@ -108,15 +109,8 @@ def _patched(
     Raises:
         InputError: if redirector and MODEL do not fit.
     """
-    family = patcher.model_family(model)
-    if redirector.base_model and redirector.base_model != family:
-        raise InputError(
-            "redirector",
-            f"{redirector.title!r} was made for the model family {redirector.base_model}, the MODEL is {family}",
-            f"a redirector for {family}",
-            "load another file in Load HGR, or use the Redirector from Concepts node",
-            node,
-        )
+    with at_node(node):
+        check_family(redirector, model, "redirector")
     if patcher.is_wrapped(model, KEY):
         raise InputError("model", SafeCFGRun.twice, "once", "remove one of the two", node)
     run = SafeCFGRun(node, redirector, config, Trace(), measure, shown_on)
@@ -185,7 +179,7 @@ class SafeCFGGuider(io.ComfyNode):
         """Build the guider.
 
         Raises:
-            ValueError: if cfg is 1 with a strength above 0, a setting is out of range, or the parts do not fit.
+            InputError: if cfg is 1 with a strength above 0, a setting is out of range, or the parts do not fit.
         """
         node = "SafeCFG Guider"
         config = _config(node, preset, strength, start, end, threshold, rescale)
@@ -236,7 +230,7 @@ class SafeCFGPatch(io.ComfyNode):
         """Patch the MODEL.
 
         Raises:
-            ValueError: if a setting is out of range, or redirector and MODEL do not fit.
+            InputError: if a setting is out of range, or redirector and MODEL do not fit.
         """
         node = "SafeCFG (Model Patch)"
         config = _config(node, preset, strength, start, end, threshold, rescale)

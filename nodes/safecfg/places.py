@@ -14,6 +14,8 @@ from ..host.guided_run import Entry
 
 _REGION = ("area", "mask")
 _PLACE = ("area", "mask", "mask_strength", "set_area_to_bounds", "strength", "default")
+REDIRECTED = "safeguidance_redirected"
+"""Key of an entry that holds a redirected text."""
 _RANGE = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent")
 
 Redirect = tuple[tuple[Entry, Entry], "Conditioning | None", bool]
@@ -120,7 +122,7 @@ def _gaps(positive: Entry, negatives: Sequence[Entry]) -> list[tuple[float, floa
 
 
 def _put_text(entry: Entry, positive: Entry, text: Conditioning) -> None:
-    entry["cross_attn"] = text.tokens
+    entry["cross_attn"], entry[REDIRECTED] = text.tokens, True
     if text.pooled is not None:
         entry["pooled_output"] = text.pooled
     mask = entry.get("attention_mask")

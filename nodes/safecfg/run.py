@@ -23,9 +23,10 @@ from ...safeguidance.redirector.interface import Redirected, Redirector, bucket_
 from ...safeguidance.report.narration import describe_redirect
 from ...safeguidance.report.trace import RunRecord, Trace
 from ..host import patcher
+from ..host.encoding import check_finite
 from ..host.guided_run import Entry, Evaluation, GuidedRun, Note, Running, rows_for
 from ..safree.original import texts_to_judge
-from .places import check_places, redirected_entries
+from .places import REDIRECTED, check_places, redirected_entries
 
 KEY = "safeguidance_safecfg"
 MAP_STEPS = 4
@@ -153,6 +154,8 @@ class SafeCFGRun(GuidedRun[Redirects]):
                 "connect CLIP Text Encode",
                 self.node,
             )
+        for values in (tokens, entry.get("pooled_output")):
+            check_finite(self.node, name, values, "the prompt")
         return Conditioning(tokens, entry.get("pooled_output"))
 
     def _add(self, guider: Any, results: Sequence[tuple[Pair, Redirected]]) -> tuple[str, ...]:
@@ -177,7 +180,7 @@ class SafeCFGRun(GuidedRun[Redirects]):
         """Swap the negative where the prompt is redirected; record what the host evaluated."""
         guider, state = running.guider, running.state
         chosen = self._choose(guider, state, evaluation)
-        self.say(running, lambda: self._doing(state, chosen is not None, evaluation.progress))
+        self.show_progress(running, lambda: self._doing(state, chosen is not None, evaluation.progress))
         note = running.note(evaluation, missed=chosen is not None)
         if chosen is None:
             evaluation.after_cfg.append(self._watching(note))
@@ -187,7 +190,9 @@ class SafeCFGRun(GuidedRun[Redirects]):
             state.measure = [point for point in state.measure if point > evaluation.progress]
             evaluation.before_cfg.append(_probe(base, state.effects))
             note.update(extra_evaluations=_count(base, evaluation.level))
-        evaluation.after_cfg.append(self._guarding(running, note, chosen, base))
+        ran: set[Any] = set()
+        evaluation.options = patcher.noting_entries(evaluation.options, ran)
+        evaluation.after_cfg.append(self._guarding(running, note, chosen, base, ran))
         guider.conds["negative"] = chosen
         try:
             return predict()
@@ -208,7 +213,7 @@ class SafeCFGRun(GuidedRun[Redirects]):
         return watch
 
     def _guarding(
-        self, running: Running[Redirects], note: Note, chosen: list[Entry], base: list[Entry]
+        self, running: Running[Redirects], note: Note, chosen: list[Entry], base: list[Entry], ran: set[Any]
     ) -> Callable[[dict[str, Any]], torch.Tensor]:
         """A post-cfg function that notes which samples were redirected, and guards those that were not."""
         state, level = running.state, note.step.sigma
@@ -230,6 +235,9 @@ class SafeCFGRun(GuidedRun[Redirects]):
                 safe = without_branch(seen["cond_denoised"], neutral, redirected, state.kappa)
                 denoised = torch.where(per_sample(bare, denoised), safe.to(denoised), denoised)
                 names, extra = (*names, "base", "redirected base"), extra + _count(own, level) + _count(chosen, level)
+            if not _ran_redirected(chosen, ran):
+                rows = torch.zeros_like(rows)
+                names = tuple("base" if name == "redirected base" else name for name in names)
             note.update(
                 acted=bool(rows.any()),
                 missed=False,
@@ -288,6 +296,15 @@ def check_scale(node: str, scale: float) -> float:
 
 def _count(entries: Sequence[Entry], level: float) -> int:
     return sum(patcher.applies(entry, level) for entry in entries)
+
+
+def _ran_redirected(entries: Sequence[Entry], ran: set[Any]) -> bool:
+    """Whether the model was run on a redirected text; a host that names no entries is taken at its word.
+
+    A redirected text has the times and places of its part of the prompt. Where that part is out of its range, or is the
+    default for places that other parts take whole, the host evaluates neither.
+    """
+    return not ran or any(entry["uuid"] in ran for entry in entries if entry.get(REDIRECTED))
 
 
 def _probe(base: list[Entry], effects: list[torch.Tensor]) -> Callable[[dict[str, Any]], list[torch.Tensor]]:

@@ -7,11 +7,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...safeguidance.concepts.categories import Concepts
-from ...safeguidance.errors import InputError, at_node
+from ...safeguidance.errors import at_node
 from ...safeguidance.redirector.interface import Redirector
 from ...safeguidance.report.trace import RunRecord, Trace
 from ...safeguidance.safree import SAFREE_PRESETS
-from ..host.encoding import encode
+from ..host.encoding import check_clip, encode
 from ..inputs import AS_PRESET, AS_PRESET_CHOICE, BALANCED, preset_input
 from ..types import ConceptsType, RedirectorType, TraceType
 from .judge import BY_CONCEPTS, Judgement, choose_judge, read_prompt
@@ -60,8 +60,8 @@ class SafreeEmbeddingFilter(io.ComfyNode):
                     "How much is filtered. light: only the clearest triggers and nothing else, for the published "
                     "share of the schedule; hardly changes a picture. balanced: what the paper flags, and what sums up "
                     "the prompt, for the published share. strict: everything behind a trigger, to the last step. None "
-                    "changes a prompt that is judged harmless (see judge and judge_by). What is chosen below goes "
-                    "before the preset's.",
+                    "changes a prompt that is judged harmless (see judge and judge_by). What is chosen below "
+                    "overrides the preset's.",
                 ),
                 RedirectorType.Input(
                     "judge",
@@ -113,17 +113,9 @@ class SafreeEmbeddingFilter(io.ComfyNode):
 
         Raises:
             InputError: if there is no CLIP, a setting is out of range or not one of the chosen way to hold the filter,
-                or prompt or concepts have no finite states.
-            ValueError: if the encoder cannot be filtered, or the judge does not fit it.
+                prompt or concepts have no finite states, the encoder cannot be filtered, or the judge does not fit it.
         """
-        if clip is None:
-            raise InputError(
-                "clip",
-                "the input is empty, the loaded checkpoint has no text encoder",
-                "a CLIP",
-                "load one with Load CLIP",
-                NAME,
-            )
+        check_clip(clip, NAME)
         with at_node(NAME):
             config, validation = filter_settings(
                 NAME, preset, hold, alpha, scope, order, choose, pooled, half, steepness, longest

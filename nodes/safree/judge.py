@@ -11,8 +11,8 @@ from ...safeguidance.errors import InputError, check_choice
 from ...safeguidance.guidance.safecfg import SafeCFGConfig
 from ...safeguidance.redirector.from_concepts import make_concept_redirector
 from ...safeguidance.redirector.interface import Redirector, run_redirector
-from ...safeguidance.testbed.concepts import TESTBED_PRESETS, benign_bank
-from ...safeguidance.testbed.short_prompts import short_bank
+from ...safeguidance.testbed.concepts import TESTBED_PRESETS
+from ...safeguidance.testbed.short_prompts import harmless_bank
 from ..host.encoding import ClipEncoder, encode
 from .per_clip import PerClip
 
@@ -63,8 +63,8 @@ def choose_judge(clip: Any, concepts: Concepts, judge: Redirector | None, judge_
         judge_by: what to do where none is, one of ``JUDGE_BY``.
 
     Raises:
-        InputError: if the choice is unknown, or is against the one that is connected.
-        ValueError: if none can be made of the concepts with this CLIP.
+        InputError: if the choice is unknown or contradicts the one that is connected, or none can be made of the
+            concepts with this CLIP.
     """
     check_choice("judge_by", judge_by, JUDGE_BY)
     if judge is not None:
@@ -92,7 +92,7 @@ def _bank(clip: Any, concepts: Concepts) -> tuple[str, ...]:
     if len({repr(clip.tokenize(word)) for word in _EVERYDAY}) < len(_EVERYDAY):
         # to the testbed's encoder everyday words are all one unknown word: everything would look alike
         names = tuple(category.name for category in TESTBED_PRESETS)
-    return (*benign_bank(names), *short_bank(names))
+    return harmless_bank(names)
 
 
 def read_prompt(clip: Any, conditioning: list[Any], redirector: Redirector) -> Judgement:
@@ -104,7 +104,7 @@ def read_prompt(clip: Any, conditioning: list[Any], redirector: Redirector) -> J
         redirector: the judge.
 
     Raises:
-        ValueError: if the redirector was made for another text encoder, or gives no finite score.
+        InputError: if the redirector was made for another text encoder, or gives no finite score.
     """
     (empty, extra), *_ = encode(clip, "")
     base = Conditioning(empty, extra.get("pooled_output"))

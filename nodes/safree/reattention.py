@@ -9,8 +9,7 @@ from comfy_api.latest import io
 from ...safeguidance.errors import InputError, at_node, check_choice, check_range
 from ...safeguidance.report.trace import Trace
 from ...safeguidance.safree import ReattentionConfig
-from ..host import patcher, progress
-from ..host import skip_features as host_skip
+from ..host import patcher, progress, skip_features
 from ..types import TraceType
 from .reattention_run import KEY, ReattentionRun
 from .settings import ALIASES
@@ -122,7 +121,7 @@ class SafreeLatentReAttention(io.ComfyNode):
                 check_range(name, value, 0, 1)
             scales = tuple(value if i in _BLOCKS[blocks] else 1.0 for i, value in enumerate((deep, middle)))
             config = ReattentionConfig((scales[0], scales[1]), strength, start=start, end=end)
-        widths = host_skip.skip_widths(model)
+        widths = skip_features.skip_widths(model)
         if not widths:
             raise InputError(
                 "model",
@@ -136,7 +135,7 @@ class SafreeLatentReAttention(io.ComfyNode):
         trace = Trace()
         run = ReattentionRun(NAME, config, trace, progress.node_id(cls))
         factors = {width: config.factor(depth) for depth, width in enumerate(widths)}
-        patched = host_skip.with_skip_patch(model, KEY, run.around_run, run.around_step, factors)
+        patched = skip_features.with_skip_patch(model, KEY, run.around_run, run.around_step, factors)
         return io.NodeOutput(patched, trace)
 
 

@@ -1,4 +1,4 @@
-"""Latent re-attention inside a sampling run of the host: the prompt as written rides along while the filter holds."""
+"""Latent re-attention inside a sampling run of the host, which also evaluates the prompt as written."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from ...safeguidance.errors import at_node
 from ...safeguidance.report.narration import in_steps
 from ...safeguidance.report.trace import RunRecord, Trace
 from ...safeguidance.safree import ReattentionConfig, reattend
-from ..host import patcher
-from ..host import skip_features as host_skip
+from ..host import patcher, skip_features
 from ..host.guided_run import Entry, Evaluation, GuidedRun, Running
 from .original import filtered_entries
 
@@ -68,7 +67,7 @@ class ReattentionRun(GuidedRun[Originals]):
             pairs = filtered_entries(running.guider.conds.get("positive") or [])
         state = Originals([], {})
         for entry, text in pairs:
-            other = host_skip.original_entry(entry, *text)
+            other = skip_features.original_entry(entry, *text)
             state.of[entry["uuid"]] = other["uuid"]
             state.entries.append(other)
         if state.entries:
@@ -80,7 +79,7 @@ class ReattentionRun(GuidedRun[Originals]):
         inside = self.config.active(evaluation.progress)
         entries: Sequence[Entry] = running.guider.conds.get(KEY) or []
         acting = [entry for entry in entries if patcher.applies(entry, evaluation.level)] if inside else []
-        self.say(running, lambda: "re-attending" if acting else "left alone")
+        self.show_progress(running, lambda: "re-attending" if acting else "left alone")
         note = running.note(evaluation, missed=bool(acting))
         if not acting:
             return predict()
@@ -91,8 +90,8 @@ class ReattentionRun(GuidedRun[Originals]):
             )
             return reattend(filtered, original, factor, self.config)
 
-        pairs = host_skip.Pairs(running.state.of, change)
-        evaluation.options = host_skip.riding_along(evaluation.options, KEY, acting, pairs)
+        pairs = skip_features.Pairs(running.state.of, change)
+        evaluation.options = skip_features.with_further(evaluation.options, KEY, acting, pairs)
         return predict()
 
     def decide(self, running: Running[Originals]) -> str:

@@ -13,7 +13,7 @@ from ..inputs import AS_PRESET_CHOICE, choice_input, number_input, overrides, pr
 from .judge import BY_CONCEPTS, JUDGE_BY
 
 ALIASES = ["safree", "nsfw", "safety", "moderation", "training-free", "embedding projection", "concept erasure"]
-"""What people search for who need one of the SAFREE nodes."""
+"""Words under which the SAFREE nodes are found."""
 
 _HOLD = {"self-validating": "program", "whole schedule": "whole", "as printed": "paper"}
 _SCOPE = {"tokens": "tokens", "tokens, end and padding": "ends", "everything after a trigger": "after"}

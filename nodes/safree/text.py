@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ...safeguidance.concepts.categories import Concepts
-from ...safeguidance.errors import InputError
+from ...safeguidance.errors import InputError, renamed
 from ...safeguidance.safree import (
     ConceptSpace,
     Encoded,
@@ -24,7 +24,7 @@ from ...safeguidance.safree import (
     vector,
 )
 from ..host import text_encoders as host_text
-from ..host.encoding import check_finite
+from ..host.encoding import check_finite, tokenized
 from ..host.text_encoders import Part
 from .per_clip import PerClip
 
@@ -63,8 +63,7 @@ def filter_text(
     """Filter a prompt for one CLIP.
 
     Raises:
-        InputError: if the encoders give values that are not finite for the prompt or a concept.
-        ValueError: if the encoders cannot be read.
+        InputError: if the encoders give values that are not finite for the prompt or a concept, or cannot be read.
     """
     spaces = concept_spaces(clip, concepts)
     reading = host_text.read(clip, text, host_text.without_each)
@@ -104,9 +103,9 @@ def check_weights(clip: Any, text: str, field: str, what: str = "it") -> None:
         what: the text, in words.
 
     Raises:
-        InputError: if there is such a weight.
+        InputError: if there is such a weight, or the tokenizer cannot read the text.
     """
-    tokens: Mapping[str, Any] = clip.tokenize(text)
+    tokens = tokenized("", field, clip, text)
     chunks = [chunk for found in tokens.values() if isinstance(found, list) for chunk in found]
     entries = [entry for chunk in chunks if isinstance(chunk, list) for entry in chunk]
     for entry in entries:
@@ -121,22 +120,14 @@ def check_weights(clip: Any, text: str, field: str, what: str = "it") -> None:
 
 
 def check_conditioning(conditioning: Sequence[Any]) -> None:
-    """Refuse an encoded prompt that no model can compute with: values that are not finite, or so large that their
-    squares are not, as behind ``(word:1e30)``.
+    """Refuse an encoded prompt that no model can compute with.
 
     Raises:
-        InputError: if there are any.
+        InputError: if there are values that are not finite, or too large.
     """
     for states, extra in conditioning:
         for values in (states, extra.get("pooled_output")):
             check_finite("", "text", values, "it")
-            if values is not None and not bool(torch.isfinite(values.float().square().sum(dim=-1)).all()):
-                raise InputError(
-                    "text",
-                    f"its states are as large as {float(values.abs().max()):.0e}, which no model can compute with",
-                    "weights of usual size, 0.5 to 1.5",
-                    "correct the number behind the colon, as in (word:1.2)",
-                )
 
 
 def concept_spaces(clip: Any, concepts: Concepts) -> Spaces:
@@ -154,14 +145,15 @@ def _concept_spaces(clip: Any, concepts: Concepts) -> Spaces:
         raise InputError("concepts", "there is no category", "at least one", "switch one on in Safety Concepts")
     for phrase in phrases:
         check_weights(clip, phrase, "concepts", f"the phrase {phrase!r}")
-    reading = host_text.read(clip, phrases[0], lambda part: [_first(clip, part, phrase) for phrase in phrases])
+    with renamed({"text": "concepts"}):
+        reading = host_text.read(clip, phrases[0], lambda part: [_first(clip, part, phrase) for phrase in phrases])
+        layouts = [[part.layout(_first(clip, part, phrase)) for phrase in phrases] for part in reading.parts]
     spaces: Spaces = {}
-    for part in reading.parts:
+    for part, places in zip(reading.parts, layouts, strict=True):
         own = []
-        for (states, pooled), phrase in zip(part.further, phrases, strict=True):
+        for (states, pooled), layout, phrase in zip(part.further, places, phrases, strict=True):
             for values in (states, pooled):
                 check_finite("", "concepts", values, f"the phrase {phrase!r}")
-            layout = part.layout(_first(clip, part, phrase))
             own.append((vector(states, layout.tokens, layout.end, _kind(part)), pooled))
         found, place = [], 0
         for category in concepts.categories:

@@ -38,8 +38,8 @@ class AlignModel(io.ComfyNode):
             description=(
                 "Trains a LoRA with which the model draws safely on its own, without a guider. The redirector judges "
                 "unlabelled prompts: what it finds harmful is redirected, everything else stays as it is. The idea is "
-                "SafeCFG's (arXiv 2412.16039); the loss is our own derivation. The file lands in models/loras, and "
-                "stock Load LoRA nodes read it. An interrupted or killed run resumes when it is queued again."
+                "SafeCFG's (arXiv 2412.16039); the loss is our own derivation. The file is written to models/loras, "
+                "and stock Load LoRA nodes read it. An interrupted or killed run resumes when it is queued again."
             ),
             is_output_node=True,
             inputs=[
@@ -229,7 +229,7 @@ class AlignModel(io.ComfyNode):
         """Judge the prompts, train, save, apply.
 
         Raises:
-            ValueError: if an input cannot be used; the message names it.
+            InputError: if an input cannot be used; the message names it.
             FloatingPointError: if a loss is not finite; the last checkpoint stays.
             OSError: if a file cannot be written.
         """

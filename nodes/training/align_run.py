@@ -22,6 +22,7 @@ from ...safeguidance.training.prompt_task import EncodedTexts
 from ..host import model as host_model
 from ..host import patcher
 from ..host.encoding import ClipEncoder
+from ..redirectors import check_family
 from .inputs import check_encoder
 from .train_run import OnEncoded, OnStep
 
@@ -77,14 +78,7 @@ class Alignment:
         shape: tuple[int, ...],
         progress: Callable[[int], OnEncoded] | None = None,
     ) -> None:
-        family = patcher.model_family(model)
-        if redirector.base_model and redirector.base_model != family:
-            raise InputError(
-                "redirector",
-                f"{redirector.title!r} was made for {redirector.base_model}, the MODEL is {family}",
-                f"a redirector for {family}",
-                "load one for this model, train one, or use Redirector from Concepts",
-            )
+        check_family(redirector, model, "redirector")
         self.model, self.redirector, self.data, self.shape = model, redirector, data, shape
         progress = progress or host_model.progress
         encoder = ClipEncoder(clip)
@@ -136,7 +130,7 @@ class Alignment:
         check_encoder(frozen, self.texts, self.shape)
         network = frozen.base.diffusion_model
         base_hash = frozen.digest()
-        lora = LoRA(self._layers(network, settings.layers), settings.rank, seed=config.seed).to(frozen.device)
+        lora = LoRA(linear_layers(network, settings.layers), settings.rank, seed=config.seed).to(frozen.device)
         task = UnlabelledTask(
             data.texts,
             harm,
@@ -181,13 +175,6 @@ class Alignment:
             save_lora(settings.out, lora, self._card(harm, config, settings, base_hash, group))
             finish_run(settings.checkpoints, settings.out)
         return history
-
-    @staticmethod
-    def _layers(network: torch.nn.Module, targets: str) -> dict[str, tuple[int, int]]:
-        try:
-            return linear_layers(network, targets)
-        except ValueError as error:
-            raise InputError("layers", str(error), ", ".join(TARGETS)) from error
 
     def _card(
         self,

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from ...safeguidance.errors import InputError, at_node
+from ...safeguidance.errors import InputError, at_node, renamed
 from ...safeguidance.training.checkpoints import SettingsMismatch
 from ...safeguidance.training.prompt_task import EncodedTexts
+from ..host.encoding import check_clip
 from ..host.model import PlainModel
 
 _ALLOWED = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_."
@@ -45,8 +46,7 @@ def check_inputs(name: str, clip: Any) -> None:
     """
     if not name.strip(".") or set(name) - set(_ALLOWED):
         raise InputError("name", f"it is {name!r}", "letters, digits, - _ and dots, no folders")
-    if clip is None:
-        raise InputError("clip", "the input is empty", "a text encoder", "connect the one that belongs to the MODEL")
+    check_clip(clip)
 
 
 def check_encoder(model: PlainModel, texts: EncodedTexts, shape: tuple[int, ...]) -> None:
@@ -86,13 +86,11 @@ def renamed_fields(fields: Mapping[str, str], after_mismatch: str) -> Iterator[N
     Raises:
         InputError: what was raised inside, with the user's names.
     """
-    try:
-        yield
-    except SettingsMismatch as error:
-        raise error.renamed(fields, after_mismatch) from error
-    except InputError as error:
-        field = fields.get(error.field, error.field)
-        raise InputError(field, error.found, error.allowed, error.next_step, error.node) from error
+    with renamed(fields):
+        try:
+            yield
+        except SettingsMismatch as error:
+            raise error.renamed(fields, after_mismatch) from error
 
 
 @contextmanager
@@ -105,7 +103,7 @@ def training_node(node: str, fields: Mapping[str, str], folder: Path) -> Iterato
         folder: of the run's checkpoints.
 
     Raises:
-        ValueError: what was raised inside, with node and input in front.
+        InputError: what was raised inside, with node and input in front.
     """
     with at_node(node), renamed_fields(fields, f"take another name, or delete the folder {folder}"):
         yield

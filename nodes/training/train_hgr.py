@@ -40,7 +40,7 @@ class TrainHGR(io.ComfyNode):
             description=(
                 "Trains a Harmful Guidance Redirector (SafeCFG, arXiv 2412.16039) for the loaded model from pairs of "
                 "prompts; target and recipe are our own derivation. The model stays frozen. An interrupted or killed "
-                "run resumes where it was when it is queued again with the same settings. The file lands in "
+                "run resumes where it was when it is queued again with the same settings. The file is written to "
                 "models/safeguidance with a card."
             ),
             is_output_node=True,
@@ -223,7 +223,7 @@ class TrainHGR(io.ComfyNode):
         """Train, calibrate, save.
 
         Raises:
-            ValueError: if an input cannot be used; the message names it.
+            InputError: if an input cannot be used; the message names it.
             FloatingPointError: if a loss is not finite; the last checkpoint stays.
             OSError: if a file cannot be written.
         """

@@ -166,10 +166,10 @@ def test_a_bad_own_line_is_refused_before_anything_runs(run_graph):
             dict.fromkeys([f"_2_{name}" for name in ("testbed", *SWITCHES)], False),
             "Safety Concepts, own: .*at least one",
         ),
-        ({"_3_benign": "a cup\na house"}, "Redirector from Concepts: 2 benign prompts are given; at least 8"),
+        ({"_3_benign": "a cup\na house"}, "Redirector from Concepts.* 2 .*at least 8"),
     ],
 )
-def test_what_can_not_work_is_refused_in_words(run_graph, changes, about):
+def test_what_cannot_work_is_refused_in_words(run_graph, changes, about):
     result = run_graph(graph(**changes), check=False)
     assert not result.ok
     with pytest.raises(AssertionError, match=about):

@@ -86,9 +86,9 @@ def test_a_picture_that_shows_the_harm_scores_above_one_that_does_not(run_graph)
     ("graph", "words"),
     [
         (_graph(), "prompt: it is empty, and no positive"),
-        (_graph(HARM, positive=["3", 0]), "the positive input is connected too"),
+        (_graph(HARM, positive=["3", 0]), "prompt: it is not empty, and positive is connected too"),
         (_graph(HARM, latent=["6", 0]), "model: it is not connected"),
-        (_graph(HARM, harmless="a cup"), "harmless: 1 harmless prompts can not show"),
+        (_graph(HARM, harmless="a cup"), "harmless: 1 harmless prompts or pictures cannot show"),
     ],
     ids=["nothing", "both", "no model", "too few"],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,14 +56,24 @@ OURS = {
 }
 
 
+@cache
+def stock_picture():
+    return ksample(world()[0], encoded(KNIFE), encoded(""))
+
+
+@cache
+def picture_beside(on_model):
+    """What the other pack alone gives; made once each."""
+    return ksample(on_model(world()[0]), encoded(KNIFE), encoded(""))
+
+
 @pytest.fixture(params=NEIGHBOURS)
 def neighbour(request):
     """Return one pack's patch of a MODEL, while its patch of the host holds."""
     on_model, on_host = NEIGHBOURS[request.param]
-    stock = ksample(world()[0], encoded(KNIFE), encoded(""))
+    stock = stock_picture()
     with on_host():
-        changed = ksample(on_model(world()[0]), encoded(KNIFE), encoded(""))
-        assert not changed.equal(stock), "the stand-in does nothing"
+        assert not picture_beside(on_model).equal(stock), "the stand-in does nothing"
         yield on_model
     assert ksample(world()[0], encoded(KNIFE), encoded("")).equal(stock)
 
@@ -71,7 +82,7 @@ def neighbour(request):
 def test_neutral_is_the_other_pack_alone(neighbour, name):
     _acting, neutral = OURS[name]
     conds = encoded(KNIFE), encoded("")
-    alone = ksample(neighbour(world()[0]), *conds)
+    alone = picture_beside(neighbour)
     model, trace = neutral(neighbour(world()[0]))
     assert ksample(model, *conds).equal(alone)
     assert not trace.run.acted
@@ -87,7 +98,7 @@ def test_acting_changes_the_picture_and_the_order_of_the_nodes_does_not(neighbou
     model, trace = acting(neighbour(world()[0]))
     guarded = ksample(model, *conds)
     assert trace.run.acted
-    assert not guarded.equal(ksample(neighbour(world()[0]), *conds))
+    assert not guarded.equal(picture_beside(neighbour))
     if neighbour is not as_it_is:
         assert not guarded.equal(ksample(acting(world()[0])[0], *conds)), "the other pack is gone"
     other_way_round, _trace = acting(world()[0])
