@@ -61,7 +61,8 @@ def test_the_graph_builds_a_redirector_and_says_how(run_graph):
     summary = result.value("3", 1)
     assert "no training" in summary
     assert "testbed_blade (5)" in summary
-    assert "400 benign prompts" in summary
+    bank = part("safeguidance.testbed.short_prompts").harmless_bank(result.value("3", 0).categories)
+    assert f"{len(bank)} benign prompts" in summary
     assert result.value("3", 0).categories == ("testbed_blade", "testbed_explosive", "testbed_death", "testbed_drug")
 
 

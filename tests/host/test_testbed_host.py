@@ -135,5 +135,5 @@ def test_damaged_weights_are_named(tmp_path, monkeypatch, damage):
     if damage == "foreign":
         save_file({"something": torch.zeros(2)}, path)
     monkeypatch.setattr(module, "WEIGHTS", tmp_path)
-    with pytest.raises(ValueError, match="Load Testbed: .*restore"):
+    with pytest.raises(ValueError, match="Load Testbed, .*allowed: .*restore"):
         module.LoadTestbed.execute()
