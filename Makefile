@@ -39,7 +39,7 @@ browser: $(STAMP)
 	@$(RUN) -c 'import sys; from tools.browser import find_chromium; sys.exit(not find_chromium())' || \
 		echo "Chromium is missing; on Debian and Ubuntu: apt install chromium fonts-dejavu-core"
 
-# ruff and mypy are pinned in pyproject.toml; `make format` mends what it can.
+# ruff and mypy are pinned in pyproject.toml; `make format` repairs what it can.
 lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -56,7 +56,7 @@ format: $(STAMP)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-# The stamp is written last, so an installation that was broken off starts anew.
+# The stamp is written last, so an installation that was broken off starts again.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "$(PYTHON) is missing or not Python 3.10 to 3.13; name another one: make PYTHON=python3.12"; exit 1; }

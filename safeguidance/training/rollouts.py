@@ -319,7 +319,5 @@ def load_state_dict(
         }
         prompt = Conditioning(part["tokens"], part.get("pooled"))
         part.update({name: shard(part[name], group) for name in _SHARDED})
-        batches.append(
-            Batch(_from_json(saved), part["x"], part["sigma"], prompt, part["target"], part["weight"])
-        )
+        batches.append(Batch(_from_json(saved), part["x"], part["sigma"], prompt, part["target"], part["weight"]))
     return rollouts, batches

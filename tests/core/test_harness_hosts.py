@@ -223,6 +223,7 @@ def test_hosts_run_at_once_and_print_one_after_the_other(monkeypatch, capsys, tm
 def test_one_host_gets_a_process_per_core(monkeypatch, tmp_path, cores, options, selecting, processes):
     host, seen = make_host(checkout(tmp_path / "host")), []
     monkeypatch.setattr(suite, "cores", lambda: cores)
+    monkeypatch.setattr(suite, "_has", lambda python, module: True)
     monkeypatch.setattr(suite, "run_pytest", lambda python, arguments, *_: seen.append(arguments) or suite.Outcome(1))
     suite.run_hosts([host], options, [], "none", selecting)
     (arguments,) = seen

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from safeguidance.lab.bench.prompts import captions_for
 from safeguidance.lab.bench.methods import METHODS, Setting
+from safeguidance.lab.bench.prompts import captions_for
 from safeguidance.lab.bench.safree import SAFREE, SafreeSetup, concept_spaces, filter_text, read, safree_method
 from safeguidance.lab.bench.styles import measure_styles, style_concept, styled_captions
 from safeguidance.lab.oracle import load_oracle

@@ -31,8 +31,12 @@ if HOST:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Boot the host before test modules are imported, so they may import from it at the top."""
-    if not HOST:
+    """Boot the host before test modules are imported, so they may import from it at the top.
+
+    Under pytest-xdist each worker boots one, and the process that hands out the tests none.
+    """
+    hands_out = getattr(session.config.option, "dist", "no") != "no" and not hasattr(session.config, "workerinput")
+    if not HOST or hands_out:
         return
     named = os.environ.get("SAFEGUIDANCE_PACK", str(ROOT))
     base = tempfile.mkdtemp(prefix="safeguidance-host-")
