@@ -185,10 +185,11 @@ def test_resave_refuses_a_name_that_no_loader_reads(older, capsys):
 def test_show_prints_the_card(capsys):
     assert main(["weights", "show", str(WEIGHTS / HGR_FILE)]) == 0
     out = capsys.readouterr().out
+    state = load_hgr(WEIGHTS / HGR_FILE).network.state_dict()
     for text in (
         "HGR file",
         "version 2",
-        "37 tensors, 431,108 numbers",
+        f"{len(state)} tensors, {sum(tensor.numel() for tensor in state.values()):,} numbers",
         "card, licence: Apache-2.0",
         "network, width: 128",
     ):
