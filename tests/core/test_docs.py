@@ -11,6 +11,7 @@ from safeguidance.concepts.banks import BENIGN_PROMPTS
 from safeguidance.concepts.categories import FIELD_PRESETS
 from safeguidance.guidance.registry import METHODS
 from safeguidance.testbed.concepts import BANK_SIZE
+from safeguidance.testbed.short_prompts import short_bank
 from safeguidance.testbed.world import BACKGROUNDS, COLOURS, STYLES, THINGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,4 +71,6 @@ def test_the_words_on_the_testbed_page_are_those_it_knows():
 
 def test_the_sizes_of_the_benign_lists_are_right():
     page = _page("SafeGuidance_RedirectorFromConcepts")
-    assert f"list of {len(BENIGN_PROMPTS)} everyday prompts, or {BANK_SIZE} captions" in " ".join(page.split())
+    short, testbed = len(short_bank(["violence"])), len(short_bank(["testbed_blade"]))
+    words = f"list of {len(BENIGN_PROMPTS)} everyday prompts and {short} short ones, or {BANK_SIZE} captions and {testbed} short"
+    assert words in " ".join(page.split())
