@@ -72,5 +72,6 @@ def test_the_words_on_the_testbed_page_are_those_it_knows():
 def test_the_sizes_of_the_benign_lists_are_right():
     page = _page("SafeGuidance_RedirectorFromConcepts")
     short, testbed = len(short_bank(["violence"])), len(short_bank(["testbed_blade"]))
-    words = f"list of {len(BENIGN_PROMPTS)} everyday prompts and {short} short ones, or {BANK_SIZE} captions and {testbed} short"
-    assert words in " ".join(page.split())
+    words = " ".join(page.split())
+    assert f"list of {len(BENIGN_PROMPTS)} everyday prompts and {short} short ones" in words
+    assert f"or {BANK_SIZE} captions and {testbed} short texts" in words
