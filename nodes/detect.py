@@ -20,7 +20,7 @@ from ..safeguidance.redirector.detection import (
 from ..safeguidance.redirector.interface import Redirector, bucket_at
 from ..safeguidance.testbed.concepts import ALL_PRESETS
 from .host import model as host_model
-from .host.encoding import ClipEncoder, check_clip, check_finite, tokenized
+from .host.encoding import ClipEncoder, check_clip, check_finite
 from .redirectors import check_family
 from .safree.original import texts_to_judge
 from .types import RedirectorType
@@ -185,7 +185,6 @@ class DetectHarm(io.ComfyNode):
         """
         with at_node(_NODE):
             check_clip(clip)
-            tokenized("", "prompt", clip, prompt)
             encoder = ClipEncoder(clip)
             base, prompts = encoder([""]), _prompts(encoder, prompt, positive)
             samples = _samples(latent, image, vae)
@@ -218,7 +217,8 @@ def _prompts(encoder: ClipEncoder, prompt: str, positive: Any) -> list[Condition
             "one of them",
             "clear the text or unplug positive",
         )
-    prompts = [encoder([prompt])] if typed else _positive(positive or [])
+    with renamed({"text": "prompt"}):
+        prompts = [encoder([prompt])] if typed else _positive(positive or [])
     for judged in prompts:
         for values in (judged.tokens, judged.pooled):
             check_finite("", "prompt" if typed else "positive", values, "it")
@@ -252,7 +252,8 @@ def _judge_prompts(
     known = [line.strip() for line in harmless.splitlines() if line.strip()]
     strictly = False
     if threshold < 0 and known:
-        gates = [prompt_scores(redirector, encoder([text]), base).gate.item() for text in known]
+        with renamed({"text": "harmless"}):
+            gates = [prompt_scores(redirector, encoder([text]), base).gate.item() for text in known]
         limit, strictly = calibrate_score(gates, rate).threshold, True
         why = f"{100 * rate:g}% false positives on {len(known)} harmless prompts"
     found = [prompt_scores(redirector, prompt, base) for prompt in prompts]

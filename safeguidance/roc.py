@@ -54,3 +54,14 @@ def threshold(harmless: Sequence[float], rate: float) -> float:
         raise InputError("harmless", found, f"at least {need}", "add more of them")
     ordered = np.sort(np.asarray(harmless, dtype=float))
     return float(ordered[len(ordered) - 1 - int(np.floor(rate * len(ordered)))])
+
+
+def with_margin(limit: float, harmful: Sequence[float], rate: float) -> float:
+    """A limit on harmless logits, moved halfway to harmful ones that lie above it, as a margin for unseen wording.
+
+    Args:
+        limit: that few harmless logits reach.
+        harmful: logits of known harmful prompts.
+        rate: share of the lowest of them that does not count, 0..1.
+    """
+    return max(limit, (limit + float(np.quantile(harmful, rate))) / 2)

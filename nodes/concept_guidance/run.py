@@ -310,12 +310,12 @@ def encode_texts(node: str, clip: Any, concepts: Concepts, neutral: Sequence[str
         neutral: harmless texts.
 
     Raises:
-        InputError: if there is no CLIP, or it gives states that are not finite.
+        InputError: if there is no CLIP, or it cannot read a text or gives states that are not finite.
     """
     check_clip(clip, node)
 
     def encoded(field: str, text: str) -> list[Any]:
-        found = encode(clip, text)
+        found = encode(clip, text, field, node)
         for states, _ in found:
             check_finite(node, field, states, repr(text))
         return found

@@ -12,12 +12,6 @@ from ...safeguidance.conditioning import Conditioning
 from ...safeguidance.errors import InputError
 
 
-def encode(clip: Any, text: str) -> list[Any]:
-    """A text as CONDITIONING, as CLIP Text Encode gives it."""
-    found: list[Any] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    return found
-
-
 def check_clip(clip: Any, node: str = "") -> None:
     """Refuse an empty CLIP input.
 
@@ -60,6 +54,22 @@ def tokenized(node: str, field: str, clip: Any, text: str) -> dict[str, Any]:
     return found
 
 
+def encode(clip: Any, text: str, field: str = "text", node: str = "") -> list[Any]:
+    """A text as CONDITIONING, as CLIP Text Encode gives it.
+
+    Args:
+        clip: the host's CLIP.
+        text: what the user wrote.
+        field: input that the text comes from.
+        node: name of the node, for messages.
+
+    Raises:
+        InputError: if the tokenizer cannot read it.
+    """
+    found: list[Any] = clip.encode_from_tokens_scheduled(tokenized(node, field, clip, text))
+    return found
+
+
 def check_finite(node: str, field: str, states: torch.Tensor | None, whose: str) -> None:
     """Refuse states of a text that no model can compute with: values that are not finite, a score of which would pass
     for harmless, or so large that their squares are not finite, as behind ``(word:1e30)``.
@@ -97,6 +107,8 @@ def check_finite(node: str, field: str, states: torch.Tensor | None, whose: str)
 class ClipEncoder:
     """A CLIP as the encoder that concepts are built with; every text is encoded once.
 
+    A text that the tokenizer cannot read raises an InputError of the field ``text``.
+
     Args:
         clip: the host's CLIP.
     """
@@ -120,7 +132,7 @@ class ClipEncoder:
 
     def _look_up(self, text: str) -> tuple[Conditioning, tuple[int, int]]:
         if text not in self._known:
-            tokens = self._clip.tokenize(text)
+            tokens = tokenized("", "text", self._clip, text)
             states, extra = self._clip.encode_from_tokens_scheduled(tokens)[0][:2]
             pooled = extra.get("pooled_output")
             found = Conditioning(states.float().cpu(), None if pooled is None else pooled.float().cpu())

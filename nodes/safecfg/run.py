@@ -240,9 +240,9 @@ class SafeCFGRun(GuidedRun[Redirects]):
                 names = tuple("base" if name == "redirected base" else name for name in names)
             note.update(
                 acted=bool(rows.any()),
-                missed=False,
+                missed=not ran,  # the model was not run at all: what came out is another node's
                 extra_evaluations=extra,
-                evaluated=tuple(dict.fromkeys(names)),
+                evaluated=tuple(dict.fromkeys(names)) if ran else (),
                 samples=tuple(rows.tolist()),
             )
             return denoised
@@ -299,12 +299,12 @@ def _count(entries: Sequence[Entry], level: float) -> int:
 
 
 def _ran_redirected(entries: Sequence[Entry], ran: set[Any]) -> bool:
-    """Whether the model was run on a redirected text; a host that names no entries is taken at its word.
+    """Whether the model was run on a redirected text.
 
     A redirected text has the times and places of its part of the prompt. Where that part is out of its range, or is the
     default for places that other parts take whole, the host evaluates neither.
     """
-    return not ran or any(entry["uuid"] in ran for entry in entries if entry.get(REDIRECTED))
+    return any(entry["uuid"] in ran for entry in entries if entry.get(REDIRECTED))
 
 
 def _probe(base: list[Entry], effects: list[torch.Tensor]) -> Callable[[dict[str, Any]], list[torch.Tensor]]:

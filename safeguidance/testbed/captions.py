@@ -68,7 +68,8 @@ class Caption:
     group: str
 
 
-def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
+def pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
+    """One of several texts, each as likely as the others."""
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -92,23 +93,23 @@ def random_scene(
     """
     while True:
         if group == "benign":
-            kind = _pick(rng, BENIGN_THINGS)
+            kind = pick(rng, BENIGN_THINGS)
         elif group == "lookalike":
-            kind = _pick(rng, LOOKALIKES)
+            kind = pick(rng, LOOKALIKES)
         else:
-            kind = _pick(rng, HARM_THINGS)
+            kind = pick(rng, HARM_THINGS)
         kinds = [kind]
         if rng.random() < pair:
-            kinds.append(_pick(rng, [k for k in BENIGN_THINGS if k != kind]))
-        places = [_pick(rng, list(POSITIONS)) for _ in kinds]
+            kinds.append(pick(rng, [k for k in BENIGN_THINGS if k != kind]))
+        places = [pick(rng, list(POSITIONS)) for _ in kinds]
         if len(places) == 2 and not apart(*places):
             continue
-        colours = [_pick(rng, list(COLOURS)) for _ in kinds]
-        background = _pick(rng, BACKGROUNDS)
+        colours = [pick(rng, list(COLOURS)) for _ in kinds]
+        background = pick(rng, BACKGROUNDS)
         held = [combination_held_out(k, c, background) for k, c in zip(kinds, colours, strict=True)]
         if (held_out and not held[0]) or (not held_out and any(held)):
             continue
-        style = _pick(rng, STYLES[1:]) if rng.random() < styled else STYLES[0]
+        style = pick(rng, STYLES[1:]) if rng.random() < styled else STYLES[0]
         # numpy's stubs disagree on whether a list of objects can be shuffled
         things: list[Any] = [Thing(*parts) for parts in zip(kinds, colours, places, strict=True)]
         rng.shuffle(things)
@@ -136,15 +137,15 @@ def describe(
     for thing in scene.things:
         noun = names.get(thing.kind, thing.kind)
         colour = "" if rng.random() < omit else thing.colour
-        place = "" if rng.random() < omit else _pick(rng, _PLACES) + thing.position
-        article = _pick(rng, _ARTICLES)
+        place = "" if rng.random() < omit else pick(rng, _PLACES) + thing.position
+        article = pick(rng, _ARTICLES)
         body = f"{noun} in {colour}" if colour and rng.random() < 0.2 else f"{colour} {noun}"
         phrases.append(f"{article}{body} {place}")
-    things = _pick(rng, _JOINTS).join(phrases)
+    things = pick(rng, _JOINTS).join(phrases)
     if rng.random() < omit:
         text = things
     else:
-        template = _pick(rng, _HELD_OUT_TEMPLATES if held_out else _TRAIN_TEMPLATES)
+        template = pick(rng, _HELD_OUT_TEMPLATES if held_out else _TRAIN_TEMPLATES)
         text = template.format(things=things, background=scene.background)
     if scene.style != STYLES[0]:
         text = f"{scene.style} style , {text}" if rng.random() < 0.5 else f"{text} in {scene.style} style"
@@ -159,7 +160,7 @@ def measured_caption(rng: np.random.Generator, group: str) -> Caption:
     names = {}
     if scene.harm is not None and group != "explicit":
         pool = scene.harm.implied_held_out if group == "implied" else scene.harm.adversarial
-        names[scene.harm.thing] = _pick(rng, pool)
+        names[scene.harm.thing] = pick(rng, pool)
     return Caption(describe(scene, rng, names, held_out=True), scene, group)
 
 
@@ -170,7 +171,7 @@ def attacked_caption(rng: np.random.Generator) -> Caption:
     names = {}
     if scene.harm is not None and group != "explicit":
         pool = scene.harm.implied if group == "implied" else scene.harm.adversarial
-        names[scene.harm.thing] = _pick(rng, pool)
+        names[scene.harm.thing] = pick(rng, pool)
     return Caption(describe(scene, rng, names, omit=0.08), scene, group)
 
 
@@ -193,13 +194,13 @@ def defender_row(rng: np.random.Generator, harmful: float = 0.5) -> tuple[str, s
         harmful: share of harmful rows, 0..1.
     """
     if rng.random() >= harmful:
-        scene = random_scene(rng, _pick(rng, ("benign", "lookalike")), styled=0.15)
+        scene = random_scene(rng, pick(rng, ("benign", "lookalike")), styled=0.15)
         text = describe(scene, rng, omit=0.08)
         return text, text, -1, scene
     scene = random_scene(rng, "explicit", styled=0.15)
     category = scene.harm
     assert category is not None
-    names = {} if rng.random() < 0.5 else {category.thing: _pick(rng, category.implied_seen)}
+    names = {} if rng.random() < 0.5 else {category.thing: pick(rng, category.implied_seen)}
     state = rng.bit_generator.state
     text = describe(scene, rng, names, omit=0.08)
     rng.bit_generator.state = state

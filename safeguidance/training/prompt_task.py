@@ -12,7 +12,7 @@ from ..conditioning import Conditioning, match_length
 from ..errors import InputError
 from ..prompts.files import PromptData, Row
 from ..redirector.hgr import HGR
-from ..roc import auc, threshold
+from ..roc import auc, threshold, with_margin
 
 Predict = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
 Noised = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -214,6 +214,5 @@ def calibrate_threshold(network: HGR, data: PromptData, texts: EncodedTexts, rat
     # just above the limit, since a gate acts from its threshold on
     logit = limit + 1e-3
     if harmful:
-        lowest = float(np.quantile(_logits(network, texts, harmful), rate))
-        logit = max(logit, (limit + lowest) / 2)
+        logit = max(logit, with_margin(limit, _logits(network, texts, harmful), rate))
     return float(torch.tensor(logit).sigmoid()), stated, len(harmless)

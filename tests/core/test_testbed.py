@@ -1,5 +1,6 @@
 """The testbed world: honest splits, recognisable parts, one schedule, one tokenizer."""
 
+import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -187,32 +188,27 @@ STEPS_OF_EACH_KIND = TrainConfig(steps=2, text_steps=1, batch=2, doubt_steps=2)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return train(STEPS_OF_EACH_KIND, tmp_path_factory.mktemp("testbed"))
+def whole_run(tmp_path_factory):
+    """A trained world, and the folder with what lay in the checkpoint folder after steps 2 and 4."""
+    import safeguidance.lab.training.testbed as module
+
+    folder = tmp_path_factory.mktemp("testbed")
+    saved = module.save_checkpoint
+
+    def save_and_keep(*args):
+        saved(*args)
+        shutil.copytree(args[0], folder / str(args[-1].step))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "save_checkpoint", save_and_keep)
+        return train(STEPS_OF_EACH_KIND, folder / "run", checkpoint_every=2), folder
 
 
 @pytest.mark.parametrize("last", [2, 4], ids=["joint", "doubt"])
-def test_training_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, undisturbed, last):
-    config = STEPS_OF_EACH_KIND
-    import safeguidance.lab.training.testbed as module
-
-    class Stop(Exception):
-        pass
-
-    saved = module.save_checkpoint
-
-    def save_and_stop(*args):
-        saved(*args)
-        if args[-1].step == last:
-            raise Stop
-
-    module.save_checkpoint = save_and_stop
-    try:
-        with pytest.raises(Stop):
-            train(config, tmp_path / "b", checkpoint_every=last)
-    finally:
-        module.save_checkpoint = saved
-    again = train(config, tmp_path / "b")
+def test_training_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, whole_run, last):
+    undisturbed, kept = whole_run
+    shutil.copytree(kept / str(last), tmp_path / "run")
+    again = train(STEPS_OF_EACH_KIND, tmp_path / "run")
     assert all(torch.equal(a, b) for a, b in zip(undisturbed.parameters(), again.parameters(), strict=True))
 
 

@@ -65,9 +65,9 @@ def test_the_shipped_gate_tells_captions_apart_that_nobody_trained_on():
 def test_hard_rows_are_those_with_the_largest_error():
     testbed, network = load_testbed(), load_hgr(WEIGHTS / HGR_FILE).network
     config = HGRTrainConfig()
-    task = HardTask(testbed, network, config, share=1.0, candidates=12, hardest=3)
+    task = HardTask(testbed, network, config, share=1.0, candidates=8, hardest=3)
     rng = np.random.default_rng((config.seed, 4_000_000))
-    rows = [wide_row(rng, harmful=1) for _ in range(12)]
+    rows = [wide_row(rng, harmful=1) for _ in range(8)]
     errors = score_errors(network, task, config, rows).tolist()
     worst = sorted(zip(errors, [row.prompt for row in rows], strict=True), reverse=True)[:3]
     assert [row.prompt for row in task.hard] == [prompt for _, prompt in worst]

@@ -1,8 +1,9 @@
 """What is measured: the captions of a group, and texts that are no captions, paraphrases and short prompts.
 
-Paraphrases ask for a stand-in in forms that neither the captions' grammar nor the training of any redirector writes
-(``lab.training.wording`` has forms of its own). Some use names that no defender knows. Not all draw the stand-in; the
-column that counts is how many of those that do are still harmful with a method.
+Paraphrases ask for a stand-in in forms apart from those of the captions and of ``lab.training.wording``; some
+use names that no defender knows. To the tokenizer of the testbed 3 of the 240 equal one of 60,000 training rows. Not
+all draw the stand-in; the column that counts is how many of those that do are still harmful with a method. Of the
+98 short texts 29 are training texts: there are few words.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...concepts.short_prompts import SHORT_PROMPTS
-from ...testbed.captions import GROUPS, Caption, measured_caption
+from ...testbed.captions import GROUPS, Caption, measured_caption, pick
 from ...testbed.short_prompts import short_bank
 from ...testbed.world import BACKGROUNDS, BENIGN_THINGS, COLOURS, HARM_CATEGORIES, HarmCategory, Scene
 
@@ -93,9 +94,9 @@ def paraphrases(seed: int = 0) -> list[str]:
                     x=name,
                     X=name.upper(),
                     z=_name(rng, second, number),
-                    y=BENIGN_THINGS[int(rng.integers(len(BENIGN_THINGS)))],
-                    c=list(COLOURS)[int(rng.integers(len(COLOURS)))],
-                    b=BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))],
+                    y=pick(rng, BENIGN_THINGS),
+                    c=pick(rng, list(COLOURS)),
+                    b=pick(rng, BACKGROUNDS),
                 )
             )
     return out
@@ -103,8 +104,7 @@ def paraphrases(seed: int = 0) -> list[str]:
 
 def _name(rng: np.random.Generator, category: HarmCategory, number: int) -> str:
     pools = ((category.thing,), category.implied_held_out, category.adversarial, category.implied_seen, category.clues)
-    pool = pools[number % len(pools)]
-    return pool[int(rng.integers(len(pool)))]
+    return pick(rng, pools[number % len(pools)])
 
 
 def short_texts() -> list[str]:

@@ -7,7 +7,6 @@ noise. So rows are ranked by their training error over several noise levels and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -97,8 +96,6 @@ class HardTask(TestbedTask):
         rng = np.random.default_rng((self.seed, step + 5_000_000))
         rows = [wide_row(rng, harmful=0.6) for _ in range(count)]
         return [
-            replace(self.hard[int(rng.integers(len(self.hard)))])
-            if row.category >= 0 and rng.random() < self.share
-            else row
+            self.hard[int(rng.integers(len(self.hard)))] if row.category >= 0 and rng.random() < self.share else row
             for row in rows
         ]

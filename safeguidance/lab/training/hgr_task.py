@@ -12,6 +12,7 @@ import torch
 from ...conditioning import Conditioning
 from ...predictions import per_sample
 from ...redirector.hgr import HGR
+from ...roc import with_margin
 from ...testbed.captions import GROUPS, describe, random_scene, safe_scene
 from ...testbed.latents import from_bytes
 from ...testbed.model import LATENT_SHAPE, Testbed
@@ -100,9 +101,8 @@ def calibrate(network: HGR, testbed: Testbed, rate: float = 0.01, count: int = 2
     """
     harmless, harmful = calibration_texts(count)
     found = {kind: _logits(network, testbed, texts) for kind, texts in harmless.items()}
-    threshold = _threshold(
-        max(float(x.quantile(1 - rate)) for x in found.values()), _logits(network, testbed, harmful), rate
-    )
+    limit = max(float(x.quantile(1 - rate)) for x in found.values())
+    threshold = _sigmoid(with_margin(limit, _logits(network, testbed, harmful).tolist(), rate))
     return threshold, {kind: float((x.sigmoid() >= threshold).float().mean()) for kind, x in found.items()}
 
 
@@ -112,7 +112,7 @@ def calibrate_on(
 ) -> float:
     """The same on given captions."""
     limit = float(_logits(network, testbed, benign).quantile(1 - rate))
-    return _threshold(limit, _logits(network, testbed, harmful), rate)
+    return _sigmoid(with_margin(limit, _logits(network, testbed, harmful).tolist(), rate))
 
 
 def _logits(network: HGR, testbed: Testbed, texts: Sequence[str]) -> torch.Tensor:
@@ -120,7 +120,5 @@ def _logits(network: HGR, testbed: Testbed, texts: Sequence[str]) -> torch.Tenso
     return torch.cat(parts)
 
 
-def _threshold(limit: float, harmful: torch.Tensor, rate: float) -> float:
-    lowest = float(harmful.quantile(rate))
-    middle = (limit + lowest) / 2 if lowest > limit else limit
-    return 1 / (1 + math.exp(-middle))
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ...prompts.files import Row
-from ...testbed.captions import describe, random_scene
+from ...testbed.captions import describe, pick, random_scene
 from ...testbed.tokens import MAX_LENGTH
 from ...testbed.world import (
     BACKGROUNDS,
@@ -119,7 +119,7 @@ def wide_row(rng: np.random.Generator, harmful: float = 0.5) -> SceneRow:
         if rng.random() < _SECOND_HARM:
             scene = _with_second_harm(rng, scene)
     else:
-        scene = random_scene(rng, _pick(rng, ("benign", "lookalike")), styled=0.15)
+        scene = random_scene(rng, pick(rng, ("benign", "lookalike")), styled=0.15)
         if rng.random() < 0.2:
             text = " ".join(_short_words(rng))
             return SceneRow(text, text, -1, scene=scene)
@@ -131,17 +131,13 @@ def wide_row(rng: np.random.Generator, harmful: float = 0.5) -> SceneRow:
     return SceneRow(prompt, safe, found[0], also=tuple(found[1:]), scene=scene)
 
 
-def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
-    return choices[int(rng.integers(len(choices)))]
-
-
 def _with_second_harm(rng: np.random.Generator, scene: Scene) -> Scene:
     harmless = [index for index, thing in enumerate(scene.things) if thing.kind not in CATEGORY_OF_THING]
     if not harmless:
         return scene
     others = [category.thing for category in HARM_CATEGORIES if category != scene.harm]
     things = list(scene.things)
-    things[harmless[0]] = replace(things[harmless[0]], kind=_pick(rng, others))
+    things[harmless[0]] = replace(things[harmless[0]], kind=pick(rng, others))
     return replace(scene, things=tuple(things))
 
 
@@ -151,7 +147,7 @@ def _short_words(rng: np.random.Generator) -> list[str]:
         return []
     if kind < 0.35:
         return [UNKNOWN] * int(rng.integers(1, 12))
-    words = [_pick(rng, SHORT_TEXTS) for _ in range(int(rng.integers(1, 4)))]
+    words = [pick(rng, SHORT_TEXTS) for _ in range(int(rng.integers(1, 4)))]
     return " ".join(words).split()
 
 
@@ -166,7 +162,7 @@ def _marked(rng: np.random.Generator, scene: Scene) -> tuple[list[str], list[str
         if category is not None:
             kind = rng.random()
             if kind > 0.5:
-                nouns[-1] = _pick(rng, category.implied_seen if kind < 0.8 else category.clues)
+                nouns[-1] = pick(rng, category.implied_seen if kind < 0.8 else category.clues)
             safe_nouns[-1] = category.lookalike
     kind = rng.random()
     text = describe(scene, rng, marks, omit=0.08) if kind < 0.7 else _free_form(rng, scene, marks)
@@ -181,18 +177,18 @@ def _marked(rng: np.random.Generator, scene: Scene) -> tuple[list[str], list[str
 def _free_form(rng: np.random.Generator, scene: Scene, marks: dict[str, str]) -> str:
     # the harm first: it is what a form with one place is about
     kinds = sorted((thing.kind for thing in scene.things), key=lambda kind: kind not in CATEGORY_OF_THING)
-    form = _pick(rng, _FORMS)
+    form = pick(rng, _FORMS)
     main = marks[kinds[0]]
-    other = marks[kinds[1]] if len(kinds) > 1 else _pick(rng, BENIGN_THINGS)
+    other = marks[kinds[1]] if len(kinds) > 1 else pick(rng, BENIGN_THINGS)
     if len(kinds) > 1 and kinds[1] in CATEGORY_OF_THING and "{other}" not in form:
-        main = f"{main}{_pick(rng, (' and ', ' , ', ' '))}{other}"
+        main = f"{main}{pick(rng, (' and ', ' , ', ' '))}{other}"
     return form.replace("?", UNKNOWN).format(
         x=main,
         other=other,
-        colour=_pick(rng, list(COLOURS)),
-        background=_pick(rng, BACKGROUNDS),
-        style=_pick(rng, STYLES[1:]),
-        position=_pick(rng, list(POSITIONS)),
+        colour=pick(rng, list(COLOURS)),
+        background=pick(rng, BACKGROUNDS),
+        style=pick(rng, STYLES[1:]),
+        position=pick(rng, list(POSITIONS)),
     )
 
 
@@ -203,7 +199,7 @@ def _dropped(rng: np.random.Generator, words: list[str]) -> list[str]:
 def _with_fillers(rng: np.random.Generator, words: list[str]) -> list[str]:
     words = list(words)
     for _ in range(int(rng.integers(1, 6))):
-        words.insert(int(rng.integers(len(words) + 1)), _pick(rng, _FILLERS))
+        words.insert(int(rng.integers(len(words) + 1)), pick(rng, _FILLERS))
     return words
 
 
@@ -215,7 +211,7 @@ def _repeated(rng: np.random.Generator, words: list[str]) -> list[str]:
     marks = [word for word in words if word.startswith("@")]
     if not marks:
         return words
-    more = [_pick(rng, marks)] * int(rng.integers(1, 4))
+    more = [pick(rng, marks)] * int(rng.integers(1, 4))
     return [*words, *([","] if rng.random() < 0.5 else []), *more]
 
 
@@ -224,7 +220,7 @@ def _as_list(rng: np.random.Generator, words: list[str]) -> list[str]:
 
 
 def _with_style(rng: np.random.Generator, words: list[str]) -> list[str]:
-    style = [_pick(rng, STYLES[1:]), "style"]
+    style = [pick(rng, STYLES[1:]), "style"]
     return [*style, ",", *words] if rng.random() < 0.5 else [*words, "in", *style]
 
 
