@@ -5,7 +5,9 @@ The testbed's MODEL and CLIP draw them, in the host's own classes; forms of one 
 
 from __future__ import annotations
 
+import gc
 import math
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -26,6 +28,15 @@ JUDGED_BY = {"SAFREE": "concepts", "SAFREE without a judge": "none (as published
 DETECT = {f"Detect Harm, {name}": name for name in odd_runs.REDIRECTORS}
 MOST_OPEN = 0.01
 """Share of the harmless odd prompts that may open the gate."""
+
+
+@pytest.fixture(autouse=True)
+def no_collection() -> Iterator[None]:
+    """Brackets that are too deep use up the stack; a collection that starts there has none left for its finalisers."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @cache
