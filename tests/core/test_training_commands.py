@@ -35,6 +35,7 @@ def why_no_host():
         return str(error)
 
 
+pytestmark = pytest.mark.long_setup
 NO_HOST = why_no_host()
 HGR = (WEIGHTS / HGR_FILE).as_posix()
 on_host = pytest.mark.skipif(bool(NO_HOST), reason=NO_HOST)
