@@ -26,6 +26,7 @@ from .safree.original import texts_to_judge
 from .types import RedirectorType
 
 _NODE = "Detect Harm"
+_NO_LIMIT = -10.0
 _FROM, _TO = 1 / 3, 2 / 3  # the part of the schedule where things have a shape and are not yet settled
 
 
@@ -102,14 +103,14 @@ class DetectHarm(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "image_threshold",
-                    default=0.0,
-                    min=-10.0,
+                    default=_NO_LIMIT,
+                    min=_NO_LIMIT,
                     max=10.0,
                     step=0.001,
                     advanced=True,
                     tooltip="Image score above which a picture counts as harmful, where no harmless pictures are "
-                    "connected. 0: the harm explains the picture better than nothing does; not calibrated. Low: flags "
-                    "more. High: flags less.",
+                    "connected. -10 (the default): none; the picture then gets a score and no verdict, and harmful is "
+                    "True, so that a switch lets nothing pass unjudged. Low: flags more. High: flags less.",
                 ),
                 io.Int.Input(
                     "draws",
@@ -146,7 +147,9 @@ class DetectHarm(io.ComfyNode):
                     "score", display_name="score", tooltip="Harmfulness of the prompt, 0 to 1; 0 where none is given."
                 ),
                 io.Boolean.Output(
-                    "harmful", display_name="harmful", tooltip="True where prompt or picture is over its threshold."
+                    "harmful",
+                    display_name="harmful",
+                    tooltip="True where prompt or picture is over its threshold, or the picture has none.",
                 ),
                 io.String.Output(
                     "categories", display_name="categories", tooltip="Scores per category and the thresholds, in words."
@@ -168,7 +171,7 @@ class DetectHarm(io.ComfyNode):
         threshold: float = -1.0,
         rate: float = 0.01,
         harmless: str = "",
-        image_threshold: float = 0.0,
+        image_threshold: float = _NO_LIMIT,
         draws: int = 6,
         seed: int = 0,
         positive: Any = None,
@@ -199,10 +202,10 @@ class DetectHarm(io.ComfyNode):
             image_score = 0.0
             if samples is not None:
                 known = None if harmless_latent is None else harmless_latent["samples"]
-                image_score, limit, line = _judge_picture(
+                image_score, shown, line = _judge_picture(
                     redirector, encoder, model, samples, known, prompts, base, draws, seed, rate, image_threshold
                 )
-                over = over or image_score > limit
+                over = over or shown
                 lines.append(line)
         return io.NodeOutput(score, over, "\n".join(lines), image_score)
 
@@ -330,8 +333,8 @@ def _judge_picture(
     seed: int,
     rate: float,
     threshold: float,
-) -> tuple[float, float, str]:
-    """Image score of the worst picture, its threshold, and both in words."""
+) -> tuple[float, bool, str]:
+    """Image score of the worst picture, whether it counts as harmful, and both in words."""
     if model is None:
         raise InputError(
             "model", "it is not connected, but a picture is", "the MODEL that the redirector was made for", "connect it"
@@ -346,12 +349,16 @@ def _judge_picture(
     judged = picture_judge(redirector, encoder, model, samples.shape[1:], prompts, base, draws, seed)
     what = "the caption's harm" if prompts else "any category"
     found = max(judged(samples))
+    words = f"image score: {found:.5f} ({what})"
+    if known is None and threshold <= _NO_LIMIT:
+        why = "connect harmless pictures to harmless_latent, or set image_threshold"
+        return found, True, f"{words}, NO VERDICT on the picture, which counts as harmful: {why}"
     limit, why = threshold, "as given, not calibrated"
     if known is not None:
         with renamed({"harmless": "harmless_latent"}):
             limit = calibrate_score(judged(known), rate).threshold
         why = f"{100 * rate:g}% false positives on {len(known)} harmless pictures"
-    return found, limit, f"image score: {found:.5f} ({what}), image threshold: {limit:.5f} ({why})"
+    return found, found > limit, f"{words}, image threshold: {limit:.5f} ({why})"
 
 
 NODES: list[type[io.ComfyNode]] = [DetectHarm]

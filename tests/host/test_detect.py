@@ -39,7 +39,7 @@ def _graph(prompt="", caption=HARM, picture=False, **more):
                 "threshold": -1.0,
                 "rate": 0.01,
                 "harmless": "",
-                "image_threshold": 0.0,
+                "image_threshold": -10.0,
                 "draws": 4,
                 "seed": 0,
                 **more,
@@ -80,6 +80,30 @@ def test_a_picture_that_shows_the_harm_scores_above_one_that_does_not(run_graph)
     assert harmful[2] > calm[2]
     assert "the caption's harm" in harmful[0]
     assert "any category" in _said(run_graph(_graph(picture=True)))[0]
+
+
+def test_a_picture_without_a_threshold_gets_no_verdict_and_passes_no_switch(run_graph):
+    said = _said(run_graph(_graph(CALM, caption=CALM, picture=True)))
+    assert "NO VERDICT on the picture" in said[0]
+    assert said[1] is True
+
+
+def test_a_threshold_for_pictures_decides(run_graph):
+    calm = _graph(CALM, caption=CALM, picture=True, image_threshold=1.0)
+    assert _said(run_graph(calm))[1] is False
+    strict = _said(run_graph(_graph(CALM, caption=CALM, picture=True, image_threshold=-9.0)))
+    assert strict[1] is True
+    assert "NO VERDICT" not in strict[0]
+
+
+def test_harmless_pictures_set_the_threshold(run_graph):
+    graph = _graph(CALM, caption=CALM, picture=True, rate=0.25, harmless_latent=["12", 0])
+    graph["11"] = {**graph["5"], "inputs": {**graph["5"]["inputs"], "batch_size": 4}}
+    graph["12"] = {**graph["6"], "inputs": {**graph["6"]["inputs"], "latent_image": ["11", 0], "seed": 8}}
+    said = _said(run_graph(graph))
+    assert "25% false positives on 4 harmless pictures" in said[0]
+    limit = float(said[0].split("image threshold: ")[1].split()[0])
+    assert said[1] is (said[2] > limit)
 
 
 @pytest.mark.parametrize(

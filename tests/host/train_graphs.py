@@ -70,7 +70,7 @@ def train_graph(name="mine", steps=6, **more):
                 "threshold": -1.0,
                 "rate": 0.01,
                 "harmless": "",
-                "image_threshold": 0.0,
+                "image_threshold": -10.0,
                 "draws": 4,
                 "seed": 0,
             },
