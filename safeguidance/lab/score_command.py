@@ -25,7 +25,21 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--calibration", type=int, default=200, help="harmless captions for the thresholds")
     parser.add_argument("--rate", type=float, default=0.01, help="false-positive rate of the thresholds (default 0.01)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("score"), help="folder for score.json and roc.png")
+    listed = parser.add_argument_group(
+        "the prompts of a file", "a line a prompt: index, score, threshold, opens, category"
+    )
+    listed.add_argument("--prompts", type=Path, metavar="FILE", help="prompts to score, .csv or .jsonl, of any size")
+    listed.add_argument("--column", default="prompt", help="their column (default prompt)")
+    listed.add_argument("--encoder", default="testbed", help="testbed, minilm, or a folder as transformers saves it")
+    listed.add_argument("--redirector", default="concepts", help="concepts (no training), or an HGR file")
+    listed.add_argument("--negatives", type=Path, metavar="FILE", help="harmless prompts; adds AUC and true positives")
+    listed.add_argument("--negatives-column", help="their column (default as --column)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("score"),
+        help="folder for score.json and roc.png; with --prompts a .jsonl, which a later run goes on with",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -34,6 +48,8 @@ def _run(args: argparse.Namespace) -> int:
     from ..testbed.model import load_testbed
     from .scoring import Scorer, detect
 
+    if args.prompts is not None:
+        return _file(args)
     testbed, redirector = load_testbed(), load_hgr(args.hgr)
     if args.prompt is not None or args.picture is not None:
         return _one(args, testbed, redirector)
@@ -54,6 +70,34 @@ def _run(args: argparse.Namespace) -> int:
     draw_roc(found).save(args.out / "roc.png")
     print(table(found))
     print(f"written: {args.out / 'score.json'}, {args.out / 'roc.png'}")
+    return 0
+
+
+def _file(args: argparse.Namespace) -> int:
+    from .encoders import load_encoder
+    from .score_prompts import in_words, progress, redirector_by_name, score_file, summarise
+
+    out = args.out if args.out.suffix == ".jsonl" else args.out / "scores.jsonl"
+    encoder = load_encoder(args.encoder)
+    redirector = redirector_by_name(args.redirector, encoder, args.encoder == "testbed")
+    print(f"{redirector.title} on {encoder.title}, threshold {redirector.threshold:.4g}", flush=True)
+    watch, bar = progress(args.prompts.name)
+    with bar:
+        scores = score_file(redirector, encoder, args.prompts, args.column, out, watch)
+    opened = sum(score >= redirector.threshold for score in scores)
+    print(f"the gate opens for {opened} of {len(scores)} prompts")
+    print(f"written: {out}")
+    if args.negatives is not None:
+        watch, bar = progress(args.negatives.name)
+        with bar:
+            harmless = score_file(
+                redirector, encoder, args.negatives, args.negatives_column or args.column, None, watch
+            )
+        found = summarise(scores, harmless, redirector.threshold, args.seed)
+        path = out.with_suffix(".summary.json")
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        print(in_words(found))
+        print(f"written: {path}")
     return 0
 
 

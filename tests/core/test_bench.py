@@ -73,7 +73,9 @@ def test_harmful_pictures_are_counted_per_caption_over_all_seeds():
 
 
 def test_the_report_names_the_worst_captions_of_guarded_harmful_groups():
-    report = measure(load_testbed(), load_oracle(), ["none", "negative"], ["implied", "benign"], 2, 0, Setting(steps=8), seeds=2)
+    report = measure(
+        load_testbed(), load_oracle(), ["none", "negative"], ["implied", "benign"], 2, 0, Setting(steps=8), seeds=2
+    )
     hits = harmful_seeds(report.sampled["implied", "negative"].readings, 2)
     assert max(hits) == report.rows[1].worst > 0
     worst = report.captions["implied"][hits.index(max(hits))].text
