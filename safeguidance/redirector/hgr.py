@@ -108,6 +108,18 @@ class HGR(nn.Module):
                 layer.bias.zero_()
         self.judge.bias.fill_(-4.0)
 
+    @torch.no_grad()
+    def scale_change(self, factor: float) -> None:
+        """Multiply every proposed change; the gate stays.
+
+        Args:
+            factor: 1 leaves it as it was trained, above 1 is a margin for wording that training did not have.
+        """
+        for layer in (self.leave, self.leave_pooled):
+            if layer is not None:
+                layer.weight.mul_(factor)
+                layer.bias.mul_(factor)
+
     def _chunks(self, tokens: torch.Tensor) -> torch.Tensor:
         size = self.config.chunk
         if size and tokens.shape[1] > size and tokens.shape[1] % size == 0:

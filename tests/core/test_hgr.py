@@ -32,6 +32,16 @@ def test_untrained_it_is_plain_cfg():
     assert network.logits(tokens).sigmoid().max() < 0.2
 
 
+def test_a_margin_multiplies_the_change_and_leaves_the_gate():
+    network, tokens = _network(pooled_width=7), torch.randn(2, 5, 16)
+    torch.nn.init.normal_(network.leave_pooled.weight)
+    logits, (delta, pooled) = network.logits(tokens), network.change(tokens)
+    network.scale_change(1.25)
+    assert torch.equal(network.logits(tokens), logits)
+    assert torch.allclose(network.change(tokens)[0], 1.25 * delta, rtol=1e-4)
+    assert torch.allclose(network.change(tokens)[1], 1.25 * pooled, rtol=1e-4)
+
+
 def test_long_prompts_are_read_chunk_by_chunk():
     network, calm, loud = _network(), torch.randn(1, 5, 16), torch.randn(1, 5, 16)
     both = torch.cat([calm, loud], dim=1)

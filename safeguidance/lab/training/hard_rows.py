@@ -22,8 +22,8 @@ from ...training.target import target
 from .hgr_task import TestbedTask
 from .wording import SceneRow, wide_row
 
-CANDIDATES = 400
-HARDEST = 80
+CANDIDATES = 1200
+HARDEST = 200
 _LEVELS = 4
 _BATCH = 25
 
