@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from importlib import util
@@ -18,6 +19,7 @@ import torch
 
 from ..conditioning import Conditioning
 from ..errors import InputError
+from ..testbed.tokens import MAX_LENGTH
 
 NAMES = ("testbed", "minilm")
 LENGTH = 128
@@ -47,6 +49,9 @@ class TextEncoder(Protocol):
 
     def span(self, text: str) -> tuple[int, int]:
         """Where a text's own tokens and the end mark lie in its states."""
+
+    def length(self, text: str) -> int:
+        """States a text has; texts of one batch have the same number, or some get padding that they have not alone."""
 
 
 class PretrainedEncoder:
@@ -93,6 +98,10 @@ class PretrainedEncoder:
         """Where a text's own tokens and the end mark lie."""
         return 1, max(min(len(self._numbers(text)), LENGTH), 2)
 
+    def length(self, text: str) -> int:
+        """States a text has: all have the same number."""
+        return LENGTH
+
 
 def load_encoder(name: str) -> TextEncoder:
     """An encoder by name or folder.
@@ -123,12 +132,30 @@ class _TestbedEncoder:
         self.width = int(self([""]).tokens.shape[-1])
 
     def __call__(self, texts: Sequence[str]) -> Conditioning:
-        """Conditioning of texts."""
-        return Conditioning(*self._testbed.encode_pooled(texts))
+        """Conditioning of texts; a long one has several chunks, as in a graph, and the others empty ones beside it."""
+        rows = [self._chunks(text) for text in texts]
+        most = max(len(row) for row in rows)
+        parts = [
+            self._testbed.encode_pooled([row[place] if place < len(row) else "" for row in rows])
+            for place in range(most)
+        ]
+        return Conditioning(torch.cat([tokens for tokens, _ in parts], dim=1), parts[0][1])
+
+    def _chunks(self, text: str) -> list[str]:
+        numbers = self._testbed.tokenizer(text)["input_ids"]
+        if len(numbers) <= MAX_LENGTH:
+            return [text]
+        # weights in brackets are not applied in a text of more than one chunk
+        words = re.findall(r"[a-z]+|,|<unk>", text.lower())
+        return [" ".join(words[first : first + MAX_LENGTH - 2]) for first in range(0, len(words), MAX_LENGTH - 2)]
 
     def span(self, text: str) -> tuple[int, int]:
         """Where a text's own tokens and the end mark lie."""
-        return 1, len(self._testbed.tokenizer(text)["input_ids"])
+        return 1, min(len(self._testbed.tokenizer(text)["input_ids"]), MAX_LENGTH)
+
+    def length(self, text: str) -> int:
+        """States a text has."""
+        return MAX_LENGTH * len(self._chunks(text))
 
 
 def _minilm() -> PretrainedEncoder:

@@ -111,14 +111,18 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def score_rows(redirector: Redirector, encoder: TextEncoder, texts: Sequence[str]) -> list[dict[str, Any]]:
     """Score, threshold, whether the gate opens, and the category that scores most, of each text."""
     base = encoder([""])
-    with torch.no_grad():
-        found = prompt_scores(redirector, encoder(texts), base)
-    rows = []
-    for gate, per in zip(found.gate.tolist(), found.categories, strict=True):
-        best = redirector.categories[int(per.argmax())]
-        opens = gate >= redirector.threshold
-        rows.append({"score": gate, "threshold": redirector.threshold, "opens": opens, "category": best})
-    return rows
+    rows: dict[int, dict[str, Any]] = {}
+    places: dict[int, list[int]] = {}
+    for place, text in enumerate(texts):
+        places.setdefault(encoder.length(text), []).append(place)
+    for some in places.values():
+        with torch.no_grad():
+            found = prompt_scores(redirector, encoder([texts[place] for place in some]), base)
+        for place, gate, per in zip(some, found.gate.tolist(), found.categories, strict=True):
+            best = redirector.categories[int(per.argmax())]
+            opens = gate >= redirector.threshold
+            rows[place] = {"score": gate, "threshold": redirector.threshold, "opens": opens, "category": best}
+    return [rows[place] for place in range(len(texts))]
 
 
 def score_file(

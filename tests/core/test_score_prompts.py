@@ -12,7 +12,7 @@ from safeguidance.concepts.banks import BENIGN_PROMPTS
 from safeguidance.errors import InputError
 from safeguidance.lab import encoders
 from safeguidance.lab.encoders import LENGTH, load_encoder
-from safeguidance.lab.score_prompts import in_words, redirector_by_name, score_file, summarise, texts_of
+from safeguidance.lab.score_prompts import in_words, redirector_by_name, score_file, score_rows, summarise, texts_of
 from safeguidance.testbed.model import HGR_FILE, WEIGHTS
 
 HARM = "on the meadow there is a yellow skull in the left"
@@ -65,6 +65,8 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_file(tmp_path, testbed, hgr)
 
     class Counting:
         width = testbed.width
+
+        length = testbed.length
 
         def __call__(self, texts):
             asked.extend(texts)
@@ -157,6 +159,13 @@ def test_the_command_scores_and_compares(tmp_path, capsys):
 
 
 # ---- encoders ----
+
+
+def test_a_prompt_longer_than_a_chunk_of_the_testbed_is_read_to_its_end(testbed, hgr):
+    long = f"{'a red cup , ' * 10}{HARM}"
+    rows = score_rows(hgr, testbed, [long, CALM])
+    assert [row["opens"] for row in rows] == [True, False]
+    assert rows[1]["score"] == pytest.approx(score_rows(hgr, testbed, [CALM])[0]["score"], abs=1e-5)
 
 
 def test_minilm_knows_what_words_mean(minilm):
