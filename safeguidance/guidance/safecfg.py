@@ -81,7 +81,7 @@ class SafeCFGConfig:
 SAFECFG_PRESETS: dict[str, SafeCFGConfig] = {
     "light": SafeCFGConfig(strength=0.75, end=0.6),
     "balanced": SafeCFGConfig(),
-    "strict": SafeCFGConfig(strength=1.5),
+    "strict": SafeCFGConfig(strength=1.25),
 }
 """From least to most removed. ``balanced`` is the paper's way; the others are ours, chosen on the testbed."""
 

@@ -151,6 +151,7 @@ def _train_hgr(args: argparse.Namespace) -> int:
     from ..testbed.tokens import MAX_LENGTH
     from ..training.checkpoints import delete_checkpoint, finish_run
     from ..training.hgr import run_settings, train_hgr
+    from .training.gate_round import TEXTS, refit_gate
     from .training.hard_rows import HardTask
     from .training.hgr_task import HARM_TRAINING, LAYERS, SECOND_ROUND, TestbedTask, calibrate, calibrate_on
     from .training.style_task import STYLE_TRAINING, StyleTask, calibration_captions, category_of
@@ -189,6 +190,8 @@ def _train_hgr(args: argparse.Namespace) -> int:
         for _ in train_hgr(network, task, config, folder, extra_settings=before):
             pass
     network.scale_change(args.margin)
+    if args.begin:
+        print(f"gate refitted on {TEXTS:,} texts: cross-entropy {refit_gate(network, testbed, seed=config.seed):.4f}")
     count, rate = 2000, 0.01
     more: dict[str, Any] = {}
     if style:

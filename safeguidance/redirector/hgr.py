@@ -134,9 +134,13 @@ class HGR(nn.Module):
             x = layer(x)
         return x[:, 0], x[:, 1:]
 
+    def gate_features(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the gate's head judges, ``[chunks, W]``, chunk by chunk; of texts of one chunk ``[B, W]``."""
+        return self._read(self._chunks(tokens), 0)[0]
+
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """Gate logits per category, ``[B, K]``, the largest over a prompt's chunks."""
-        per_chunk = self.judge(self.judge_norm(self._read(self._chunks(tokens), 0)[0]))
+        per_chunk = self.judge(self.judge_norm(self.gate_features(tokens)))
         scores: torch.Tensor = rearrange(per_chunk, "(b n) k -> b n k", b=len(tokens)).amax(dim=1)
         return scores
 

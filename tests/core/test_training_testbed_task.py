@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from safeguidance.lab.training.gate_round import gate_texts, refit_gate
 from safeguidance.lab.training.hard_rows import HardTask, score_errors
 from safeguidance.lab.training.hgr_task import TestbedTask, calibrate
 from safeguidance.lab.training.wording import wide_row
@@ -84,3 +85,28 @@ def test_a_trained_network_has_a_smaller_error_than_an_untrained_one():
     untrained = HGR(trained.config)
     before, after = (score_errors(network, task, config, rows).mean() for network in (untrained, trained))
     assert after < before
+
+
+def test_a_refitted_gate_judges_better_and_the_change_stays():
+    testbed, network = load_testbed(), load_hgr(WEIGHTS / HGR_FILE).network
+    torch.nn.init.normal_(network.judge.weight, std=0.05)
+    texts, labels = gate_texts(90, 9, 4)
+    tokens = testbed.encode(texts)
+
+    def error():
+        with torch.no_grad():
+            return float(torch.nn.functional.binary_cross_entropy_with_logits(network.logits(tokens), labels))
+
+    before, change = error(), network.change(tokens[:4])[0]
+    said = refit_gate(network, testbed, count=600, steps=60, seed=1)
+    assert error() < before / 2
+    assert said < before
+    assert torch.equal(network.change(tokens[:4])[0], change)
+
+
+def test_texts_of_the_gate_name_what_they_show():
+    texts, labels = gate_texts(300, 0, 4)
+    assert gate_texts(300, 0, 4)[0] == texts
+    assert (labels[::3] == 0).all()
+    assert 0.3 < float((labels.sum(dim=1) > 0).float().mean()) < 0.5
+    assert (labels.sum(dim=1) > 1).any()

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("pack")
 SAFECFG = {
     "light": {"strength": 0.75, "end": 0.6},
     "balanced": {"strength": 1.0, "start": 0.0, "end": 1.0, "threshold": -1.0},
-    "strict": {"strength": 1.5, "end": 1.0},
+    "strict": {"strength": 1.25, "end": 1.0},
 }
 SP_GUARD = {
     "light": {"lambda_max": 2.0, "threshold": 0.4, "end": 0.6, "switch": 0.8},
