@@ -12,11 +12,13 @@ from typing import Any
 
 from safeguidance.headless.definitions import InputSpec, input_specs
 
+from .host_node_sources import LORA_FILE, PREFIX
 from .host_node_trials import (
     ANY,
     BEFORE,
     BOTH,
     CONDITIONING_KINDS,
+    GUIDER,
     MODEL_KINDS,
     NEGATIVE,
     SAFECFG,
@@ -33,8 +35,8 @@ HARM = "death"
 """Category of what the harmful caption asks for."""
 HARMLESS = "a large blue balloon center , snow behind"
 OTHER, OTHER_NEGATIVE = "snow behind", "brick wall"
-STEPS, SEED, CFG, SIDE = 6, 7, 5.0, 48
-LORA_FILE = "safeguidance-host-nodes.safetensors"
+STEPS, FEW_STEPS, SEED, CFG, SIDE = 8, 4, 7, 5.0, 48
+"""A harmless picture is compared bit for bit, for which fewer steps do."""
 
 # What a node takes by type, beyond MODEL, CLIP, VAE and CONDITIONING: nodes that make it, and which output.
 SOURCES: Mapping[str, tuple[dict[str, tuple[str, dict[str, Any]]], tuple[str, int]]] = {
@@ -56,7 +58,7 @@ SOURCES: Mapping[str, tuple[dict[str, tuple[str, dict[str, Any]]], tuple[str, in
     ),
     "SAMPLER": ({"sampler": ("KSamplerSelect", {"sampler_name": "euler"})}, ("sampler", 0)),
     "SIGMAS": (
-        {"sigmas": ("BasicScheduler", {"model": ["world", 0], "scheduler": "simple", "steps": STEPS, "denoise": 1.0})},
+        {"sigmas": ("BasicScheduler", {"model": ["world", 0], "scheduler": "simple", "denoise": 1.0})},
         ("sigmas", 0),
     ),
     "NOISE": ({"noise": ("RandomNoise", {"noise_seed": SEED})}, ("noise", 0)),
@@ -76,9 +78,13 @@ SOURCES: Mapping[str, tuple[dict[str, tuple[str, dict[str, Any]]], tuple[str, in
         {"range": ("ConditioningTimestepsRange", {"start_percent": 0.0, "end_percent": 0.5})},
         ("range", 0),
     ),
+    **{
+        kind: ({f"made_{kind}": (PREFIX + kind, {})}, (f"made_{kind}", 0))
+        for kind in ("CONTROL_NET", "CLIP_VISION_OUTPUT", "STYLE_MODEL", "GLIGEN", "LORA_MODEL", "PHOTOMAKER")
+    },
 }
 _FILLED_THOUGH_OPTIONAL = ("MODEL", "CONDITIONING", "HOOKS", "MASK", "TIMESTEPS_RANGE", "LATENT")
-_BY_NAME = {"steps": STEPS, "seed": SEED, "noise_seed": SEED, "width": SIDE, "height": SIDE, "length": 1}
+_BY_NAME = {"seed": SEED, "noise_seed": SEED, "width": SIDE, "height": SIDE, "length": 1}
 
 
 class CannotBuild(Exception):
@@ -107,6 +113,7 @@ class _Builder:
     def __init__(self, trial: Trial, definition: Mapping[str, Any], method: str, caption: str, guarded: bool) -> None:
         self.trial, self.definition, self.method, self.caption = trial, definition, method, caption
         self.guarded = guarded
+        self.steps = STEPS if caption == HARMFUL else FEW_STEPS
         self.nodes: dict[str, Any] = {}
         self.add("world", "SafeGuidance_LoadTestbed")
         self.add("latent", "EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)
@@ -137,7 +144,7 @@ class _Builder:
             self.add("report", "PreviewAny", source=["sample", 0])
         else:
             trace = ["ours", 1] if "ours" in self.nodes else ["filter", 1]
-            self.add("report", "SafeGuidance_SafetyReport", latent=["sample", 0], trace=trace)
+            self.add("report", PREFIX + "report", latent=["sample", 0], trace=trace)
         return self._needed()
 
     def _needed(self) -> dict[str, Any]:
@@ -260,6 +267,8 @@ class _Builder:
             return self.source(spec.type, spec.name) if wanted else None
         if self.trial.kind in ("sampler", "guider") and spec.name == "cfg":
             return CFG
+        if spec.name == "steps":
+            return _at_least(spec, self.steps)
         if spec.name in _BY_NAME:
             return _at_least(spec, _BY_NAME[spec.name])
         if spec.optional:
@@ -272,6 +281,10 @@ class _Builder:
         return found
 
     def source(self, kind: str, name: str) -> list[Any]:
+        if kind == "GUIDER":
+            return ["guider", 0]  # made with the sampler
+        if kind == "CLIP" and self.trial.kind == "encode":
+            return self.add("made_CLIP", PREFIX + "CLIP", clip=["world", 1])
         if kind in ("MODEL", "CLIP", "VAE"):
             return ["world", ("MODEL", "CLIP", "VAE").index(kind)]
         if kind == "CONDITIONING":
@@ -281,6 +294,8 @@ class _Builder:
             raise CannotBuild(f"its input {name} takes {kind}, which the testbed does not have")
         for key, (class_type, inputs) in nodes.items():
             self.add(key, class_type, **inputs)
+        if kind == "SIGMAS":
+            self.nodes["sigmas"]["inputs"]["steps"] = self.steps
         return list(link)
 
     def conditioning(self, name: str) -> list[Any]:
@@ -309,18 +324,26 @@ class _Builder:
             self.nodes["sample"] = self.nodes.pop("host")
             for name in self.nodes["sample"]["inputs"]:
                 if name == "guider":
-                    made = self.add("guider", "CFGGuider", model=model, positive=positive, negative=negative, cfg=CFG)
-                    self.nodes["sample"]["inputs"][name] = made
-        elif kind in SAMPLING_KINDS or guider is not None:
-            made = guider or self.add("guider", "CFGGuider", model=model, positive=positive, negative=negative, cfg=CFG)
+                    self.nodes["sample"]["inputs"][name] = self.guider(model, positive, negative)
+        elif kind in SAMPLING_KINDS or guider is not None or (self.method == GUIDER and self.guarded):
+            made = guider or self.guider(model, positive, negative)
             parts: dict[str, Any] = {}
             for name in ("noise", "sampler", "sigmas"):
-                own = name.upper() in self.outputs
+                own = name.upper() in self.outputs and kind in SAMPLING_KINDS
                 parts[name] = self.out(name.upper()) if own else self.source(name.upper(), name)
+            if "sigmas" in self.nodes:
+                self.nodes["sigmas"]["inputs"]["model"] = model
             self.add("sample", "SamplerCustomAdvanced", guider=made, latent_image=["latent", 0], **parts)
         else:
-            more = {"seed": SEED, "steps": STEPS, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+            more = {"seed": SEED, "steps": self.steps, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
             self.add("sample", "KSampler", model=model, **common, **more)
+
+    def guider(self, model: list[Any], positive: list[Any], negative: list[Any]) -> list[Any]:
+        """The host's guider, or ours with the host's behind it."""
+        if self.method != GUIDER or not self.guarded:
+            return self.add("guider", "CFGGuider", model=model, positive=positive, negative=negative, cfg=CFG)
+        conds = {"positive": positive, "negative": negative, "redirector": self.hgr(), "cfg": CFG}
+        return self.add("ours", "SafeGuidance_SafeCFGGuider", model=model, **conds)
 
 
 def _at_least(spec: InputSpec, value: int) -> int:

@@ -9,32 +9,40 @@ from typing import Any
 from safeguidance.headless.hosts import PACK_ROOT
 
 from . import host_node_trials as trials
-from .host_node_graphs import STEPS
-from .host_nodes import ALONE, CANNOT, FAULTS, GUARDED, NOTHING, REFUSED, WEAK
+from .host_node_graphs import FEW_STEPS, STEPS
+from .host_node_runs import ACTED, ALONE, CANNOT, FAULTS, GUARDED, NOTHING, REFUSED, WEAK
 
+UNTRIED = "another model"
+"""The limit that covers nodes which the testbed cannot run."""
 PAGE = PACK_ROOT / "web" / "docs" / "guides" / "other_nodes.md"
-FITS_NOT = "made for models that the testbed is not one of"
-GUARDS, REFUSES, WEAKER, EMPTY = "guarded", "refused in words", "guarded, more weakly", "nothing to guard"
+GUARDS, REFUSES, WEAKER, ACTS, EMPTY = "guarded", "refused in words", "weaker", "acts", "nothing to guard"
 
 INTRO = """# Other nodes beside ours
 
-Every node of ComfyUI {hosts} that touches MODEL, guider, conditioning or cfg, and what happens when it stands before or
-after a node of this pack. The list comes from ComfyUI itself; the outcomes were measured on the pack's own small model, one
-picture of {steps} steps for each place, with a prompt that asks for harm and with a harmless one. This page is made by
+This page answers one question: I put another node of ComfyUI before or after a node of this pack; does the guard still
+act? It lists every node of ComfyUI {hosts} that touches MODEL, guider, conditioning or cfg. The list is read from ComfyUI
+itself, and each node was run on the pack's own small model: for each place one picture of {steps} steps with a prompt that
+asks for harm and one of {few} steps with a harmless prompt, with our node and without. Three things were compared: the two
+latents, what Safety Report says, and which texts the model was really given. The page is made by
 `python -m tools host-nodes --write`.
 
 | word | what was seen |
 |---|---|
-| {guarded} | the harmful prompt is guarded, the report says so, and the oracle sees no harm in the picture; the harmless one gives the same picture as without our node, to the last bit |
-| {weaker} | the same, but this one picture still shows what was asked for, as with other prompts that a method does not fully catch |
-| {empty} | the graph without our node draws no harm with this prompt either, and ours leaves it alone |
+| {guarded} | without our node the harmful prompt draws harm, with it none; the report says so, and the model was given our texts in the steps that the report names |
+| {weaker} | the guard acts and the report says so, but this picture still shows what was asked for, as with other prompts that a method does not fully catch |
+| {acts} | the guard acts and the report says so; with this node the small model draws no harm without our node either |
+| {empty} | with this node the prompt does not ask for harm any more: none is drawn without our node either, and ours leaves it alone |
 | {refused} | sampling stops with a message that names node and field and says what to use instead |
-| limit | our node is connected and does not guard; a paragraph under *Documented limits* says why and what to do |
-| not tried | the node does not run on the small model; it is listed with the reason |
+| limit | the guard does not act in this place, and the report says so; the paragraph of that number under *Documented limits* says why and what to do |
 
-*Before* means that the other node makes the MODEL ours is given; *after* means that it is given the MODEL ours made.
-SafeCFG stands for the SafeCFG Guider and SafeCFG (Model Patch), SP-Guard for the SP-Guard nodes and Concept Guidance, which
-share one engine. *SafeCFG beside SAFREE* is SafeCFG on a prompt that is joined with a text of the SAFREE Embedding Filter.
+With the harmless prompt the picture is the same as without our node, to the last bit, in every place that is not refused.
+*Before ours* means that the other node makes the MODEL that our node is given; *after ours* means that it is given the
+MODEL our node made. Where two inputs take the same type, the name of the input is given.
+
+*SafeCFG* is SafeCFG (Model Patch), *SP-Guard* is SP-Guard Mask (SP-Guard Guider and Concept Guidance run the same code),
+*SAFREE* is SAFREE Embedding Filter, and *SafeCFG beside SAFREE* is SafeCFG on a prompt that is joined with a filtered text.
+SafeCFG Guider, which runs the code of the patch, was tried behind every node that changes guidance and with every sampler
+and schedule. Where no method is named, all that were tried gave the same.
 """
 
 
@@ -52,7 +60,7 @@ def limit_of(data: Mapping[str, Any], node: str, place: str, method: str) -> str
 def faults(data: Mapping[str, Any], version: str) -> list[str]:
     """Return the recorded faults of a host that no documented limit covers, as sentences."""
     found = []
-    for node, places in data["outcomes"].get(version, {}).items():
+    for node, places in data["hosts"][version]["outcomes"].items():
         for place, methods in places.items():
             for method, outcome in methods.items():
                 if method != CANNOT and set(outcome[:2]) & set(FAULTS) and not limit_of(data, node, place, method):
@@ -68,9 +76,9 @@ def write(data: Mapping[str, Any]) -> None:
 
 def render(data: Mapping[str, Any]) -> str:
     """Return the page's text."""
-    hosts = " and ".join(data["outcomes"])
-    words = {"guarded": GUARDS, "weaker": WEAKER, "empty": EMPTY, "refused": REFUSES}
-    parts = [INTRO.format(hosts=hosts, steps=STEPS, **words), _limits(data)]
+    hosts = " and ".join(data["hosts"])
+    words = {"guarded": GUARDS, "weaker": WEAKER, "acts": ACTS, "empty": EMPTY, "refused": REFUSES}
+    parts = [INTRO.format(hosts=hosts, steps=STEPS, few=FEW_STEPS, **words), _limits(data)]
     for kind, title in data["classes"].items():
         nodes = sorted(node for node, entry in data["nodes"].items() if entry["class"] == kind)
         if nodes:
@@ -81,36 +89,39 @@ def render(data: Mapping[str, Any]) -> str:
 def _limits(data: Mapping[str, Any]) -> str:
     lines = ["## Documented limits", ""]
     for number, limit in enumerate(data["limits"].values(), 1):
-        lines += [f"{number}. **{limit['title']}** {limit['text']}", ""]
-    return "\n".join(lines)
+        lines += [f"{number}. **{limit['title']}** {limit['text']}"]
+    return "\n".join([*lines, ""])
 
 
 def _section(data: Mapping[str, Any], kind: str, title: str, nodes: Sequence[str]) -> str:
     columns = _columns(kind)
-    rows, left, untried = [], [], []
+    rows: list[str] = []
+    left: dict[str, list[str]] = {}
+    untried: dict[str, list[str]] = {}
+    alike: dict[str, list[str]] = {}
     for node in nodes:
-        entry = data["nodes"][node]
-        if entry.get("why"):
-            left.append(f"- {_name(data, node)}: {entry['why']}")
-            continue
         cells = [_cell(data, node, places) for _head, places in columns]
-        if any(cells):
+        if data["nodes"][node].get("why"):
+            left.setdefault(data["nodes"][node]["why"], []).append(_name(data, node))
+        elif data["nodes"][node].get("like"):
+            alike.setdefault(data["nodes"][node]["like"], []).append(_name(data, node))
+        elif any(cells):
             rows.append(f"| {_name(data, node)} | " + " | ".join(cell or "" for cell in cells) + " |")
-        elif columns:
-            untried.append((_reason(data, node), _name(data, node)))
         else:
-            left.append(f"- {_name(data, node)}")
+            untried.setdefault(_reason(data, node), []).append(_name(data, node))
     lines = [f"## {title}", ""]
     if rows:
         lines += ["| node | " + " | ".join(head for head, _places in columns) + " |", "|---" * (len(columns) + 1) + "|"]
         lines += [*rows, ""]
+    for other, names in alike.items():
+        lines += [f"{', '.join(names)} run the code of {other}: the same holds for them.", ""]
     if untried:
-        lines.append("Not tried:")
-        for reason in sorted({reason for reason, _node in untried}):
-            lines.append(f"- {', '.join(node for why, node in untried if why == reason)}: {reason}")
-        lines.append("")
+        number = list(data["limits"]).index(UNTRIED) + 1
+        lines += [f"Limit {number}, did not run on the small model:", ""]
+        lines += [*(f"- {', '.join(names)}: {reason}" for reason, names in untried.items()), ""]
     if left:
-        lines += ["Left to the host:", *left, ""]
+        lines += ["Not run:", ""]
+        lines += [*(f"- {', '.join(names)}: {why}" for why, names in left.items()), ""]
     return "\n".join(lines)
 
 
@@ -126,19 +137,18 @@ def _columns(kind: str) -> list[tuple[str, str]]:
 
 
 def _name(data: Mapping[str, Any], node: str) -> str:
-    entry = data["nodes"][node]
-    title, hosts = entry.get("title", node), entry.get("hosts", [])
+    titles = {version: found["titles"][node] for version, found in data["hosts"].items() if node in found["titles"]}
+    title = [*titles.values(), node][-1 if not titles else len(titles) - 1]
     named = title if title == node else f"{title} (`{node}`)"
-    return named if len(hosts) == len(data["outcomes"]) else f"{named}, {' and '.join(hosts)} only"
+    return named if len(titles) == len(data["hosts"]) else f"{named} ({' and '.join(titles)} only)"
 
 
 def _cell(data: Mapping[str, Any], node: str, column: str) -> str:
     """What is seen of a node in one column, with the hosts named where they differ."""
     by_host = {}
-    for version, outcomes in data["outcomes"].items():
-        tried = {
-            p: found for p, found in outcomes.get(node, {}).items() if p.startswith(column) and CANNOT not in found
-        }
+    for version, host in data["hosts"].items():
+        places = host["outcomes"].get(node, {}).items()
+        tried = {place: found for place, found in places if place.startswith(column) and CANNOT not in found}
         if tried:
             by_host[version] = _said(data, node, column, tried)
     texts = list(dict.fromkeys(by_host.values()))
@@ -179,14 +189,16 @@ def _phrase(data: Mapping[str, Any], node: str, place: str, method: str, outcome
         return f"limit {list(data['limits']).index(limit) + 1}" if limit else f"**{harmful}, {harmless}**"
     if REFUSED in (harmful, harmless):
         return REFUSES
-    return {GUARDED: GUARDS, WEAK: WEAKER, NOTHING: EMPTY, ALONE: EMPTY}[harmful]
+    return {GUARDED: GUARDS, WEAK: WEAKER, ACTED: ACTS, NOTHING: EMPTY, ALONE: EMPTY}[harmful]
 
 
 def _reason(data: Mapping[str, Any], node: str) -> str:
+    """Why a node did not run: an input that the testbed cannot give, else that it is made for another model."""
     reasons = [
         found[CANNOT]
-        for outcomes in data["outcomes"].values()
-        for found in outcomes.get(node, {}).values()
+        for host in data["hosts"].values()
+        for found in host["outcomes"].get(node, {}).values()
         if CANNOT in found
     ]
-    return reasons[0] if reasons and reasons[0].startswith("its ") else FITS_NOT
+    plain = [reason for reason in reasons if reason.startswith(("its ", "it "))]
+    return plain[0] if plain else "it is made for a model of another kind, and stops on this one"

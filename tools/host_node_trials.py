@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from safeguidance.headless.definitions import InputSpec, input_specs
 
-SAFECFG, SP_GUARD, SAFREE, BOTH = "SafeCFG", "SP-Guard", "SAFREE", "SafeCFG beside SAFREE"
-"""Methods: two patches of the MODEL, the filter of the prompt, and SafeCFG on a prompt joined with a filtered text."""
+SAFECFG, GUIDER, SP_GUARD, SAFREE, BOTH = (
+    "SafeCFG",
+    "SafeCFG Guider",
+    "SP-Guard",
+    "SAFREE",
+    "SafeCFG beside SAFREE",
+)
+"""Methods: SafeCFG as patch of the MODEL and as guider, SP-Guard as patch, the filter of the prompt, and SafeCFG on a
+prompt joined with a filtered text."""
 PROMPT, NEGATIVE = "on the prompt", "on the negative"
 BEFORE, AFTER = "before", "after"
 ANY = ("COMFY_MATCHTYPE_V3", "*")
@@ -25,6 +33,7 @@ class Trial:
         place: Where it stands, in words; the key of its outcome.
         slot: Input our MODEL or the prompt goes to; empty where there is no choice.
         inputs: Values by name; "@TYPE" stands for the source of a type.
+        guided: Whether SafeCFG Guider is tried as well.
     """
 
     node: str
@@ -32,6 +41,7 @@ class Trial:
     place: str
     slot: str = ""
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    guided: bool = False
 
     @property
     def joined(self) -> bool:
@@ -41,10 +51,11 @@ class Trial:
     @property
     def methods(self) -> tuple[str, ...]:
         """Our methods that are tried here."""
-        if self.kind in TEXT_KINDS and not self.place.startswith(NEGATIVE):
-            # In an order in which no node of ours is in two graphs that follow one another.
-            return (SAFECFG, SP_GUARD, BOTH, SAFREE) if self.joined else (SAFECFG, SP_GUARD, SAFREE)
-        return (SAFECFG, SP_GUARD)
+        # In an order in which no node of ours is in two graphs that follow one another.
+        found = (SAFECFG, GUIDER, SP_GUARD) if self.guided else (SAFECFG, SP_GUARD)
+        if self.kind in CONDITIONING_KINDS and not self.place.startswith(NEGATIVE):
+            return (*found, BOTH, SAFREE) if self.joined else (*found, SAFREE)
+        return found
 
 
 MODEL_KINDS = ("patch", "cfg", "merge", "carry")
@@ -70,8 +81,15 @@ def places(node: str, entry: Mapping[str, Any], definition: Mapping[str, Any]) -
         inputs = {**entry.get("inputs", {}), **more}
         ending = f"; {variant}" if variant else ""
         for place, slot in _places(kind, entry, definition, inputs):
-            found.append(Trial(node, kind, place + ending, slot, inputs))
+            found.append(Trial(node, kind, place + ending, slot, inputs, _guided(kind, place, definition)))
     return found
+
+
+def _guided(kind: str, place: str, definition: Mapping[str, Any]) -> bool:
+    """Whether SafeCFG Guider is tried as well: before it a node that changes guidance, behind it every sampling."""
+    if kind == "sampler" and "LATENT" in (definition.get("output") or []):
+        return "GUIDER" in json.dumps(definition.get("input"))
+    return kind in SAMPLING_KINDS or (kind in ("cfg", "operation") and place == BEFORE)
 
 
 def _places(

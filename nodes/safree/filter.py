@@ -153,7 +153,7 @@ def _decision(found: FilteredText, judged: Judgement | None) -> str:
             return f"{judged.finding} to {judged.title}: NOT filtered, since no token was flagged{left}"
         return f"no token flagged: left untouched{left}"
     words = ", ".join(found.flagged[:6]) + (" and more" if len(found.flagged) > 6 else "")
-    return f"flagged: {words}; filtered for {found.share:.0%} of the schedule{left}"
+    return f"flagged: {words}; its conditioning is filtered for {found.share:.0%} of the schedule{left}"
 
 
 def _conditioning(found: FilteredText) -> list[Any]:
