@@ -33,7 +33,7 @@ PUBLISHED = {
 }
 # Left out as whole folders, so that no import between files that stand together can break in the archive.
 LEFT_OUT = ("safeguidance/lab/", "tools/", "tests/")
-SUFFIXES = {"", ".py", ".md", ".json", ".toml", ".png", ".jpg", ".safetensors", ".typed", ".txt"}
+SUFFIXES = {".csv", "", ".py", ".md", ".json", ".toml", ".png", ".jpg", ".safetensors", ".typed", ".txt"}
 NETWORK = {"socket", "ssl", "urllib", "http", "requests", "aiohttp", "httpx", "websockets", "ftplib", "smtplib"}
 PROCESSES = {"subprocess", "multiprocessing", "pty", "ctypes", "cffi"}
 CODE = {"importlib", "imp", "runpy", "pkgutil", "code", "marshal", "pickle", "cloudpickle", "dill", "zipimport"}
