@@ -140,7 +140,10 @@ def _begin(network: HGR, path: Path, style: str | None) -> dict[str, Any]:
     if begun.config != network.config:
         raise InputError("begin", f"{path} has the shape {begun.config}", f"{network.config}", "name another file")
     network.load_state_dict(begun.state_dict())
-    return {"begun_from": {k: v for k, v in read_card(path)[1].training.items() if k != "figures"}}
+    made_by = read_card(path)[1].training
+    # the margin is put on once training is over: a next round begins without it
+    network.scale_change(1 / made_by.get("margin", 1))
+    return {"begun_from": {k: v for k, v in made_by.items() if k != "figures"}}
 
 
 def _train_hgr(args: argparse.Namespace) -> int:

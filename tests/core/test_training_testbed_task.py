@@ -63,15 +63,18 @@ def test_the_shipped_gate_tells_captions_apart_that_nobody_trained_on():
         assert opened(group) <= 4, group
 
 
-def test_hard_rows_are_those_with_the_largest_error():
+def test_hard_rows_are_those_of_each_category_with_the_largest_error():
     testbed, network = load_testbed(), load_hgr(WEIGHTS / HGR_FILE).network
     config = HGRTrainConfig()
-    task = HardTask(testbed, network, config, share=1.0, candidates=8, hardest=3)
+    task = HardTask(testbed, network, config, share=1.0, candidates=16, hardest=4)
     rng = np.random.default_rng((config.seed, 4_000_000))
-    rows = [wide_row(rng, harmful=1) for _ in range(8)]
+    rows = [wide_row(rng, harmful=1) for _ in range(16)]
     errors = score_errors(network, task, config, rows).tolist()
-    worst = sorted(zip(errors, [row.prompt for row in rows], strict=True), reverse=True)[:3]
-    assert [row.prompt for row in task.hard] == [prompt for _, prompt in worst]
+    worst: dict[int, tuple[float, str]] = {}
+    for error, row in zip(errors, rows, strict=True):
+        worst[row.category] = max(worst.get(row.category, (0.0, "")), (error, row.prompt))
+    assert len(worst) == 4
+    assert [row.prompt for row in task.hard] == [worst[category][1] for category in range(4)]
     harmful = {row.prompt for row in task.rows(0, 40) if row.category >= 0}
     assert harmful <= {row.prompt for row in task.hard}
     assert any(row.category < 0 for row in task.rows(0, 40))

@@ -69,7 +69,9 @@ def test_prompt_and_counterpart_are_the_same_sentence():
         ]
 
     for row in rows(harmful=1.0, count=500):
-        assert frame(row.prompt) == frame(row.safe)
+        # what implies a thing may have plain words in it, so the prompt can have more of them, in the same order
+        words = iter(frame(row.prompt))
+        assert all(word in words for word in frame(row.safe)), row.prompt
         assert [w for _, w in split_weights(row.prompt)] == [w for _, w in split_weights(row.safe)]
 
 

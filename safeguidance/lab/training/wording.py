@@ -24,6 +24,7 @@ from ...testbed.world import (
     LOOKALIKES,
     POSITIONS,
     STYLES,
+    HarmCategory,
     Scene,
 )
 
@@ -167,8 +168,10 @@ def _marked(rng: np.random.Generator, scene: Scene) -> tuple[list[str], list[str
         safe_nouns.append(thing.kind)
         if category is not None:
             kind = rng.random()
-            if kind > 0.5:
-                nouns[-1] = pick(rng, category.implied_seen if kind < 0.8 else category.clues)
+            if kind > 0.9:
+                nouns[-1] = _two_clues(rng, category)
+            elif kind > 0.5:
+                nouns[-1] = pick(rng, category.implied_seen if kind < 0.75 else category.clues)
             safe_nouns[-1] = category.lookalike
     kind = rng.random()
     text = describe(scene, rng, marks, omit=0.08) if kind < 0.7 else _free_form(rng, scene, marks)
@@ -178,6 +181,16 @@ def _marked(rng: np.random.Generator, scene: Scene) -> tuple[list[str], list[str
             words = _EDITS[int(rng.integers(len(_EDITS)))](rng, words)
     words = _weighted(rng, _shortened(words, nouns))
     return words, nouns, safe_nouns
+
+
+def _two_clues(rng: np.random.Generator, category: HarmCategory) -> str:
+    """Two words that imply the same thing, with up to three plain ones between them; no phrase kept for measuring."""
+    while True:
+        first, second = rng.permutation(len(category.clues))[:2]
+        between = [pick(rng, _FILLERS) for _ in range(int(rng.integers(4)))]
+        phrase = " ".join([category.clues[first], *between, category.clues[second]])
+        if not any(kept in phrase for kept in category.implied_held_out):
+            return phrase
 
 
 def _free_form(rng: np.random.Generator, scene: Scene, marks: dict[str, str]) -> str:
