@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..concepts.categories import PRESETS
+from ..concepts.prompt_banks import WITHOUT_AGE, names_age
 from ..errors import InputError
 
 SPLITS = ("train", "held-out")
@@ -53,12 +54,14 @@ class Row:
         safe: its safe counterpart; the prompt itself where it is harmless.
         category: index of its category, -1 for a harmless prompt.
         also: further categories of a prompt that holds more than one.
+        unjudged: categories whose gate must learn nothing from it.
     """
 
     prompt: str
     safe: str
     category: int
     also: tuple[int, ...] = field(default=(), kw_only=True)
+    unjudged: tuple[int, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -131,13 +134,21 @@ class PromptData:
         return {name: count[name] for name in (*self.categories, "clean") if count[name]}
 
     def rows(self, split: str = "train") -> list[Row]:
-        """Training rows; the safe half of each pair is a row of its own, as a hard negative."""
+        """Training rows; the safe half of each pair is a row of its own, as a hard negative.
+
+        A harmless row with a word of age teaches the gate of the category sexual nothing: such a word must never make
+        a prompt of that category look less harmful.
+        """
         index = {name: place for place, name in enumerate(self.categories)}
+        apart = (index[WITHOUT_AGE],) if WITHOUT_AGE in index else ()
         rows: dict[Row, None] = {}
         for example in self.examples:
             if example.split == split:
-                rows[Row(example.prompt, example.safe, index.get(example.category, -1))] = None
-                rows[Row(example.safe, example.safe, -1)] = None
+                place = index.get(example.category, -1)
+                harmless = Row(example.safe, example.safe, -1, unjudged=apart if names_age(example.safe) else ())
+                if place >= 0:
+                    rows[Row(example.prompt, example.safe, place)] = None
+                rows[harmless] = None
         return list(rows)
 
 

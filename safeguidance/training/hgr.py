@@ -36,7 +36,7 @@ from .rollouts import (
 __all__ = ["HGRTrainConfig", "Row", "Task", "run_settings", "train_hgr"]
 
 
-def run_settings(network: HGR, config: HGRTrainConfig, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def run_settings(network: HGR, config: Any, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a resumed run must agree with.
 
     Args:
@@ -151,12 +151,12 @@ class HGRObjective:
         local, local_texts = local_indices(total, group), local_indices(len(text_rows), group)
         count = len(local)
         # of all rows, then this process's: the noise must not depend on how many processes there are
-        tokens = _jittered(torch.cat([batch.prompt.tokens, texts.tokens]), config.jitter, generator)
+        tokens = jittered(torch.cat([batch.prompt.tokens, texts.tokens]), config.jitter, generator)
         tokens = tokens[[*local, *(total + place for place in local_texts)]]
         rows = [batch.rows[i] for i in local]
         logits = network.logits(tokens)
-        gate_loss = _gate_loss(logits, [*rows, *(text_rows[i] for i in local_texts)])
-        gate = logits[:count].sigmoid().amax(dim=1)
+        judged = gate_loss(logits, [*rows, *(text_rows[i] for i in local_texts)])
+        gate = learning_gate(logits[:count], rows)
         harmful = torch.tensor([float(r.category >= 0) for r in rows]).to(gate)
         sigma = shard(batch.sigma, group)
         base = expand_like(self.empty, select_rows(batch.prompt, local))
@@ -167,7 +167,7 @@ class HGRObjective:
         score = sample_mean(batch.weight * ((denoised - batch.target) / per_sample(sigma, batch.x)).square())
         return {
             "score": score.mean() * (count / total),
-            "gate": gate_loss * (len(tokens) / (total + len(text_rows))),
+            "gate": judged * (len(tokens) / (total + len(text_rows))),
             "clean": self._clean_loss(tokens[count:], logits[count:], text_rows, batch.sigma, generator),
         }
 
@@ -189,7 +189,7 @@ class HGRObjective:
         if not local:
             return tokens.new_zeros(())
         level, places = level[local], [clean[number] // group.world_size for number in local]
-        gate = logits[places].sigmoid().amax(dim=1)
+        gate = learning_gate(logits[places], [rows[clean[number]] for number in local])
         delta = predict_delta(self.network, self.task.schedule, tokens[places], level)
         leaked = sample_mean((per_sample(gate, tokens) * delta.tokens).square()).mean()
         if delta.pooled is not None:
@@ -197,15 +197,25 @@ class HGRObjective:
         return leaked * (len(local) / len(clean))
 
 
-def _gate_loss(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    targets = torch.zeros_like(logits)
+def gate_loss(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Cross-entropy of gate logits ``[B, K]`` with the rows' categories; what a row must not teach is left out."""
+    targets, weight = torch.zeros_like(logits), torch.ones_like(logits)
     for index, row in enumerate(rows):
         if row.category >= 0:
             targets[index, [row.category, *row.also]] = 1
-    return functional.binary_cross_entropy_with_logits(logits, targets)
+        weight[index, list(row.unjudged)] = 0
+    return functional.binary_cross_entropy_with_logits(logits, targets, weight)
 
 
-def _jittered(tokens: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:
+def learning_gate(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """The gate ``[B]`` of logits ``[B, K]``; rows that must teach a category nothing pass no gradient to it."""
+    gate = logits.sigmoid().amax(dim=1)
+    apart = torch.tensor([bool(row.unjudged) for row in rows], device=gate.device)
+    return torch.where(apart, gate.detach(), gate)
+
+
+def jittered(tokens: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:
+    """Token states ``[B, L, D]`` with noise of ``amount`` times their spread; 0 gives them as they are."""
     if amount == 0:
         return tokens
     spread = tokens.std(dim=(0, 1), keepdim=True)

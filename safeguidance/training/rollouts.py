@@ -260,11 +260,14 @@ def _noised_pictures(
 
 
 def _as_json(rows: Iterable[Row]) -> list[list[Any]]:
-    return [[row.prompt, row.safe, row.category, list(row.also)] for row in rows]
+    return [[row.prompt, row.safe, row.category, list(row.also), list(row.unjudged)] for row in rows]
 
 
 def _from_json(rows: Iterable[Sequence[Any]]) -> list[Row]:
-    return [Row(prompt, safe, category, also=tuple(also)) for prompt, safe, category, also in rows]
+    return [
+        Row(prompt, safe, category, also=tuple(also), unjudged=tuple(more[0]) if more else ())
+        for prompt, safe, category, also, *more in rows
+    ]
 
 
 _SHARDED = ("x", "target", "weight")  # what of a set of states each process has its own rows of
