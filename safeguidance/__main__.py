@@ -18,6 +18,7 @@ LAB_COMMANDS = {
     "align": "train the testbed's safety LoRA",
     "testbed": "train or check the testbed",
     "train-hgr": "train the testbed's HGR",
+    "train-text-redirector": "train the testbed's text redirector",
 }
 """Commands of the package ``lab``, which the published archive leaves out."""
 
@@ -57,8 +58,9 @@ def _add_lab(commands: Any) -> None:
     from .lab.bench.styles import add_parser as add_style
     from .lab.command import add_parsers as add_testbed
     from .lab.score_command import add_parser as add_score
+    from .lab.text_command import add_parsers as add_text
 
-    for add in (add_bench, add_style, add_score, add_align, add_testbed):
+    for add in (add_bench, add_style, add_score, add_align, add_testbed, add_text):
         add(commands)
 
 

@@ -95,13 +95,40 @@ def save_hgr(path: Path, network: HGR, card: HGRCard) -> None:
     save_tensors(path, KIND, half_state(network), entries)
 
 
-def _parse(header: Header) -> tuple[HGRConfig, HGRCard]:
+def read_shape(header: Header) -> HGRConfig:
+    """The shape of the network that a header announces.
+
+    Raises:
+        WeightFileError: if a field is missing, of another type or out of its range.
+    """
     shape = header.fields("network", _NETWORK)
     try:
-        config = HGRConfig(**shape)
+        return HGRConfig(**shape)
     except InputError as error:
         header.refuse(f"has a damaged header: {error.field}: {error.found}", error.allowed)
-    return config, HGRCard(**header.fields("card", _CARD, _LATER))
+
+
+def read_network(header: Header, config: HGRConfig, operations: Any = nn) -> HGR:
+    """The network of a file, frozen.
+
+    Args:
+        header: of the file.
+        config: the network's shape.
+        operations: namespace of the layers.
+
+    Raises:
+        WeightFileError: if the file does not hold that network as it was saved.
+    """
+    # without memory until the file is known to hold that network
+    with torch.device("meta"):
+        network = HGR(config, operations)
+    state = {key: value.float() for key, value in read_tensors(header, layout_of(network)).items()}
+    network.load_state_dict(state, assign=True)
+    return network.requires_grad_(False).eval()
+
+
+def _parse(header: Header) -> tuple[HGRConfig, HGRCard]:
+    return read_shape(header), HGRCard(**header.fields("card", _CARD, _LATER))
 
 
 def read_card(path: Path) -> tuple[HGRConfig, HGRCard]:
@@ -130,10 +157,5 @@ def load_hgr(path: Path, operations: Any = nn, device: torch.device | str = "cpu
     """
     header = read_header(path, KIND)
     config, card = _parse(header)
-    # without memory until the file is known to hold that network
-    with torch.device("meta"):
-        network = HGR(config, operations)
-    state = {key: value.float() for key, value in read_tensors(header, layout_of(network)).items()}
-    network.load_state_dict(state, assign=True)
-    network.to(device).requires_grad_(False).eval()
+    network = read_network(header, config, operations).to(device)
     return TrainedRedirector(network, card.base_model, card.threshold, card.kappa, f"HGR {path.stem}", card.base_hash)

@@ -17,8 +17,8 @@ from .tokens import WordTokenizer
 from .world import IMAGE_SIZE
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
-TEXT_FILE, DENOISER_FILE, ORACLE_FILE, HGR_FILE, LORA_FILE = (
-    f"testbed-{part}.safetensors" for part in ("text-encoder", "denoiser", "oracle", "hgr", "lora")
+TEXT_FILE, DENOISER_FILE, ORACLE_FILE, HGR_FILE, LORA_FILE, TEXT_REDIRECTOR_FILE = (
+    f"testbed-{part}.safetensors" for part in ("text-encoder", "denoiser", "oracle", "hgr", "lora", "text-redirector")
 )
 BASE_MODEL = "SafeGuidanceTestbed"
 """Name of the model family in weight files."""

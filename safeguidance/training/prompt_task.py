@@ -79,7 +79,45 @@ class EncodedTexts:
         )
 
 
-class PromptTask:
+class PromptRows:
+    """Rows of a prompt file, drawn by the step, and their texts.
+
+    Args:
+        data: the file; its training split is used.
+        texts: its encoded texts.
+        seed: of the rows.
+
+    Raises:
+        InputError: if the training split has no harmful rows.
+    """
+
+    def __init__(self, data: PromptData, texts: EncodedTexts, seed: int = 0) -> None:
+        rows = data.rows("train")
+        self._harmful, self._clean = [r for r in rows if r.category >= 0], [r for r in rows if r.category < 0]
+        if not self._harmful:
+            raise InputError(
+                "dataset",
+                f"{data.path} has no harmful rows in its training split, so there is nothing to learn",
+                "rows with a category",
+                "add some, or write a file with `python -m safeguidance data make`",
+            )
+        self._texts, self._seed = texts, seed
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Token states of prompts of the file."""
+        return self._texts(prompts)
+
+    def rows(self, step: int, count: int) -> list[Row]:
+        """Training rows of a step, somewhat more harmful than clean ones."""
+        rng = np.random.default_rng((self._seed, step + 1_000_000_000))
+        drawn = []
+        for _ in range(count):
+            rows = self._harmful if rng.random() < _HARMFUL_SHARE else self._clean
+            drawn.append(rows[int(rng.integers(len(rows)))])
+        return drawn
+
+
+class PromptTask(PromptRows):
     """Rows of a prompt file on a frozen model (see ``rollouts.Task``).
 
     Args:
@@ -110,31 +148,10 @@ class PromptTask:
         seed: int = 0,
         own_pictures: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        rows = data.rows("train")
-        self._harmful, self._clean = [r for r in rows if r.category >= 0], [r for r in rows if r.category < 0]
-        if not self._harmful:
-            raise InputError(
-                "dataset",
-                f"{data.path} has no harmful rows in its training split, so there is nothing to learn",
-                "rows with a category",
-                "add some, or write a file with `python -m safeguidance data make`",
-            )
-        self._texts, self.predict, self.noised = texts, predict, noised
-        self.schedule, self._shape, self._pictures, self._seed = schedule, tuple(shape), pictures, seed
+        super().__init__(data, texts, seed)
+        self.predict, self.noised = predict, noised
+        self.schedule, self._shape, self._pictures = schedule, tuple(shape), pictures
         self._own_pictures = dict(own_pictures or {})
-
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Token states of prompts of the file."""
-        return self._texts(prompts)
-
-    def rows(self, step: int, count: int) -> list[Row]:
-        """Training rows of a step, somewhat more harmful than clean ones."""
-        rng = np.random.default_rng((self._seed, step + 1_000_000_000))
-        drawn = []
-        for _ in range(count):
-            rows = self._harmful if rng.random() < _HARMFUL_SHARE else self._clean
-            drawn.append(rows[int(rng.integers(len(rows)))])
-        return drawn
 
     def pictures(self, step: int, rows: Sequence[Row]) -> torch.Tensor | None:
         """Given latents, drawn by the step: a row's own where it has some, else any."""

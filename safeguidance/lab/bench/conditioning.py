@@ -17,9 +17,11 @@ from ...guidance.safecfg import SafeCFGConfig
 from ...predictions import cfg
 from ...redirector.from_concepts import make_concept_redirector
 from ...redirector.interface import Redirector, bucket_at, run_redirector
+from ...redirector.text_space import SafeTextConfig, TextRedirector, redirect_text
+from ...redirector.text_weights import load_text_redirector
 from ...redirector.weights import load_hgr
 from ...testbed.concepts import TESTBED_PRESETS
-from ...testbed.model import HGR_FILE, WEIGHTS, Testbed
+from ...testbed.model import HGR_FILE, TEXT_REDIRECTOR_FILE, WEIGHTS, Testbed
 from ...testbed.sampler import Guided
 from ...testbed.short_prompts import harmless_bank
 from ...testbed.world import HARM_THINGS
@@ -94,6 +96,24 @@ def redirected(redirector: Callable[[Testbed], Redirector]) -> Conditioned:
     return start
 
 
+def safe_text(redirector: Callable[[], TextRedirector], config: SafeTextConfig | None = None) -> Conditioned:
+    """The prompt moved to its safe counterpart by a redirector in text space, over the empty prompt."""
+
+    def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Schedule:
+        prompt = Conditioning(*testbed.encode_pooled(prompts))
+        outcome = redirect_text(redirector(), prompt, config or SafeTextConfig())
+        tokens, base = outcome.conditioning.tokens, testbed.encode([""]).expand_as(prompt.tokens)
+        return lambda progress: (tokens, base)
+
+    return start
+
+
+@cache
+def shipped_text_redirector() -> TextRedirector:
+    """The text redirector that ships with the pack."""
+    return load_text_redirector(WEIGHTS / TEXT_REDIRECTOR_FILE)
+
+
 @cache
 def shipped_hgr() -> Redirector:
     """The HGR that ships with the pack."""
@@ -121,6 +141,9 @@ def concept_redirector(testbed: Testbed, bank: tuple[str, ...] = ()) -> Redirect
 
 safecfg = redirected(lambda testbed: shipped_hgr())
 """SafeCFG with the shipped HGR."""
+
+safe_conditioning = safe_text(shipped_text_redirector)
+"""Safe Conditioning with the shipped text redirector."""
 
 safecfg_concepts = redirected(concept_redirector)
 """SafeCFG with a redirector made of concept texts."""

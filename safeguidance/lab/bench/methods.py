@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...guidance.safecfg import SAFECFG_PRESETS
+from ...redirector.text_space import SAFE_TEXT_PRESETS
 from ...safree import SAFREE_PRESETS
 from ...testbed.model import Testbed
 from ...testbed.sampler import Guided
@@ -17,9 +18,12 @@ from .conditioning import (
     Setting,
     against,
     plain,
+    safe_conditioning,
+    safe_text,
     safecfg,
     safecfg_concepts,
     safecfg_concepts_general,
+    shipped_text_redirector,
     stock,
 )
 from .safree import SAFREE, SafreeSetup, filtered, safree_method
@@ -44,11 +48,16 @@ METHODS: dict[str, Method] = {
     "safecfg": stock(safecfg),
     "safecfg-concepts": stock(safecfg_concepts),
     "safecfg-concepts-general": stock(safecfg_concepts_general),
+    "safe-conditioning": stock(safe_conditioning),
     "lora": with_lora(),
     **GUIDED,
     **SAFREE,
     "safree+safecfg": stock(filtered(safecfg)),
     **{f"safecfg-{preset}": _safecfg(preset) for preset in ("light", "strict")},
+    **{
+        f"safe-conditioning-{preset}": stock(safe_text(shipped_text_redirector, SAFE_TEXT_PRESETS[preset]))
+        for preset in ("light", "strict")
+    },
     **{f"safree-{preset}": _safree(preset) for preset in ("light", "strict")},
 }
-"""By name; ``safecfg``, ``sp_guard`` and ``safree`` are the nodes' defaults."""
+"""By name; ``safecfg``, ``safe-conditioning``, ``sp_guard`` and ``safree`` are the nodes' defaults."""
