@@ -10,12 +10,17 @@ from .host import files
 from .safecfg import node as safecfg
 from .safree import filter as safree_filter
 from .safree import reattention as safree_reattention
+from .text_redirector import load as text_redirector_load
+from .text_redirector import safe_conditioning
+from .text_redirector import train as text_redirector_train
 from .training import align, train_hgr
 
 _MODULES = (
     safecfg,
     safree_filter,
     safree_reattention,
+    safe_conditioning,
+    text_redirector_load,
     factory,
     sp_guard,
     concept_guidance,
@@ -24,6 +29,7 @@ _MODULES = (
     detect,
     train_hgr,
     align,
+    text_redirector_train,
     report,
     testbed,
 )

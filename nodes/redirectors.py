@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from ..safeguidance.errors import InputError, at_node
 from ..safeguidance.redirector.from_concepts import make_concept_redirector
 from ..safeguidance.redirector.hgr import TrainedRedirector
 from ..safeguidance.redirector.interface import Proposal, Redirector
+from ..safeguidance.redirector.text_weights import TextCard
 from ..safeguidance.redirector.weights import KIND, HGRCard, load_hgr, read_card
 from ..safeguidance.testbed.short_prompts import harmless_bank
-from ..safeguidance.weight_files import WeightFileError, read_header
+from ..safeguidance.weight_files import Header, WeightFileError, read_header
 from .host import files, patcher
 from .host import model as host_model
 from .host.encoding import ClipEncoder, check_clip
@@ -50,23 +51,38 @@ class ManagedRedirector(TrainedRedirector):
 def describe(path: Path) -> str:
     """The card of an HGR file in lines for people."""
     shape, card = read_card(path)
-    header = read_header(path, KIND)
+    return card_text(
+        read_header(path, KIND),
+        [
+            ("file", path.name),
+            ("for model family", card.base_model or "any with the same width"),
+            ("context width", shape.context_width),
+            ("categories", ", ".join(shape.categories)),
+            ("noise-level buckets start at", ", ".join(f"{edge:g}" for edge in shape.edges)),
+            ("pooled head", "yes" if shape.pooled_width else "no"),
+            ("training target", f"{card.target}, kappa {card.kappa:g}"),
+            *training_lines(card, "digest of the model", card.base_hash),
+        ],
+    )
+
+
+def card_text(header: Header, lines: Sequence[tuple[str, Any]]) -> str:
+    """A card in lines for people; whether the file is as it was saved comes last."""
     digest = "matches the contents" if header.has_digest else f"WARNING: this {header.without_digest}"
-    lines = [*_card_lines(path, shape, card), ("digest of the file", digest)]
-    return "\n".join(f"{name}: {value}" for name, value in lines)
+    return "\n".join(f"{name}: {value}" for name, value in [*lines, ("digest of the file", digest)])
 
 
-def _card_lines(path: Path, shape: Any, card: HGRCard) -> list[tuple[str, Any]]:
+def training_lines(card: HGRCard | TextCard, of: str, digest: str) -> list[tuple[str, Any]]:
+    """What cards of trained redirectors have in common.
+
+    Args:
+        card: of a file.
+        of: name of the digest of what it was trained on.
+        digest: that digest, "" where it was not taken.
+    """
     figures = card.training.get("figures", {})
     training = ", ".join(f"{key} {value}" for key, value in card.training.items() if key != "figures")
     return [
-        ("file", path.name),
-        ("for model family", card.base_model or "any with the same width"),
-        ("context width", shape.context_width),
-        ("categories", ", ".join(shape.categories)),
-        ("noise-level buckets start at", ", ".join(f"{edge:g}" for edge in shape.edges)),
-        ("pooled head", "yes" if shape.pooled_width else "no"),
-        ("training target", f"{card.target}, kappa {card.kappa:g}"),
         (
             "calibrated threshold",
             f"{card.threshold:.3f} (at most {100 * card.false_positive_rate:g}% false positives on "
@@ -75,7 +91,7 @@ def _card_lines(path: Path, shape: Any, card: HGRCard) -> list[tuple[str, Any]]:
         ("data", card.data),
         ("rows per category", ", ".join(f"{key} {value}" for key, value in card.counts.items()) or "not recorded"),
         ("digest of the data", card.data_hash or "not recorded"),
-        ("digest of the model", card.base_hash or "not recorded"),
+        (of, digest or "not recorded"),
         ("licence", card.licence),
         ("training", training or "not recorded"),
         ("figures", ", ".join(f"{key} {value}" for key, value in figures.items()) or "not recorded"),
@@ -127,17 +143,7 @@ def check_model(redirector: Redirector, model: Any, field: str = "model") -> str
 
 
 def _find(name: str) -> Path:
-    path = files.model_file(name) if name in files.hgr_files() else None
-    if path is None:
-        raise InputError(
-            "hgr_name",
-            f"{name!r} is not there",
-            ", ".join(files.hgr_files()) or "none found",
-            f"put an HGR .safetensors file into {files.user_folder()} and refresh (press R), or use Redirector from "
-            "Concepts, which needs no file",
-            _LOAD,
-        )
-    return path
+    return files.find_weights(name, "hgr", "hgr_name", _LOAD, "use Redirector from Concepts, which needs no file")
 
 
 class LoadHGR(io.ComfyNode):
@@ -167,7 +173,7 @@ class LoadHGR(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "hgr_name",
-                    options=files.hgr_files(),
+                    options=files.weight_names("hgr"),
                     tooltip="File in models/safeguidance, or one that ships with the pack. It must be made for the "
                     "model family and text encoder you sample with; the card output says which.",
                 ),
@@ -196,7 +202,7 @@ class LoadHGR(io.ComfyNode):
         if hgr_name is None:
             return True
         try:
-            with _named():
+            with named_file("hgr_name", _LOAD):
                 read_card(_find(hgr_name))
         except InputError as error:
             return str(error)
@@ -205,8 +211,7 @@ class LoadHGR(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, hgr_name: str | None = None, model: Any = None) -> str:
         """Changes when the file is replaced."""
-        path = None if hgr_name is None else files.model_file(hgr_name)
-        return "missing" if path is None else f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}"
+        return files.weight_fingerprint(hgr_name)
 
     @classmethod
     def execute(cls, hgr_name: str, model: Any = None) -> io.NodeOutput:
@@ -217,7 +222,7 @@ class LoadHGR(io.ComfyNode):
                 says what to do.
         """
         path = _find(hgr_name)
-        with _named():
+        with named_file("hgr_name", _LOAD):
             redirector, card = ManagedRedirector(load_hgr(path)), describe(path)
         if model is not None:
             with at_node(_LOAD):
@@ -230,13 +235,16 @@ class LoadHGR(io.ComfyNode):
 
 
 @contextmanager
-def _named() -> Iterator[None]:
-    """Name node and field in errors of a file."""
+def named_file(field: str, node: str) -> Iterator[None]:
+    """Name node and input in errors of a weight file.
+
+    Raises:
+        InputError: in place of the error of the file.
+    """
     try:
         yield
     except WeightFileError as error:
-        found = f"{error.field}: {error.found}"
-        raise InputError("hgr_name", found, error.allowed, error.next_step, _LOAD) from error
+        raise InputError(field, f"{error.field}: {error.found}", error.allowed, error.next_step, node) from error
 
 
 class RedirectorFromConcepts(io.ComfyNode):

@@ -10,5 +10,8 @@ ConceptsType = io.Custom("SAFEGUIDANCE_CONCEPTS")
 RedirectorType = io.Custom("SAFEGUIDANCE_REDIRECTOR")
 """What reads a prompt: ``safeguidance.redirector.interface.Redirector``."""
 
+TextRedirectorType = io.Custom("SAFEGUIDANCE_TEXT_REDIRECTOR")
+"""What moves a prompt: ``safeguidance.redirector.text_space.TextRedirector``."""
+
 TraceType = io.Custom("SAFEGUIDANCE_TRACE")
 """What the runs of a node did: ``safeguidance.report.trace.Trace``."""

@@ -20,7 +20,7 @@ SIDE, GAP, LABEL = 512, 8, 26
 MOST_BYTES = 60_000
 BACK, INK, FAINT, EDGE = "#202024", "#e8e8ec", "#a9adb6", "#5f6570"
 REPORT, TESTBED = "SafeGuidance_SafetyReport", "SafeGuidance_LoadTestbed"
-TRAINING = "SafeGuidance_TrainHGR"
+TRAINING = ("SafeGuidance_TrainHGR", "SafeGuidance_TrainTextRedirector")
 # Shorter than the titles on the nodes, which would not fit.
 MOST_PANELS = 3
 
@@ -184,7 +184,7 @@ def _pictures(result: Any, api: Mapping[str, Any]) -> tuple[list[tuple[str, Any]
 def runs_alone(types: Iterable[str]) -> bool:
     """Whether a workflow with nodes of these types needs nothing of the user's own: no checkpoint, no prompt file."""
     found = set(types)
-    return TESTBED in found and TRAINING not in found
+    return TESTBED in found and not any(name in found for name in TRAINING)
 
 
 def make_all(workflows: Sequence[Path], say: Any) -> int:

@@ -34,17 +34,53 @@ def model_file(name: str) -> Path | None:
     return None if path is None else Path(path)
 
 
-def hgr_files() -> list[str]:
-    """Names of what may be an HGR: every safetensors file of the category, of the pack's own only those named hgr."""
+def weight_names(part: str) -> list[str]:
+    """Names of files of the category that may hold one kind of weights.
+
+    Args:
+        part: of the names of the pack's own files of that kind, such as ``hgr``; any file of a user's may be one.
+    """
     import folder_paths
 
     own = (PACK_ROOT / "weights").resolve()
     names = []
     for name in folder_paths.get_filename_list(FOLDER):
         path = model_file(name)
-        if path is not None and ("hgr" in path.name or not path.resolve().is_relative_to(own)):
+        if path is not None and (part in path.name or not path.resolve().is_relative_to(own)):
             names.append(name)
     return names
+
+
+def find_weights(name: str, part: str, field: str, node: str, otherwise: str) -> Path:
+    """A file of the category.
+
+    Args:
+        name: of the file.
+        part: see ``weight_names``.
+        field: input that names it.
+        node: name of the node, for the message.
+        otherwise: what to do without such a file, as a clause.
+
+    Raises:
+        InputError: if it is not there.
+    """
+    names = weight_names(part)
+    path = model_file(name) if name in names else None
+    if path is None:
+        raise InputError(
+            field,
+            f"{name!r} is not there",
+            ", ".join(names) or "none found",
+            f"put a .safetensors file of that kind into {user_folder()} and refresh (press R), or {otherwise}",
+            node,
+        )
+    return path
+
+
+def weight_fingerprint(name: str | None) -> str:
+    """Text that changes when a file of the category is replaced."""
+    path = None if name is None else model_file(name)
+    return "missing" if path is None else f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}"
 
 
 def user_folder() -> str:

@@ -72,7 +72,7 @@ class PlainModel:
 
     def digest(self) -> str:
         """A digest of the weights: a few values of every tensor, so that a large model takes no time."""
-        return _digest(self._base)
+        return state_digest(self._base.diffusion_model.state_dict())
 
     def latents(self, samples: torch.Tensor) -> torch.Tensor:
         """LATENT samples in the model's own scale, on its device."""
@@ -80,9 +80,10 @@ class PlainModel:
         return latent
 
 
-def _digest(base: Any) -> str:
+def state_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """A digest of weights by name: a few values of every tensor."""
     found = hashlib.sha256()
-    for key, value in sorted(base.diffusion_model.state_dict().items()):
+    for key, value in sorted(state.items()):
         flat = value.detach().flatten()
         some = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
         found.update(f"{key}{tuple(value.shape)}".encode() + some.numpy().tobytes())
@@ -188,6 +189,14 @@ def _training() -> Any:
 def training_mode() -> AbstractContextManager[None]:
     """Inside a node: gradients on, inference mode off, and the host told so."""
     return _training()
+
+
+def torch_device() -> torch.device:
+    """The device that the host computes on."""
+    import comfy.model_management as memory
+
+    device: torch.device = memory.get_torch_device()
+    return device
 
 
 def progress(total: int) -> Callable[..., None]:

@@ -117,7 +117,7 @@ def testbed_clip(
                 model_options=model_options,
             )
 
-    class Clip(comfy.sd1_clip.SD1ClipModel):
+    class TestbedClipModel(comfy.sd1_clip.SD1ClipModel):
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Mapping[str, Any] = {}) -> None:  # noqa: B006
             super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=Encoder)
 
@@ -137,7 +137,7 @@ def testbed_clip(
         def __init__(self, embedding_directory: Any = None, tokenizer_data: Mapping[str, Any] = {}) -> None:  # noqa: B006
             super().__init__(embedding_directory, tokenizer_data=tokenizer_data, tokenizer=Words)
 
-    target = comfy.supported_models_base.ClipTarget(Tokenizer, Clip)
+    target = comfy.supported_models_base.ClipTarget(Tokenizer, TestbedClipModel)
     clip = comfy.sd.CLIP(
         target, parameters=sum(t.numel() for t in state.values()), model_options={"dtype": torch.float32}
     )

@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 
 from ...safeguidance.errors import InputError
+from .model import state_digest
 
 Row = list[Any]
 """Token ids of one chunk; textual inversion embeddings are tensors among them."""
@@ -186,6 +187,17 @@ def without_each(part: Part) -> list[Row]:
         for place in layout.index:
             copies.append([*row[:place], part.mask, *row[place + 1 :]])
     return copies
+
+
+def encoder_family(clip: Any) -> str:
+    """Name of the family that a CLIP's text encoders belong to, as the host's class has it."""
+    return type(clip.cond_stage_model).__name__.rstrip("_")
+
+
+def encoder_digest(clip: Any) -> str:
+    """Digest of a CLIP's weights with its patches (LoRAs) applied, as a card holds it."""
+    clip.load_model()
+    return state_digest(clip.cond_stage_model.state_dict())
 
 
 def words(clip: Any, part: Part, chunk: int) -> list[str]:

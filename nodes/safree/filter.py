@@ -132,7 +132,9 @@ class SafreeEmbeddingFilter(io.ComfyNode):
                     return _untouched(plain, judged)
             found = filter_text(clip, text, concepts, config, validation)
         trace, decision = Trace(), _decision(found, judged)
-        trace.begin(RunRecord("SAFREE", concepts.names, [list(found.scores)], config.trigger.alpha, decision))
+        trace.begin(
+            RunRecord("SAFREE", concepts.names, [list(found.scores)], config.trigger.alpha, decision, sampled=False)
+        )
         lines = [decision, f"beta {found.beta:.3f}", *found.lines]
         if judged is not None:
             lines.append(f"judged by {judged.title}: {judged.finding}, harmful from {judged.threshold:.2f}")
@@ -142,7 +144,9 @@ class SafreeEmbeddingFilter(io.ComfyNode):
 def _untouched(plain: list[Any], judged: Judgement) -> io.NodeOutput:
     decision = f"harmless ({judged.finding}) to {judged.title}: left untouched"
     trace = Trace()
-    trace.begin(RunRecord("SAFREE", judged.categories, [list(judged.scores)], judged.threshold, decision))
+    trace.begin(
+        RunRecord("SAFREE", judged.categories, [list(judged.scores)], judged.threshold, decision, sampled=False)
+    )
     return io.NodeOutput([[states, noted(states, extra)] for states, extra in plain], trace, decision)
 
 

@@ -28,6 +28,15 @@ HGR_FIELDS = {
     "checkpoint": "name",
 }
 """Settings of HGR training -> inputs of the node that they come from."""
+TEXT_FIELDS = {
+    "heads": "width",
+    "context_width": "clip",
+    "pooled_width": "clip",
+    "chunk": "clip",
+    "categories": "dataset",
+    "checkpoint": "name",
+}
+"""The same for a text redirector."""
 ALIGN_FIELDS = {
     "scale": "cfg",
     "redirector_weights": "redirector",

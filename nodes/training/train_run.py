@@ -204,7 +204,7 @@ class Training:
             data, texts, frozen.predict, frozen.noised, schedule, self.shape, latents, config.seed, self.own_pictures
         )
         torch.manual_seed(config.seed)
-        network = HGR(self._shape_of(settings)).to(frozen.device)
+        network = HGR(network_shape(texts, data.categories, settings)).to(frozen.device)
         extra = {
             "dataset": data.digest,
             "model": base_hash,
@@ -264,33 +264,32 @@ class Training:
                 "pictures": self.pictures,
                 "processes": group.world_size,
                 "command": settings.command,
-                "figures": {**held_out_metrics(network, data, texts, gate_threshold), **_mean_losses(history)},
+                "figures": {**held_out_metrics(network, data, texts, gate_threshold), **mean_losses(history)},
             },
             base_hash=base_hash,
             data_hash=data.digest,
             counts=data.counts(),
         )
 
-    def _shape_of(self, settings: RunSettings) -> HGRConfig:
-        texts = self.texts
-        check_range("width", settings.width, 0, 16_384, "0 is as wide as the text, at most 1024")
-        check_range("layers", settings.layers, 1, 64)
-        inner = settings.width or max(64, min(1024, texts.width) // 64 * 64)
-        heads = max(1, inner // 64)
-        if inner % heads:
-            raise InputError("width", f"it is {inner}", "0, less than 128, or a multiple of 64")
-        return HGRConfig(
-            texts.width,
-            self.data.categories,
-            inner,
-            settings.layers,
-            heads,
-            texts.chunk,
-            pooled_width=texts.pooled_width,
-        )
+
+def network_shape(texts: EncodedTexts, categories: tuple[str, ...], settings: RunSettings) -> HGRConfig:
+    """The shape of a redirector for encoded texts.
+
+    Raises:
+        InputError: if width or layers make no network.
+    """
+    check_range("width", settings.width, 0, 16_384, "0 is as wide as the text, at most 1024")
+    check_range("layers", settings.layers, 1, 64)
+    inner = settings.width or max(64, min(1024, texts.width) // 64 * 64)
+    heads = max(1, inner // 64)
+    if inner % heads:
+        raise InputError("width", f"it is {inner}", "0, less than 128, or a multiple of 64")
+    return HGRConfig(
+        texts.width, categories, inner, settings.layers, heads, texts.chunk, pooled_width=texts.pooled_width
+    )
 
 
-def _mean_losses(history: History) -> dict[str, Any]:
+def mean_losses(history: History) -> dict[str, Any]:
     """Mean losses of the last steps."""
     last = history[-100:]
     return {f"{name} loss": float(f"{sum(row[name] for row in last) / len(last):.4g}") for name in (last or [{}])[0]}

@@ -76,5 +76,5 @@ def test_the_model_folder_is_known(host):
     paths, suffixes = folder_paths.folder_names_and_paths["safeguidance"]
     assert suffixes == {".safetensors"}
     assert str(host.base_dir / "models" / "safeguidance") == paths[0]
-    names = part("nodes.host.files").hgr_files()
+    names = part("nodes.host.files").weight_names("hgr")
     assert not any("denoiser" in name or "encoder" in name or "oracle" in name for name in names)

@@ -76,7 +76,7 @@ def good(folder):
 
 
 def test_a_file_is_listed_loaded_and_described(good, run_graph, object_info):
-    assert part("nodes.host.files").hgr_files().count("test-hgr.safetensors") == 1
+    assert part("nodes.host.files").weight_names("hgr").count("test-hgr.safetensors") == 1
     result = run_graph(edited())
     trace, redirector, card = result.value("6", 1), result.value("5"), result.value("5", 1)
     assert trace.run.decision == "blade 1.00: redirected in all 4 steps"
@@ -189,7 +189,7 @@ def test_an_older_file_acts_and_says_in_the_card_what_to_do(good, session):
 
 def test_a_suffix_in_capitals_is_listed_and_loaded(good, session):
     good.rename(good.with_name("X.SAFETENSORS"))
-    assert "X.SAFETENSORS" in part("nodes.host.files").hgr_files()
+    assert "X.SAFETENSORS" in part("nodes.host.files").weight_names("hgr")
     result = session.run(edited("5", hgr_name="X.SAFETENSORS"))
     assert result.ok, result.errors
     assert "digest of the file: matches the contents" in result.value("5", 1)

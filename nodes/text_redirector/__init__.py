@@ -1,0 +1,1 @@
+"""The redirector in text space: loading, training, and the node that moves a conditioning."""
