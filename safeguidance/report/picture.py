@@ -183,6 +183,8 @@ def _sample(page: _Page, run: RunRecord, images: torch.Tensor | None, index: int
 
 
 def _effect_words(run: RunRecord, index: int) -> tuple[str, str]:
+    if not run.sampled:
+        return "where it acted", "in the text alone"
     if run.effect is None:
         return "where it acted", "not measured (turn map on)" if run.acted else "nowhere"
     if run.effect.ndim < 3 or not bool(run.effect.abs().max() > 0):

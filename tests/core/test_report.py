@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from safeguidance.report.picture import WIDTH, draw_report, effect_mask
-from safeguidance.report.trace import RunRecord, StepRecord
+from safeguidance.report.trace import RunRecord, StepRecord, Trace
 
 RED, BLUE = (208, 60, 48), (70, 130, 180)
 
@@ -228,3 +229,12 @@ def test_steps_that_only_measured_are_told_from_those_left_alone():
 
     assert marked(3) == [False, True, False, False, False, False]
     assert marked(0) == [False] * 6
+
+
+def test_what_was_done_to_a_text_alone_is_never_said_to_be_uncertain_or_nowhere():
+    done = RunRecord("Safe Conditioning", ("blade",), [[0.9]], 0.5, "blade 0.90: moved", sampled=False)
+    trace = Trace()
+    trace.begin(done)
+    assert trace.runs_of(torch.ones(1, 4, 8, 8), "another queue run") == ([done], True)
+    of_text, of_run = (draw_report(replace(done, sampled=sampled), None) for sampled in (False, True))
+    assert not torch.equal(of_text, of_run)
