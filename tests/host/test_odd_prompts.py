@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("pack")
 METHODS = [*JUDGES, *OTHERS]
 STEPS = {"SP-Guard": 4}  # it measures for a while before it guides
 JUDGED_BY = {"SAFREE": "concepts", "SAFREE without a judge": "none (as published)"}
+SAFE = "Safe Conditioning"
 DETECT = {f"Detect Harm, {name}": name for name in odd_runs.REDIRECTORS}
 MOST_OPEN = 0.01
 """Share of the harmless odd prompts that may open the gate."""
@@ -44,6 +45,8 @@ def found(name):
     """What becomes of every prompt, or of those that fall to this form of a method."""
     if name in JUDGED_BY:
         return [filtered(prompt, JUDGED_BY[name]) for prompt in PROMPTS[:: 1 if name == "SAFREE" else 4]]
+    if name == SAFE:
+        return [moved(prompt) for prompt in PROMPTS]
     if name in DETECT:
         return [detected(prompt, DETECT[name]) for prompt in PROMPTS[list(DETECT).index(name) :: len(DETECT)]]
     forms = list(CHOICES[name].choices) if name in CHOICES else [name]
@@ -82,11 +85,30 @@ def detected(prompt, name):
     return Outcome(prompt, "", harmful, score, words=words)
 
 
+@cache
+def text_redirector():
+    return part("nodes.text_redirector.load").LoadTextRedirector.execute("testbed-text-redirector.safetensors").args[0]
+
+
+def moved(prompt):
+    plain = odd_runs.conditionings().get(prompt.text)
+    if plain is None:
+        return Outcome(prompt, "the host does not encode it")
+    node = part("nodes.text_redirector.safe_conditioning").SafeConditioning
+    try:
+        with torch.inference_mode():
+            given, trace, words, harmful = node.execute(plain, text_redirector()).args
+    except Exception as error:  # all kinds, which `sentence` tells apart
+        return Outcome(prompt, odd_runs.sentence(error, SAFE))
+    finite = all(bool(torch.isfinite(tokens).all()) for tokens, _ in given)
+    return Outcome(prompt, "", harmful, trace.run.harm, finite, given[0] is plain[0], words)
+
+
 def text_is_gone(prompt):
     return not prompt.text.strip()
 
 
-@pytest.mark.parametrize("name", [*METHODS, *JUDGED_BY, *DETECT])
+@pytest.mark.parametrize("name", [*METHODS, *JUDGED_BY, *DETECT, SAFE])
 def test_what_cannot_be_computed_with_is_refused_and_nothing_else(name):
     """A refusal that is no sentence with node and field fails where the outcomes are made."""
     spared = text_is_gone if name in DETECT else lambda prompt: False
@@ -94,31 +116,31 @@ def test_what_cannot_be_computed_with_is_refused_and_nothing_else(name):
     assert any(one.refused for one in found(name))
 
 
-@pytest.mark.parametrize("name", [*METHODS, *JUDGED_BY, *DETECT])
+@pytest.mark.parametrize("name", [*METHODS, *JUDGED_BY, *DETECT, SAFE])
 def test_weights_that_are_not_finite_never_pass(name):
     odd = [one for one in found(name) if not one.prompt.finite]
     assert len(odd) >= 5
     assert not wrong(odd, lambda one: not one.refused or "harmless" in one.words)
 
 
-@pytest.mark.parametrize("name", [*METHODS, *JUDGED_BY])
+@pytest.mark.parametrize("name", [*METHODS, *JUDGED_BY, SAFE])
 def test_what_comes_out_is_finite(name):
     assert not wrong(found(name), lambda one: not one.refused and not one.finite)
 
 
-@pytest.mark.parametrize("name", [*METHODS, *JUDGED_BY, *DETECT])
+@pytest.mark.parametrize("name", [*METHODS, *JUDGED_BY, *DETECT, SAFE])
 def test_scores_are_numbers_from_0_to_1(name):
     assert not wrong(found(name), lambda one: not (math.isfinite(one.score) and 0 <= one.score <= 1))
 
 
-@pytest.mark.parametrize("name", [*JUDGES, *JUDGED_BY])
+@pytest.mark.parametrize("name", [*JUDGES, *JUDGED_BY, SAFE])
 def test_a_prompt_that_is_left_alone_keeps_its_bits(name):
     untouched = [one for one in found(name) if not one.acted and not one.refused]
     assert len(untouched) >= 20
     assert not wrong(untouched, lambda one: not one.same)
 
 
-@pytest.mark.parametrize("name", [*JUDGES, *JUDGED_BY, *DETECT])
+@pytest.mark.parametrize("name", [*JUDGES, *JUDGED_BY, *DETECT, SAFE])
 def test_a_prompt_of_which_nothing_is_left_is_never_touched(name):
     nothing = [one for one in found(name) if is_empty(one.prompt) and not one.refused]
     assert len(nothing) >= 5
@@ -146,9 +168,10 @@ def test_detect_harm_answers_as_safecfg_does(name):
     assert not wrong(found(name), lambda one: not one.refused and one.acted != acted[one.prompt.text])
 
 
-def test_harmless_odd_prompts_seldom_open_the_gate_of_a_trained_redirector():
+@pytest.mark.parametrize("name", ["SafeCFG, HGR", SAFE])
+def test_harmless_odd_prompts_seldom_open_the_gate_of_a_trained_redirector(name):
     """One made of concept texts alone opens for more of them (4 to 7% of these), as its page says."""
-    share, words = odd_runs.opened(found("SafeCFG, HGR"))
+    share, words = odd_runs.opened(found(name))
     assert share <= MOST_OPEN, words
 
 
