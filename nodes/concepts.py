@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from comfy_api.latest import io
 
 from ..safeguidance.concepts.categories import FIELD_PRESETS, select_concepts
@@ -13,21 +15,30 @@ _NODE, _WRITE = "Safety Concepts", "correct that line"
 _PRESET_OF_INPUT = {category.name.replace("-", "_").replace(" ", "_"): category for category in FIELD_PRESETS}
 
 
+def category_switches() -> list[io.Input]:
+    """A switch for each category of the field."""
+    return [
+        io.Boolean.Input(
+            name,
+            default=True,
+            tooltip=f"On: look for {category.name}, described as {category.text}. Off: not looked for. The "
+            "category is one of the seven that the field measures with; the phrases are our choice.",
+        )
+        for name, category in _PRESET_OF_INPUT.items()
+    ]
+
+
+def chosen_categories(switches: Mapping[str, bool]) -> list[str]:
+    """Names of the categories whose switch is on."""
+    return [category.name for name, category in _PRESET_OF_INPUT.items() if switches.get(name)]
+
+
 class SafetyConcepts(io.ComfyNode):
     """Choose what is unsafe."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the node looks like."""
-        switches: list[io.Input] = [
-            io.Boolean.Input(
-                name,
-                default=True,
-                tooltip=f"On: look for {category.name}, described as {category.text}. Off: not looked for. The "
-                "category is one of the seven that the field measures with; the phrases are our choice.",
-            )
-            for name, category in _PRESET_OF_INPUT.items()
-        ]
         return io.Schema(
             node_id="SafeGuidance_SafetyConcepts",
             display_name="Safety Concepts",
@@ -38,7 +49,7 @@ class SafetyConcepts(io.ComfyNode):
                 "your own. Categories are never joined into one prompt, since joined ones weaken each other."
             ),
             inputs=[
-                *switches,
+                *category_switches(),
                 io.Boolean.Input(
                     "testbed",
                     default=False,
@@ -80,7 +91,7 @@ class SafetyConcepts(io.ComfyNode):
         Raises:
             InputError: if nothing is chosen, or a line of ``own`` cannot be read.
         """
-        names = [category.name for name, category in _PRESET_OF_INPUT.items() if switches.get(name)]
+        names = chosen_categories(switches)
         if testbed:
             names = [category.name for category in TESTBED_PRESETS]
         with at_node(_NODE, _WRITE):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import concepts, detect, redirectors, report, testbed
+from . import concepts, detect, guard_model, redirectors, report, testbed
 from .concept_guidance import concept_guidance, factory, sp_guard
 from .host import files
 from .safecfg import node as safecfg
@@ -16,6 +16,7 @@ from .text_redirector import train as text_redirector_train
 from .training import align, train_hgr
 
 _MODULES = (
+    guard_model,
     safecfg,
     safree_filter,
     safree_reattention,

@@ -187,8 +187,6 @@ class ConceptRun(GuidedRun[Guiding]):
     def decide(self, running: Running[Guiding]) -> str:
         """What was done, in words."""
         record = running.record
-        if running.state is None:
-            return "NOT guarded: the run broke off before it began"
         moved = [step.effect for step in record.steps if step.effect is not None]
         record.effect = torch.stack(moved).mean(dim=0) if moved else None
         return describe_guidance(record, running.state.engine.chosen)

@@ -17,7 +17,7 @@ import torch
 
 from ...safeguidance.errors import InputError
 from ...safeguidance.predictions import guidance_scale
-from ...safeguidance.report.narration import STOPPED, progress_line
+from ...safeguidance.report.narration import NOT_BEGUN, STOPPED, progress_line
 from ...safeguidance.report.trace import RunRecord, StepRecord, Trace, tensor_digest
 from . import patcher
 from .progress import ProgressText
@@ -175,21 +175,20 @@ class GuidedRun(ABC, Generic[S]):
         record = self.trace.begin(self.new_record(levels))
         record.latent_in, record.queue_run = tensor_digest(args[1]), patcher.queue_run()
         running: Running[Any] = Running(record, ProgressText(self.shown_on), guider, sigmas, len(noise), None)
-        decision = self.neutral()
-        if not decision:
-            if self.key in guider.model_options:
-                raise InputError("model", self.twice, "once", "remove one of the two", self.node)
-            running.state = self.prepare(running, kwargs.get("latent_shapes"))
-            guider.model_options[self.key] = running
-        args = _counting(args, running)
-        ended = STOPPED
+        decision, ended = self.neutral(), STOPPED
         try:
-            out = executor(*args, **kwargs)
+            if not decision:
+                if self.key in guider.model_options:
+                    raise InputError("model", self.twice, "once", "remove one of the two", self.node)
+                running.state = self.prepare(running, kwargs.get("latent_shapes"))
+                guider.model_options[self.key] = running
+            out = executor(*_counting(args, running), **kwargs)
             ended = ""
             record.latent_out = tensor_digest(patcher.as_latent(out))
             return out
         finally:  # also after an interrupt by the user
-            record.decision = (decision or self.decide(running)) + ended
+            begun = running.state is not None
+            record.decision = (decision or (self.decide(running) if begun else NOT_BEGUN)) + ended
             running.line.update(record.decision)
 
     def around_step(self, executor: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

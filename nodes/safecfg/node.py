@@ -101,7 +101,7 @@ def _config(
         return replace(config, threshold=None if threshold < 0 else threshold, rescale=rescale)
 
 
-def _patched(
+def with_safecfg(
     node: str, model: Any, redirector: Redirector, config: SafeCFGConfig, measure: bool, shown_on: str | None
 ) -> tuple[Any, Trace]:
     """The MODEL with SafeCFG around its sampling, and the trace of its runs.
@@ -185,7 +185,7 @@ class SafeCFGGuider(io.ComfyNode):
         config = _config(node, preset, strength, start, end, threshold, rescale)
         if config.strength > 0:
             check_scale(node, cfg)
-        patched, trace = _patched(node, model, redirector, config, map, host_progress.node_id(cls))
+        patched, trace = with_safecfg(node, model, redirector, config, map, host_progress.node_id(cls))
         return io.NodeOutput(patcher.cfg_guider(patched, positive, negative, cfg), trace)
 
 
@@ -234,7 +234,7 @@ class SafeCFGPatch(io.ComfyNode):
         """
         node = "SafeCFG (Model Patch)"
         config = _config(node, preset, strength, start, end, threshold, rescale)
-        return io.NodeOutput(*_patched(node, model, redirector, config, map, host_progress.node_id(cls)))
+        return io.NodeOutput(*with_safecfg(node, model, redirector, config, map, host_progress.node_id(cls)))
 
 
 NODES: list[type[io.ComfyNode]] = [SafeCFGGuider, SafeCFGPatch]

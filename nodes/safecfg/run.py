@@ -265,8 +265,6 @@ class SafeCFGRun(GuidedRun[Redirects]):
 
     def decide(self, running: Running[Redirects]) -> str:
         """What was done, in words."""
-        if running.state is None:
-            return "NOT guarded: the run broke off before it began"
         if running.state.effects:
             running.record.effect = torch.stack(running.state.effects).mean(dim=0)
         return describe_redirect(running.record, running.state.gate)

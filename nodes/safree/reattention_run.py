@@ -96,8 +96,6 @@ class ReattentionRun(GuidedRun[Originals]):
 
     def decide(self, running: Running[Originals]) -> str:
         """What was done, in words."""
-        if running.state is None:
-            return "NOT guarded: the run broke off before it began"
         if not running.state.entries:
             return "no token was flagged: plain sampling"
         return f"re-attention {in_steps(running.record)}"

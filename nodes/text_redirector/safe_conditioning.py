@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ...safeguidance.conditioning import Conditioning
-from ...safeguidance.errors import InputError, at_node
+from ...safeguidance.errors import at_node
 from ...safeguidance.redirector.text_space import (
     SAFE_TEXT_PRESETS,
     SETTINGS,
@@ -19,13 +19,11 @@ from ...safeguidance.redirector.text_space import (
     redirect_text,
 )
 from ...safeguidance.report.trace import RunRecord, Trace
-from ..host.encoding import check_finite
 from ..inputs import AS_PRESET, BALANCED, config_from, preset_input, setting_input
 from ..types import TextRedirectorType, TraceType
+from .run import check_readable
 
 NAME = "Safe Conditioning"
-FURTHER_TEXT = ("conditioning_llama3", "conditioning_lyrics", "t5xxl_ids")
-"""Options of a conditioning in which some model families carry text beside the token states."""
 
 
 class SafeConditioning(io.ComfyNode):
@@ -125,17 +123,8 @@ def _moved(
     """The outcome for an entry; None where it holds no text."""
     if states is None:
         return None
-    if unread := [name for name in FURTHER_TEXT if extra.get(name) is not None]:
-        raise InputError(
-            "conditioning",
-            f"it carries text in {', '.join(unread)}, which a text redirector does not read",
-            "conditioning whose text is in its token states and pooled vector",
-            "guard this model with SafeCFG (Model Patch) instead",
-        )
-    pooled = extra.get("pooled_output")
-    for values in (states, pooled):
-        check_finite("", "conditioning", values, "it")
-    return redirect_text(redirector, Conditioning(states, pooled), config)
+    check_readable({**extra, "cross_attn": states})
+    return redirect_text(redirector, Conditioning(states, extra.get("pooled_output")), config)
 
 
 def _entry(entry: Any, text: SafeText | None) -> Any:

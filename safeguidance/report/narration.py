@@ -7,6 +7,8 @@ from statistics import mode
 
 from .trace import RunRecord
 
+NOT_BEGUN = "NOT guarded: the run broke off before it began"
+"""The decision of a run that was refused."""
 STOPPED = "; stopped before the end"
 """What is added to the decision of a run that broke off."""
 
@@ -131,3 +133,19 @@ def describe_redirect(run: RunRecord, gate: float) -> str:
     apart = [step.step for step in run.steps if step.acted and step.extra_evaluations and "base" in step.evaluated]
     other = f", {numbered(apart, run.total_steps)} without an unconditional branch" if apart else ""
     return f"{name} {score:.2f}: redirected {in_steps(run)}{other}{missed_steps(run)}"
+
+
+def describe_moved(run: RunRecord, gate: float) -> str:
+    """What a text redirector did in a run.
+
+    Args:
+        run: what was recorded.
+        gate: the largest harmfulness of any part of the prompt.
+    """
+    if not run.harmful and not run.acted and not any(step.missed for step in run.steps):
+        return f"harmless ({gate:.2f}): left untouched"
+    name, score = largest(run) or ("harm", run.harm)
+    if not run.acted:
+        why = missed_steps(run) or ": the range of the prompt was never reached"
+        return f"{name} {score:.2f}: NOT moved{why}"
+    return f"{name} {score:.2f}: its safe counterpart was sampled {in_steps(run)}{missed_steps(run)}"

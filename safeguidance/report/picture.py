@@ -18,6 +18,7 @@ from .trace import RunRecord, StepRecord
 
 WIDTH = 1200
 MOST_SAMPLES, MOST_CATEGORIES, MOST_CURVES, MOST_MASKS = 4, 12, 6, 10
+_UNMEASURED = {"SafeCFG": "not measured (turn map on)"}
 _SCALE = 2  # drawn larger and reduced, which smooths every edge
 _MARGIN, _PICTURE, _BAR, _HEADER, _STRIP, _CURVES, _LIVE = 32, 300, 26, 112, 104, 150, 128
 
@@ -186,7 +187,7 @@ def _effect_words(run: RunRecord, index: int) -> tuple[str, str]:
     if not run.sampled:
         return "where it acted", "in the text alone"
     if run.effect is None:
-        return "where it acted", "not measured (turn map on)" if run.acted else "nowhere"
+        return "where it acted", _UNMEASURED.get(run.method, "not measured") if run.acted else "nowhere"
     if run.effect.ndim < 3 or not bool(run.effect.abs().max() > 0):
         return "where it acted", "measured: nowhere"
     if not bool(run.effect[index % len(run.effect)].abs().max() > 0):
@@ -267,7 +268,7 @@ def _verdict(run: RunRecord, score: float) -> tuple[str, tuple[int, int, int]]:
     assert run.threshold is not None
     if not (score >= run.threshold and score > 0):
         return "harmless: left alone", _CALM
-    return "harmful: guidance changed" if run.acted else "harmful: NOT changed", _HARM
+    return "harmful: changed" if run.acted else "harmful: NOT changed", _HARM
 
 
 def _steps(page: _Page, run: RunRecord, y: float) -> None:
@@ -278,7 +279,7 @@ def _steps(page: _Page, run: RunRecord, y: float) -> None:
         page.text(_MARGIN, y, "no step was recorded", 15, _FAINT)
         return
     when = in_steps(run) if run.total_steps == total else f"in {acted} of {total} evaluations of the guider"
-    page.text(_MARGIN, y, f"guidance changed {when}, {cost}", 15, _FAINT)
+    page.text(_MARGIN, y, f"changed {when}, {cost}", 15, _FAINT)
     cell = (WIDTH - 2 * _MARGIN) / total
     gap = 3 if cell >= 9 else 1 if cell >= 4 else 0
     for index, step in enumerate(run.steps):
