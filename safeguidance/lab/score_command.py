@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
     listed.add_argument("--prompts", type=Path, metavar="FILE", help="prompts to score, .csv or .jsonl, of any size")
     listed.add_argument("--column", default="prompt", help="their column (default prompt)")
     listed.add_argument("--encoder", default="testbed", help="testbed, minilm, or a folder as transformers saves it")
-    listed.add_argument("--redirector", default="concepts", help="concepts (no training), or an HGR file")
+    listed.add_argument("--redirector", default="concepts", help="concepts (no training), an HGR or a text redirector")
     listed.add_argument("--negatives", type=Path, metavar="FILE", help="harmless prompts; adds AUC and true positives")
     listed.add_argument("--negatives-column", help="their column (default as --column)")
     parser.add_argument(

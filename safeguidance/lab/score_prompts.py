@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,27 +15,29 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..concepts.banks import BENIGN_PROMPTS
 from ..concepts.categories import FIELD_PRESETS, Concepts
-from ..concepts.short_prompts import SHORT_PROMPTS
 from ..errors import InputError
 from ..redirector.detection import prompt_scores
 from ..redirector.from_concepts import make_concept_redirector
+from ..redirector.hgr import TrainedRedirector
 from ..redirector.interface import Redirector
+from ..redirector.text_weights import TEXT_KIND, load_text_redirector
 from ..redirector.weights import load_hgr
 from ..roc import auc, threshold
 from ..testbed.concepts import TESTBED_PRESETS
 from ..testbed.short_prompts import harmless_bank
+from ..weight_files import FileKind, read_header
 from .bench.metrics import wilson
 from .encoders import TextEncoder
 
+ANY_KIND = FileKind("weight file", "", "name an HGR or text redirector file")
 RATES = (0.01, 0.05)
 """False-positive rates that true positives are stated at."""
 _BATCH, _RESAMPLES = 64, 1000
 
 
 def redirector_by_name(name: str, encoder: TextEncoder, testbed: bool) -> Redirector:
-    """A redirector for an encoder: ``concepts``, with the presets and the bank that the node takes, or an HGR's file.
+    """A redirector for an encoder: ``concepts``, with the presets and the bank that the node takes, or a trained one.
 
     Args:
         name: "concepts" or a path.
@@ -46,12 +49,16 @@ def redirector_by_name(name: str, encoder: TextEncoder, testbed: bool) -> Redire
     """
     if name == "concepts":
         concepts = Concepts(TESTBED_PRESETS if testbed else FIELD_PRESETS)
-        bank = harmless_bank(concepts.names) if testbed else (*BENIGN_PROMPTS, *SHORT_PROMPTS)
-        return make_concept_redirector(concepts, encoder, bank, encoder.span)
+        return make_concept_redirector(concepts, encoder, harmless_bank(concepts.names), encoder.span)
     path = Path(name)
     if not path.is_file():
-        raise InputError("redirector", f"{name} is not there", "concepts, or the path of an HGR file")
-    found = load_hgr(path)
+        raise InputError("redirector", f"{name} is not there", "concepts, or the path of an HGR or text redirector")
+    if read_header(path, ANY_KIND).meta.get("format") == TEXT_KIND.format:
+        of_text = load_text_redirector(path)
+        # both kinds judge with the same network
+        found = TrainedRedirector(of_text.network, "", of_text.threshold, None, of_text.title)
+    else:
+        found = load_hgr(path)
     if found.width != encoder.width:
         raise InputError(
             "redirector",
@@ -154,7 +161,7 @@ def score_file(
     number = len(scores)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "a", encoding="utf-8") if out is not None else _Nowhere() as file:
+    with open(os.devnull if out is None else out, "a", encoding="utf-8") as file:
         while part := list(islice(texts, _BATCH)):
             rows = score_rows(redirector, encoder, part)
             lines = (json.dumps({"index": number + place, **row}) + "\n" for place, row in enumerate(rows))
@@ -165,22 +172,6 @@ def score_file(
             if watch:
                 watch(number)
     return scores
-
-
-class _Nowhere:
-    """Takes what is written where there is no file."""
-
-    def __enter__(self) -> _Nowhere:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def write(self, text: str) -> None:
-        """Drop it."""
-
-    def flush(self) -> None:
-        """Nothing."""
 
 
 def _known(out: Path, redirector: Redirector) -> list[float]:

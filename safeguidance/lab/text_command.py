@@ -1,15 +1,19 @@
-"""The command that makes the testbed's text redirector: ``train-text-redirector``."""
+"""The command that trains a text redirector: for the testbed, or on a real encoder from the pack's own pairs."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from ..errors import InputError
-from ..testbed.model import TEXT_REDIRECTOR_FILE, WEIGHTS, load_testbed
+from ..redirector.hgr import HGR, HGRConfig
+from ..testbed.model import TEXT_REDIRECTOR_FILE, WEIGHTS
 from ..testbed.tokens import MAX_LENGTH
 from ..testbed.world import CATEGORY_NAMES
 from .command import already_made, named_ways
@@ -23,28 +27,26 @@ _COUNT, _RATE = 2000, 0.01
 def add_parsers(commands: Any) -> None:
     """Add ``train-text-redirector`` to the command line."""
     parser = commands.add_parser(
-        "train-text-redirector", help="train the testbed's text redirector (about ten minutes on one core)"
+        "train-text-redirector", help="train the testbed's text redirector (about five minutes on one core)"
     )
+    parser.add_argument("config", type=Path, nargs="?", help="JSON file with training settings, default: as shipped")
     parser.add_argument(
-        "config", type=Path, nargs="?", help="JSON file with training settings, default: the shipped ones"
+        "--encoder", default="testbed", help="testbed, minilm or a folder; the last two train on the pack's own pairs"
     )
-    parser.add_argument(
-        "--checkpoints", type=Path, default=Path("runs/text-redirector"), help="resumed if there is one"
-    )
+    parser.add_argument("--checkpoints", type=Path, default=Path("runs/text-redirector"), help="resumed if it is there")
     parser.add_argument("--restart", action="store_true", help="forget an earlier run")
-    parser.add_argument("--out", type=Path, default=WEIGHTS / TEXT_REDIRECTOR_FILE, help="default: the shipped file")
+    parser.add_argument("--out", type=Path, help="default: the shipped file, or runs/text-redirector.safetensors")
     parser.set_defaults(run=_train)
 
 
 def _train(args: argparse.Namespace) -> int:
     import torch
 
-    from ..redirector.hgr import HGR, HGRConfig
+    from ..redirector.hgr import HGR
     from ..redirector.text_weights import TextCard, save_text_redirector
     from ..training.checkpoints import delete_checkpoint, finish_run
     from ..training.hgr import run_settings
     from ..training.text_redirector import TextTrainConfig, train_text_redirector
-    from .training.hgr_task import TestbedTask, calibrate
 
     settings = json.loads(args.config.read_text(encoding="utf-8")) if args.config else {}
     try:
@@ -53,31 +55,95 @@ def _train(args: argparse.Namespace) -> int:
         raise InputError("config", f"{args.config}: {error}", "the fields of TextTrainConfig") from error
     if args.restart:
         delete_checkpoint(args.checkpoints)
+    own = args.encoder == "testbed"
+    world = _testbed(config.seed) if own else _encoder(args.encoder, config.seed)
+    out = args.out or (WEIGHTS / TEXT_REDIRECTOR_FILE if own else Path("runs/text-redirector.safetensors"))
     torch.manual_seed(config.seed)
-    network = HGR(HGRConfig(128, CATEGORY_NAMES, layers=LAYERS, chunk=MAX_LENGTH))
-    if already_made(args.checkpoints, run_settings(network, config), args.out):
+    network = HGR(world.shape)
+    if already_made(args.checkpoints, run_settings(network, config, world.settings), out):
         return 0
-    testbed = load_testbed()
     with named_ways():
-        for _ in train_text_redirector(network, TestbedTask(testbed, config.seed), config, args.checkpoints):
+        for _ in train_text_redirector(network, world.task, config, args.checkpoints, extra_settings=world.settings):
             pass
-    threshold, opened = calibrate(network, testbed, _RATE, _COUNT)
+    threshold, rate, count, figures = world.calibrate(network)
     card = TextCard(
-        encoder=ENCODER,
+        encoder=world.family,
         threshold=threshold,
-        false_positive_rate=_RATE,
-        calibration_count=_COUNT,
-        data=(
-            "testbed captions and wider wording a defender may know, paired with look-alikes; short and empty prompts"
-        ),
+        false_positive_rate=rate,
+        calibration_count=count,
+        data=world.data,
         licence="Apache-2.0",
         training={
             **asdict(config),
-            "figures": {f"false positives, {kind}": share for kind, share in opened.items()},
-            "command": "python -m safeguidance train-text-redirector",
+            "figures": figures,
+            "command": "python -m safeguidance train-text-redirector" + (f" --encoder {args.encoder}" * (not own)),
         },
+        encoder_hash=str(world.settings.get("encoder", "")),
+        data_hash=str(world.settings.get("dataset", "")),
+        counts=world.counts,
     )
-    save_text_redirector(args.out, network, card)
-    finish_run(args.checkpoints, args.out)
-    print(f"written: {args.out}, gate threshold {threshold:.4f}")
+    save_text_redirector(out, network, card)
+    finish_run(args.checkpoints, out)
+    print(f"written: {out}, gate threshold {threshold:.4f}")
+    for name, value in figures.items():
+        print(f"{name}: {value}")
     return 0
+
+
+@dataclass(frozen=True)
+class _World:
+    """What is trained on, and how the outcome is calibrated."""
+
+    task: Any
+    shape: HGRConfig
+    family: str
+    data: str
+    calibrate: Callable[[HGR], tuple[float, float, int, dict[str, Any]]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def _testbed(seed: int) -> _World:
+    from ..testbed.model import load_testbed
+    from .training.hgr_task import TestbedTask, calibrate
+
+    testbed = load_testbed()
+
+    def calibrated(network: HGR) -> tuple[float, float, int, dict[str, Any]]:
+        threshold, opened = calibrate(network, testbed, _RATE, _COUNT)
+        return threshold, _RATE, _COUNT, {f"false positives, {kind}": share for kind, share in opened.items()}
+
+    return _World(
+        TestbedTask(testbed, seed),
+        HGRConfig(128, CATEGORY_NAMES, layers=LAYERS, chunk=MAX_LENGTH),
+        ENCODER,
+        "testbed captions and wider wording a defender may know, paired with look-alikes; short and empty prompts",
+        calibrated,
+    )
+
+
+def _encoder(name: str, seed: int) -> _World:
+    import torch
+
+    from ..prompts.banks import bank_prompts
+    from ..training.prompt_task import EncodedTexts, PromptRows, calibrate_threshold, held_out_metrics
+    from .encoders import load_encoder
+
+    encoder, data = load_encoder(name), bank_prompts()
+    listed = list(dict.fromkeys(text for e in data.examples for text in (e.prompt, e.safe)))
+    with tqdm(total=len(listed) + 1, desc="texts encoded", mininterval=5) as bar:
+        texts = EncodedTexts(lambda text: encoder([text]), listed, torch.device("cpu"), lambda _: bar.update())
+
+    def calibrated(network: HGR) -> tuple[float, float, int, dict[str, Any]]:
+        threshold, rate, count = calibrate_threshold(network, data, texts, _RATE)
+        return threshold, rate, count, held_out_metrics(network, data, texts, threshold)
+
+    return _World(
+        PromptRows(data, texts, seed),
+        HGRConfig(encoder.width, data.categories, layers=LAYERS, chunk=0),
+        encoder.title,
+        data.path.name,
+        calibrated,
+        {"encoder": encoder.digest, "dataset": data.digest},
+        data.counts(),
+    )

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ...testbed.model import DENOISER_FILE, HGR_FILE, LORA_FILE, TEXT_FILE, WEIGHTS
+from ...testbed.model import DENOISER_FILE, HGR_FILE, LORA_FILE, TEXT_FILE, TEXT_REDIRECTOR_FILE, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def join(first: Stored, more: Stored) -> Stored:
 
 def digest(folder: Path = WEIGHTS) -> str:
     """A digest of what pictures depend on besides captions and settings: the weights and the code of this package."""
-    files = [folder / name for name in (TEXT_FILE, DENOISER_FILE, HGR_FILE, LORA_FILE)]
+    files = [folder / name for name in (TEXT_FILE, DENOISER_FILE, HGR_FILE, LORA_FILE, TEXT_REDIRECTOR_FILE)]
     files += sorted(Path(__file__).resolve().parents[2].rglob("*.py"))
     found = hashlib.sha256()
     for path in files:
