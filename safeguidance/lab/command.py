@@ -55,6 +55,11 @@ def add_parsers(commands: Any) -> None:
         "--begin", type=Path, metavar="FILE", help="start from this HGR, with more of the captions it does worst on"
     )
     hgr.add_argument(
+        "--mean",
+        action="store_true",
+        help="with --begin: take the mean of the weights before and after the round, which keeps what both do well",
+    )
+    hgr.add_argument(
         "--margin",
         type=float,
         default=1.0,
@@ -139,10 +144,10 @@ def _begin(network: HGR, path: Path, style: str | None) -> dict[str, Any]:
     begun = load_hgr(path).network
     if begun.config != network.config:
         raise InputError("begin", f"{path} has the shape {begun.config}", f"{network.config}", "name another file")
-    network.load_state_dict(begun.state_dict())
     made_by = read_card(path)[1].training
     # the margin is put on once training is over: a next round begins without it
-    network.scale_change(1 / made_by.get("margin", 1))
+    begun.scale_change(1 / made_by.get("margin", 1))
+    network.load_state_dict(begun.state_dict())
     return {"begun_from": {k: v for k, v in made_by.items() if k != "figures"}}
 
 
@@ -180,7 +185,12 @@ def _train_hgr(args: argparse.Namespace) -> int:
     torch.manual_seed(config.seed)
     network = HGR(shape)
     check_range("margin", args.margin, 1, 2, "1 is as trained")
+    if args.mean and not args.begin:
+        raise InputError("mean", "there is no --begin", "--mean with --begin", "name the HGR to start from")
     before = _begin(network, args.begin, style) if args.begin else {}
+    if args.mean:
+        before["mean"] = True
+    first = {key: value.clone() for key, value in network.state_dict().items()}
     if args.margin != 1:
         before["margin"] = args.margin
     if already_made(folder, run_settings(network, config, before), out):
@@ -192,6 +202,8 @@ def _train_hgr(args: argparse.Namespace) -> int:
     with named_ways():
         for _ in train_hgr(network, task, config, folder, extra_settings=before):
             pass
+    if args.mean:
+        network.load_state_dict({key: (first[key] + last) / 2 for key, last in network.state_dict().items()})
     network.scale_change(args.margin)
     if args.begin:
         print(f"gate refitted on {TEXTS:,} texts: cross-entropy {refit_gate(network, testbed, seed=config.seed):.4f}")
@@ -210,7 +222,7 @@ def _train_hgr(args: argparse.Namespace) -> int:
     command = "python -m safeguidance train-hgr" + (
         f" --style {style}" if style else " --begin FILE" * bool(args.begin)
     )
-    command += f" --margin {args.margin:g}" * (args.margin != 1)
+    command += " --mean" * args.mean + f" --margin {args.margin:g}" * (args.margin != 1)
     card = HGRCard(
         base_model=BASE_MODEL,
         target="A",
