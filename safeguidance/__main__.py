@@ -13,6 +13,7 @@ from .errors import InputError
 
 LAB_COMMANDS = {
     "bench": "measure methods on the testbed",
+    "attack": "attack guarded models of the testbed",
     "style": "erase a drawing style of the testbed",
     "score": "score a prompt or picture, or measure detection",
     "align": "train the testbed's safety LoRA",
@@ -54,13 +55,14 @@ def _add_lab(commands: Any) -> None:
             parser.set_defaults(run=_needs_the_repository)
         return
     from .lab.align_command import add_parser as add_align
+    from .lab.bench.attack_command import add_parser as add_attack
     from .lab.bench.command import add_parser as add_bench
     from .lab.bench.styles import add_parser as add_style
     from .lab.command import add_parsers as add_testbed
     from .lab.score_command import add_parser as add_score
     from .lab.text_command import add_parsers as add_text
 
-    for add in (add_bench, add_style, add_score, add_align, add_testbed, add_text):
+    for add in (add_bench, add_attack, add_style, add_score, add_align, add_testbed, add_text):
         add(commands)
 
 
