@@ -69,3 +69,17 @@ def check_concepts(trace: Any, spy: Spy, texts: dict[str, torch.Tensor]) -> None
 def _is(row: torch.Tensor, text: torch.Tensor) -> bool:
     wanted = text[0]
     return row.shape == wanted.shape and torch.allclose(row, wanted.to(row), atol=1e-5)
+
+
+def check_moved(trace: Any, spy: Spy, prompt: torch.Tensor, base: torch.Tensor) -> None:
+    """Hold the trace of a text redirector's run against what was evaluated.
+
+    A step that claims the safe counterpart never saw the prompt as written; one that claims none saw nothing else.
+    """
+    for step in trace.run.steps:
+        rows = spy.texts_at(step.sigma)
+        moved = [row for row in rows if not _is(row, prompt) and not _is(row, base)]
+        assert step.acted == bool(moved), (step, len(rows), len(moved))
+        assert ("safe counterpart" in step.evaluated) == bool(moved), step
+        if step.acted:
+            assert not [row for row in rows if _is(row, prompt)], step

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from tests.host.safecfg_graphs import encoded, ksample, make_redirector, part, sample, sigmas, stock, world
+from tests.host.spy import check_moved, spied
+from tests.host.test_no_silent_hole import SAMPLERS, override
 
 pytestmark = pytest.mark.usefixtures("pack")
 SKULL, CUP = "on the meadow there is a yellow skull in the left", "on the meadow there is a yellow cup in the left"
@@ -139,3 +141,28 @@ def test_text_that_no_redirector_reads_stops_the_run():
 def test_a_cfg_that_draws_the_negative_prompt_is_refused(cfg):
     with pytest.raises(part("safeguidance.errors").InputError, match="the negative prompt is drawn"):
         ksample(guard()[0], encoded(SKULL), encoded(""), cfg=cfg)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("text", [SKULL, CUP])
+def test_the_trace_says_what_the_model_was_given(sampler, text):
+    model, spy = spied(world()[0])
+    guarded, trace, _ = guard(model)
+    sample(stock(encoded(text), encoded(""), guarded), sigmas(6), sampler)
+    assert trace.run.steps
+    check_moved(trace, spy, encoded(text)[0][0], encoded("")[0][0])
+    assert any(step.acted for step in trace.run.steps) == (text == SKULL)
+
+
+@pytest.mark.parametrize("span", [(0.0, 1.0), (0.45, 1.0), (0.0, 0.3)])
+@pytest.mark.parametrize("order", [0, 1])
+def test_steps_that_another_node_brings_to_cfg_1_are_guarded_too(span, order):
+    model, spy = spied(world()[0])
+    if order:
+        guarded, trace, _ = guard(override(model, 1.0, *span))
+    else:
+        guarded, trace, _ = guard(model)
+        guarded = override(guarded, 1.0, *span)
+    sample(stock(encoded(SKULL), encoded(""), guarded), sigmas(6))
+    check_moved(trace, spy, encoded(SKULL)[0][0], encoded("")[0][0])
+    assert trace.run.decision.endswith("its safe counterpart was sampled in all 6 steps")
