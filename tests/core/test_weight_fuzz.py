@@ -20,14 +20,16 @@ from safetensors.torch import load as load_bytes
 
 from safeguidance.conditioning import Conditioning
 from safeguidance.redirector.hgr import HGR, HGRConfig
+from safeguidance.redirector.text_weights import TextCard, load_text_redirector, read_text_card, save_text_redirector
 from safeguidance.redirector.weights import HGRCard, load_hgr, read_card, save_hgr
 from safeguidance.testbed.model import HGR_FILE, WEIGHTS
 from safeguidance.training.lora import LoRA, LoRACard, load_lora, save_lora
 from safeguidance.weight_files import meta_digest, tensor_digest
-from tests.core.weight_fields import CARD_FIELDS, LORA_FIELDS, NETWORK_FIELDS
+from tests.core.weight_fields import CARD_FIELDS, LORA_FIELDS, NETWORK_FIELDS, TEXT_FIELDS
 
 SHAPE = HGRConfig(16, ("knives", "drugs"), width=16, layers=1, heads=2, chunk=5)
 CARD = HGRCard("SD15", "A", 1.5, 0.3, 0.01, 100, "made up", "Apache-2.0", {"steps": 3, "figures": {"AUC": 0.9}})
+TEXT_CARD = TextCard("SomeClip", 0.3, 0.01, 100, "made up", "Apache-2.0", {"steps": 3, "figures": {"AUC": 0.9}})
 LORA_CARD = LoRACard("SD15", "HGR x", 0.4, 10, 5, "prompts.txt", "Apache-2.0", {"steps": 3})
 LONGEST = 500
 """Characters of a message beside the path."""
@@ -61,14 +63,24 @@ def _lora_behaves(path):
     return {"card": card, "names": lora.names, "rank": lora.rank, "alpha": lora.alpha, **lora.state_dict()}
 
 
+def _text_behaves(path):
+    config, card = read_text_card(path)
+    redirector = load_text_redirector(path)
+    prompt = Conditioning(torch.randn(2, 10, config.context_width, generator=torch.Generator().manual_seed(0)))
+    values = {"threshold": redirector.threshold, "encoder": redirector.encoder, "hash": redirector.encoder_hash}
+    tensors = {"gate": redirector.scores(prompt), "delta": redirector.change(prompt).tokens}
+    return {"config": config, "card": card, **values, **tensors, **redirector.network.state_dict()}
+
+
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    """Original by name: a small HGR, the shipped one, a small LoRA."""
+    """Original by name: a small HGR, the shipped one, a small LoRA, a small text redirector."""
     folder = tmp_path_factory.mktemp("originals")
     torch.manual_seed(0)
     network = HGR(SHAPE)
     torch.nn.init.normal_(network.leave.weight)
     save_hgr(folder / "small.safetensors", network, CARD)
+    save_text_redirector(folder / "text.safetensors", network, TEXT_CARD)
     lora = LoRA({"block.attn": (6, 4), "block.out": (4, 5)}, 2)
     for up in lora.up:
         torch.nn.init.normal_(up)
@@ -76,6 +88,7 @@ def originals(tmp_path_factory):
     return {
         "small": Original((folder / "small.safetensors").read_bytes(), _hgr_behaves),
         "shipped": Original((WEIGHTS / HGR_FILE).read_bytes(), _hgr_behaves),
+        "text": Original((folder / "text.safetensors").read_bytes(), _text_behaves),
         "lora": Original((folder / "lora.safetensors").read_bytes(), _lora_behaves),
     }
 
@@ -107,7 +120,7 @@ def judge(originals, tmp_path):
 
 
 def _check_sentence(text, path):
-    assert text.startswith(("HGR file ", "LoRA file ")), text
+    assert text.startswith(("HGR file ", "LoRA file ", "text redirector file ")), text
     assert str(path) in text
     assert text.count("; ") >= 2, f"no word on what is allowed and what to do: {text}"
     assert text.isprintable(), "more than one line, or control characters"
@@ -140,7 +153,7 @@ def test_flipped_bits_of_the_tensors_are_refused(originals, judge, name, seed):
         assert judge(name, _flipped(original.data, rng, original.start, len(original.data))) == "refused"
 
 
-@pytest.mark.parametrize("name", ["small", "lora"])
+@pytest.mark.parametrize("name", ["small", "lora", "text"])
 @pytest.mark.parametrize("seed", range(3))
 def test_flipped_bits_of_the_header_change_nothing_in_silence(originals, judge, name, seed):
     original, rng = originals[name], random.Random(f"header {seed}")
@@ -160,14 +173,14 @@ def test_a_single_flipped_bit_of_the_header_changes_nothing_in_silence(originals
 # --- sizes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["small", "lora"])
+@pytest.mark.parametrize("name", ["small", "lora", "text"])
 def test_truncated_files_are_refused(originals, judge, name):
     data, rng = originals[name].data, random.Random(f"short {name}")
     for size in (0, 1, 7, 8, 9, originals[name].start, len(data) - 1, *rng.sample(range(len(data)), 30)):
         assert judge(name, data[:size]) == "refused"
 
 
-@pytest.mark.parametrize("name", ["small", "lora"])
+@pytest.mark.parametrize("name", ["small", "lora", "text"])
 def test_files_with_more_or_moved_bytes_are_refused(originals, judge, name):
     data, rng = originals[name].data, random.Random(f"long {name}")
     for _ in range(20):
@@ -263,7 +276,7 @@ def _lost_meta(header, rng):
 STRUCTURE = (_transposed, _swapped, _renamed, _without, _odd_entry, _odd_meta, _lost_meta)
 
 
-@pytest.mark.parametrize("name", ["small", "lora"])
+@pytest.mark.parametrize("name", ["small", "lora", "text"])
 @pytest.mark.parametrize("change", STRUCTURE)
 def test_another_structure_changes_nothing_in_silence(originals, judge, change, name):
     rng = random.Random(f"{change.__name__} {name}")
@@ -284,7 +297,7 @@ def test_another_dtype_is_refused(originals, judge, dtype, share):
         assert judge("small", _with_digests(header, body) if digests else _file(header, body)) == "refused"
 
 
-@pytest.mark.parametrize("name", ["small", "lora"])
+@pytest.mark.parametrize("name", ["small", "lora", "text"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_values_that_are_not_finite_are_refused(originals, judge, name, value):
     header, body = _parts(originals[name].data)
@@ -303,6 +316,7 @@ FIELDS = [
     *(("small", "card", field, values) for field, values in CARD_FIELDS.items()),
     *(("small", "network", field, values) for field, values in NETWORK_FIELDS.items()),
     *(("lora", "card", field, values) for field, values in LORA_FIELDS.items()),
+    *(("text", "card", field, values) for field, values in TEXT_FIELDS.items()),
 ]
 
 

@@ -46,3 +46,16 @@ LORA_FIELDS = {key: TEXT for key in ("base_model", "redirector", "data", "licenc
     "judged_harmful": WHOLE,
     "training": NOTES,
 }
+TEXT_FIELDS = {"encoder": TEXT, "encoder_hash": TEXT} | {
+    key: CARD_FIELDS[key]
+    for key in (
+        "threshold",
+        "false_positive_rate",
+        "calibration_count",
+        "data",
+        "licence",
+        "training",
+        "data_hash",
+        "counts",
+    )
+}
