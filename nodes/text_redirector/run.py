@@ -7,7 +7,7 @@ the host really ran the model on, entry by entry.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +23,8 @@ from ..host.guided_run import Entry, Evaluation, GuidedRun, Note, Running, rows_
 from ..safree.original import texts_to_judge
 
 KEY = "safeguidance_safe_text"
-FURTHER_TEXT = ("conditioning_llama3", "conditioning_lyrics", "t5xxl_ids")
-"""Options of a conditioning in which some model families carry text beside the token states."""
+FURTHER_TEXT = ("conditioning_", "t5xxl_")
+"""Begins of names under which some model families carry text beside the token states (HiDream, Anima, lyrics)."""
 
 
 def check_readable(entry: Entry) -> None:
@@ -33,7 +33,8 @@ def check_readable(entry: Entry) -> None:
     Raises:
         InputError: naming what it carries.
     """
-    if unread := [name for name in FURTHER_TEXT if entry.get(name) is not None]:
+    unread = [name for name, value in entry.items() if name.startswith(FURTHER_TEXT) and torch.is_tensor(value)]
+    if unread:
         raise InputError(
             "conditioning",
             f"it carries text in {', '.join(unread)}, which a text redirector does not read",
@@ -42,6 +43,32 @@ def check_readable(entry: Entry) -> None:
         )
     for values in (entry.get("cross_attn"), entry.get("pooled_output")):
         check_finite("", "conditioning", values, "it")
+
+
+def redirect_entry(redirector: TextRedirector, entry: Entry, config: SafeTextConfig) -> SafeText:
+    """The outcome for an entry of a conditioning.
+
+    It is judged by what is sampled and by the text that the SAFREE filter noted as written; the worse of both counts
+    for each row, or for all rows where the noted text has another number of them.
+
+    Args:
+        redirector: judges and moves.
+        entry: with its states under ``cross_attn``, as in a guider.
+        config: settings.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    check_readable(entry)
+    states = Conditioning(entry["cross_attn"], entry.get("pooled_output"))
+    texts = [Conditioning(tokens, pooled) for tokens, pooled in texts_to_judge(entry) if tokens is not None]
+    if len(texts) == 1 and texts[0].tokens is states.tokens:
+        return redirect_text(redirector, states, config)
+    scores = redirector.scores(states)
+    for text in texts:
+        noted = redirector.scores(text).to(scores)
+        scores = torch.maximum(scores, noted if len(noted) == len(scores) else noted.amax(0, keepdim=True))
+    return redirect_text(redirector, states, config, scores)
 
 
 @dataclass
@@ -112,10 +139,9 @@ class SafeTextRun(GuidedRun[Moved]):
                     self.node,
                 )
             with at_node(self.node, "encode the prompt again"):
-                check_readable(entry)
-                found, scores = self._judged(entry)
-            tables.append(scores.tolist())
-            gate = max(gate, float(scores.max()))
+                found = redirect_entry(self.redirector, entry, self.config)
+            tables.append(found.scores.tolist())
+            gate = max(gate, float(found.gate.max()))
             if found.acts:
                 entry = {**entry, "cross_attn": found.conditioning.tokens}
                 if found.conditioning.pooled is not None:
@@ -129,22 +155,6 @@ class SafeTextRun(GuidedRun[Moved]):
             for row in range(running.batch)
         ]
         return Moved(frozenset(moved), rows, gate)
-
-    def _judged(self, entry: Entry) -> tuple[SafeText, torch.Tensor]:
-        """The outcome for an entry and the scores it was judged by.
-
-        Where the SAFREE filter noted the text as written, that is judged too, and the worse of both counts; what is
-        moved are the states that are sampled.
-        """
-        states = Conditioning(entry["cross_attn"], entry.get("pooled_output"))
-        scores = self.redirector.scores(states)
-        for tokens, pooled in texts_to_judge(entry):
-            if tokens is not None and tokens.shape[0] == scores.shape[0]:
-                scores = torch.maximum(scores, self.redirector.scores(Conditioning(tokens, pooled)).to(scores))
-        as_written = bool((scores.amax(dim=1) >= self.threshold).any())
-        own = bool((self.redirector.scores(states).amax(dim=1) >= self.threshold).any())
-        config = replace(self.config, threshold=0.0) if as_written and not own else self.config
-        return redirect_text(self.redirector, states, config), scores
 
     def evaluate(self, running: Running[Moved], evaluation: Evaluation, predict: Callable[[], Any]) -> Any:
         """Make the prediction as it is; note whether the host ran the model on a moved text."""

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ...safeguidance.conditioning import Conditioning
 from ...safeguidance.errors import at_node
 from ...safeguidance.redirector.text_space import (
     SAFE_TEXT_PRESETS,
@@ -16,12 +15,11 @@ from ...safeguidance.redirector.text_space import (
     SafeText,
     SafeTextConfig,
     TextRedirector,
-    redirect_text,
 )
 from ...safeguidance.report.trace import RunRecord, Trace
 from ..inputs import AS_PRESET, BALANCED, config_from, preset_input, setting_input
 from ..types import TextRedirectorType, TraceType
-from .run import check_readable
+from .run import redirect_entry
 
 NAME = "Safe Conditioning"
 
@@ -123,8 +121,7 @@ def _moved(
     """The outcome for an entry; None where it holds no text."""
     if states is None:
         return None
-    check_readable({**extra, "cross_attn": states})
-    return redirect_text(redirector, Conditioning(states, extra.get("pooled_output")), config)
+    return redirect_entry(redirector, {**extra, "cross_attn": states}, config)
 
 
 def _entry(entry: Any, text: SafeText | None) -> Any:

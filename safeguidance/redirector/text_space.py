@@ -114,13 +114,16 @@ class SafeText:
         return bool(self.open.any())
 
 
-def redirect_text(redirector: TextRedirector, prompt: Conditioning, config: SafeTextConfig) -> SafeText:
+def redirect_text(
+    redirector: TextRedirector, prompt: Conditioning, config: SafeTextConfig, scores: torch.Tensor | None = None
+) -> SafeText:
     """Move the harmful rows of a prompt to their safe counterparts; the others stay as they are, bit for bit.
 
     Args:
         redirector: reads the prompt and proposes the change.
         prompt: token states ``[B, L, D]`` and pooled vector ``[B, P]`` of the text encoder it was trained on.
         config: strength and threshold.
+        scores: what to judge by, ``[B, K]``; None reads the prompt.
 
     Raises:
         InputError: if the widths differ from the redirector's, or the prompt, a score or the outcome is not finite.
@@ -135,7 +138,7 @@ def redirect_text(redirector: TextRedirector, prompt: Conditioning, config: Safe
             "conditioning of the text encoder that the redirector was made for",
             "load a file for this text encoder, or train one with Train Text Redirector",
         )
-    scores = redirector.scores(prompt)
+    scores = redirector.scores(prompt) if scores is None else scores
     harm = scores.amax(dim=1)
     _check_finite(redirector, harm)
     gate = gate_open(harm, redirector.threshold if config.threshold is None else config.threshold)

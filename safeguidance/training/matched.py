@@ -7,6 +7,8 @@ no order beside the one inside the states, so a counterpart may lie in any order
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 
 from ..conditioning import Conditioning
@@ -75,15 +77,18 @@ def _places(cost: torch.Tensor, total: torch.Tensor, safe: torch.Tensor, spread:
 
 def _keep_all(found: list[int], safe: torch.Tensor, spread: float) -> None:
     """Put states of the counterpart that are missing in place of doubles."""
-    missing = [place for place in range(len(safe)) if place not in set(found)]
+    kept = set(found)
+    missing = [place for place in range(len(safe)) if place not in kept]
     if not missing:
         return
     there = safe[sorted(set(found))]
     nearest = torch.cdist(safe[missing], there).square().amin(dim=1) / spread
+    taken, rows = Counter(found), iter(range(len(found) - 1, -1, -1))
     for place, distance in zip(missing, nearest.tolist(), strict=True):
         if distance < _SAME:
             continue
-        double = next((row for row in reversed(range(len(found))) if found.count(found[row]) > 1), None)
+        double = next((row for row in rows if taken[found[row]] > 1), None)
         if double is None:
             return
+        taken[found[double]] -= 1
         found[double] = place

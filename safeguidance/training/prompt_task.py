@@ -54,7 +54,9 @@ class EncodedTexts:
             pooled = None if cond.pooled is None else cond.pooled.detach().float().cpu().clone()
             encoded[text] = Conditioning(cond.tokens.detach().float().cpu().clone(), pooled)
             on_text(number + 1)
-        self.chunk = encoded[""].tokens.shape[1]
+        # an encoder that pads to chunks gives every text as many states as the empty one, or a multiple of that
+        whole = encoded[""].tokens.shape[1]
+        self.chunk = whole if all(cond.tokens.shape[1] % whole == 0 for cond in encoded.values()) else 0
         self.length = max(cond.tokens.shape[1] for cond in encoded.values())
         self._encoded = {text: match_length(cond, self.length, 1) for text, cond in encoded.items()}
 

@@ -166,3 +166,18 @@ def test_steps_that_another_node_brings_to_cfg_1_are_guarded_too(span, order):
     sample(stock(encoded(SKULL), encoded(""), guarded), sigmas(6))
     check_moved(trace, spy, encoded(SKULL)[0][0], encoded("")[0][0])
     assert trace.run.decision.endswith("its safe counterpart was sampled in all 6 steps")
+
+
+def test_what_safree_filtered_is_judged_as_it_was_written():
+    """A filter that takes the trigger out must not make the guard behind it call the prompt harmless."""
+    filtered = part("nodes.safree.filter").SafreeEmbeddingFilter
+    concepts = part("safeguidance.concepts").Concepts(part("safeguidance.testbed.concepts").TESTBED_PRESETS)
+    with torch.inference_mode():
+        conditioning = filtered.execute(world()[1], SKULL, concepts, preset="strict").args[0]
+    guarded, trace, _ = guard()
+    ksample(guarded, conditioning, encoded(""))
+    assert trace.run.harmful
+    assert trace.run.acted
+    assert max(trace.run.scores[0]) > 0.9
+    node = part("nodes.text_redirector.safe_conditioning").SafeConditioning
+    assert node.execute(conditioning, text_redirector()).args[3]
