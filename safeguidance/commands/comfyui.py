@@ -6,12 +6,18 @@ Any interpreter can start them. What needs the host runs in a child process unde
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..headless.convert import is_ui_format
+from ..headless.definitions import ConvertError
+from ..headless.guarding import guard_workflow, unguard_workflow
 from ..headless.hosts import HOW_TO_GET_ONE, HostError, find_hosts, require_host
 from ..headless.launch import NO_HOST, absolute, add_host_options, run_in_host
+from ..headless.workflow import load
 
 
 def add_parser(groups: Any) -> None:
@@ -51,6 +57,15 @@ def add_parser(groups: Any) -> None:
     to_api.add_argument("-o", "--output", type=absolute, required=True)
     add_host_options(to_api)
 
+    for name, text in (
+        ("guard", "put Guard Model before every sampler of a workflow (editor or API format)"),
+        ("unguard", "take Guard Model out of a workflow again"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("workflow", type=absolute)
+        command.add_argument("-o", "--output", type=absolute, required=True)
+        add_host_options(command)
+
     info = commands.add_parser("object-info", help="write the host's node definitions to a file")
     info.add_argument("nodes", nargs="*", help="node types (default: all)")
     info.add_argument("-o", "--output", type=absolute, required=True)
@@ -84,7 +99,38 @@ def _hosts(paths: list[str] | None) -> int:
     return 0
 
 
+def _guard(args: argparse.Namespace) -> int:
+    """Write a workflow with or without guards; only the executor's format needs a ComfyUI, for its types."""
+    try:
+        workflow = load(Path(args.workflow))
+        if args.action == "unguard":
+            out, count = unguard_workflow(workflow)
+        else:
+            out, count = guard_workflow(workflow, None if is_ui_format(workflow) else _definitions(args))
+    except (ConvertError, HostError, OSError, ValueError) as error:
+        print(f"ERROR {args.workflow}: {error}", file=sys.stderr)
+        return 2
+    Path(args.output).write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
+    done = "put in" if args.action == "guard" else "taken out"
+    print(f"{args.output}: {count} Guard Model {done}")
+    return 0
+
+
+def _definitions(args: argparse.Namespace) -> Any:
+    """The node definitions of a host, from a process of its own."""
+    host = require_host(args.comfyui)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "object_info.json"
+        options = {name: getattr(args, name) for name in ("pack", "device", "verbose")}
+        code = run_in_host(host, {**options, "command": "object-info", "nodes": [], "output": str(path)})
+        if code:
+            raise HostError(f"{host.label} gives no node definitions (exit code {code})")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
 def _run(args: argparse.Namespace) -> int:
+    if args.action in ("guard", "unguard"):
+        return _guard(args)
     try:
         if args.action == "hosts":
             return _hosts(args.comfyui)

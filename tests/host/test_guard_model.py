@@ -181,3 +181,54 @@ def test_what_safree_filtered_is_judged_as_it_was_written():
     assert max(trace.run.scores[0]) > 0.9
     node = part("nodes.text_redirector.safe_conditioning").SafeConditioning
     assert node.execute(conditioning, text_redirector()).args[3]
+
+
+def stock_graph(text):
+    """What people have: a KSampler without any guard, in the executor's format."""
+    return {
+        "1": {"class_type": "SafeGuidance_LoadTestbed", "inputs": {}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": text}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
+        "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 48, "height": 48, "batch_size": 1}},
+        "5": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["1", 0],
+                "seed": 3,
+                "steps": 4,
+                "cfg": 4.0,
+                "sampler_name": "euler",
+                "scheduler": "simple",
+                "denoise": 1.0,
+                "positive": ["2", 0],
+                "negative": ["3", 0],
+                "latent_image": ["4", 0],
+            },
+        },
+        "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
+        "7": {"class_type": "PreviewImage", "inputs": {"images": ["6", 0]}},
+    }
+
+
+@pytest.mark.parametrize("form", ["editor", "executor"])
+@pytest.mark.parametrize("text", [SKULL, CUP])
+def test_a_guarded_file_runs_and_guards(run_graph, object_info, form, text):
+    from safeguidance.headless.author import to_ui
+    from safeguidance.headless.convert import to_api
+    from safeguidance.headless.guarding import guard_workflow, unguard_workflow
+
+    plain = stock_graph(text)
+    before = run_graph(plain).value("6", 0)
+    if form == "editor":
+        guarded, count = guard_workflow(to_ui(plain, object_info))
+        back = to_api(unguard_workflow(guarded)[0], object_info)
+        guarded = to_api(guarded, object_info)
+    else:
+        guarded, count = guard_workflow(plain, object_info)
+        back = unguard_workflow(guarded)[0]
+    assert count == 1
+    (ours,) = [number for number, node in guarded.items() if node["class_type"] == "SafeGuidance_GuardModel"]
+    result = run_graph(guarded)
+    assert torch.equal(result.value("6", 0), before) == (text == CUP)
+    assert result.value(ours, 2).startswith("text redirector: ")
+    assert torch.equal(run_graph(back).value("6", 0), before)
