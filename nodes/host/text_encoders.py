@@ -7,6 +7,7 @@ the rest as always: prompt weights, chunks, slots, pooled vectors, attention mas
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -195,9 +196,12 @@ def encoder_family(clip: Any) -> str:
 
 
 def encoder_digest(clip: Any) -> str:
-    """Digest of a CLIP's weights with its patches (LoRAs) applied, as a card holds it."""
+    """Digest of a CLIP as it is, as a card holds it: its weights with patches (LoRAs), and the layer it stops at."""
     clip.load_model()
-    return state_digest(clip.cond_stage_model.state_dict())
+    found = state_digest(clip.cond_stage_model.state_dict())
+    if clip.layer_idx is None:
+        return found
+    return hashlib.sha256(f"{found} layer {clip.layer_idx}".encode()).hexdigest()
 
 
 def words(clip: Any, part: Part, chunk: int) -> list[str]:

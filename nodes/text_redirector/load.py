@@ -83,7 +83,7 @@ def check_clip_fits(redirector: TextRedirector, clip: Any) -> str:
         return ""
     return (
         f"{redirector.title} was trained on other weights of the text encoder {family} (digest {expected[:12]}, this "
-        f"CLIP has {found[:12]}: another file, LoRA or precision). Its threshold and figures hold for those"
+        f"CLIP has {found[:12]}: another file, LoRA, precision or layer). Its threshold and figures hold for those"
     )
 
 

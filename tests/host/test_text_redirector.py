@@ -215,6 +215,9 @@ def test_it_is_trained_on_and_used_with_every_kind_of_encoder(family, tmp_path):
     load = part("nodes.text_redirector.load")
     found = load.ManagedTextRedirector(part("safeguidance.redirector.text_weights").load_text_redirector(settings.out))
     assert load.check_clip_fits(found, clip) == ""
+    skipping = clip.clone()
+    skipping.clip_layer(-2)
+    assert "trained on other weights" in load.check_clip_fits(found, skipping)
     plain = clip.encode_from_tokens_scheduled(clip.tokenize("a knife"))
     moved, trace, _, harmful = safe(plain, found, threshold=0.0)
     assert harmful
