@@ -34,6 +34,7 @@ def _load(path: Path) -> Header:
         WeightFileError: if it is none of the pack's files, or damaged.
     """
     from ..card_fields import shown
+    from ..redirector import text_weights as text
     from ..redirector import weights as hgr
     from ..testbed import model as testbed
     from ..training import lora
@@ -41,6 +42,7 @@ def _load(path: Path) -> Header:
 
     checks: dict[str, tuple[FileKind, Callable[[Path], Any]]] = {
         hgr.KIND.format: (hgr.KIND, hgr.load_hgr),
+        text.TEXT_KIND.format: (text.TEXT_KIND, text.load_text_redirector),
         lora.KIND.format: (lora.KIND, lora.load_lora),
         testbed.KIND.format: (testbed.KIND, lambda path: read_tensors(read_header(path, testbed.KIND))),
     }
