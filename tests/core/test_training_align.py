@@ -254,8 +254,13 @@ def test_the_history_of_a_run_that_several_processes_resume_is_whole(tmp_path):
     align_toy(folder=tmp_path, stop=6, **settings)
     whole, histories = [], [[], []]
     align_toy(history=whole, **settings)
+    # made here: a model draws its weights from the one generator that all threads share
+    tasks = [ToyPrompts(), ToyPrompts()]
     _, errors = run_together(
-        2, lambda group: align_toy(folder=tmp_path, group=group, history=histories[group.rank], **settings)
+        2,
+        lambda group: align_toy(
+            folder=tmp_path, task=tasks[group.rank], group=group, history=histories[group.rank], **settings
+        ),
     )
     assert not errors
     for history in histories:
