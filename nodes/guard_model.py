@@ -173,11 +173,24 @@ def _of_switches(model: Any, switches: dict[str, bool]) -> Concepts:
 def _connected(
     model: Any, clip: Any, guard: str, text_redirector: TextRedirector | None, redirector: Redirector | None
 ) -> Found | None:
-    """What the user connected, if anything."""
-    if text_redirector is not None and guard in (AUTO, TEXT):
+    """What the user connected, if anything; it is used or refused, never passed over.
+
+    Raises:
+        InputError: if it is not of the kind that ``guard`` names, or does not fit.
+    """
+    kinds = [] if text_redirector is None else [("text_redirector", TEXT)]
+    if redirector is not None:
+        kinds.append(("redirector", CONCEPTS if redirector.kappa is None else TRAINED))
+    for name, kind in kinds:
+        if guard not in (AUTO, kind):
+            allowed = f"{AUTO!r} or {kind!r} while {name} is connected"
+            raise InputError(
+                "guard", f"it is {guard!r}, but a {kind} is connected", allowed, "change it, or disconnect"
+            )
+    if text_redirector is not None:
         differs = check_clip_fits(text_redirector, clip)
         return Found(TEXT, text_redirector, f"{text_redirector.title}, connected" + _but(differs))
-    if redirector is not None and guard in (AUTO, TRAINED, CONCEPTS):
+    if redirector is not None:
         differs = check_model(redirector, model, "redirector")
         kind = CONCEPTS if redirector.kappa is None else TRAINED
         return Found(kind, redirector, f"{redirector.title}, connected" + _but(differs))

@@ -38,8 +38,8 @@ class TrainTextRedirector(io.ComfyNode):
             category="SafeGuidance",
             search_aliases=["nsfw", "safety", "train", "safe conditioning", "text redirector", "cfg 1", "fine-tune"],
             description=(
-                "Trains a text redirector for the loaded text encoder from pairs of prompts; no MODEL takes part, so "
-                "it takes minutes, and one file serves every model with that encoder. Our design, after Distorting "
+                "Trains a text redirector for the loaded text encoder from pairs of prompts; no MODEL takes part, and "
+                "one file serves every model with that encoder. Our design, after Distorting "
                 "Embedding Space (arXiv 2501.18877). An interrupted or killed run resumes where it was when it is "
                 "queued again with the same settings. The file is written to models/safeguidance with a card."
             ),

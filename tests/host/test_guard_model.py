@@ -120,6 +120,15 @@ def test_what_is_connected_comes_first():
     assert guard(redirector=make_redirector(6.0, kappa=2.0), guard="trained HGR")[2].startswith("trained HGR: ")
 
 
+def test_what_is_connected_and_not_of_the_named_kind_is_refused_and_never_passed_over():
+    error = part("safeguidance.errors").InputError
+    with pytest.raises(error, match="but a text redirector is connected"):
+        guard(text_redirector=text_redirector(), guard="trained HGR")
+    for kind in ("text redirector", "concepts"):
+        with pytest.raises(error, match="but a trained HGR is connected"):
+            guard(redirector=make_redirector(6.0, kappa=2.0), guard=kind)
+
+
 def test_it_is_refused_twice_and_with_nothing_to_look_for():
     error = part("safeguidance.errors").InputError
     with pytest.raises(error, match="twice"):
