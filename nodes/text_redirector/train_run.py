@@ -8,19 +8,18 @@ from dataclasses import asdict
 
 import torch
 
-from ...safeguidance.conditioning import Conditioning
 from ...safeguidance.prompts.banks import bank_prompts
 from ...safeguidance.prompts.files import PromptData
 from ...safeguidance.redirector.hgr import HGR
 from ...safeguidance.redirector.text_weights import TextCard, save_text_redirector
 from ...safeguidance.training.checkpoints import History, finish_run, finished_history
 from ...safeguidance.training.hgr import run_settings
-from ...safeguidance.training.prompt_task import EncodedTexts, PromptRows, calibrate_threshold, held_out_metrics
+from ...safeguidance.training.prompt_task import PromptRows, calibrate_threshold, held_out_metrics
 from ...safeguidance.training.text_redirector import TextTrainConfig, train_text_redirector
 from ..host import model as host_model
 from ..host.encoding import ClipEncoder
 from ..host.text_encoders import encoder_digest, encoder_family
-from ..training.train_run import RATE, OnStep, RunSettings, mean_losses, network_shape
+from ..training.train_run import RATE, OnStep, RunSettings, encoded_texts, mean_losses, network_shape
 
 _MOST_BYTES = 4 * 2**30
 """Memory for encoded texts of the pack's own pairs; wide encoders take fewer of them."""
@@ -49,16 +48,7 @@ class TextTraining:
         self, clip: object, data: PromptData, progress: Callable[[int], Callable[..., None]] = host_model.progress
     ) -> None:
         self.clip, self.data = clip, data
-        encoder = ClipEncoder(clip)
-
-        def encode(text: str) -> Conditioning:
-            with torch.no_grad():
-                return encoder([text])
-
-        texts = [text for e in data.examples for text in (e.prompt, e.safe)]
-        with torch.inference_mode(False):
-            device = host_model.torch_device()
-            self.texts = EncodedTexts(encode, texts, device, progress(len(set(texts)) + 1))
+        self.texts = encoded_texts(clip, data, host_model.torch_device(), progress)
 
     def run(self, config: TextTrainConfig, settings: RunSettings, on_step: OnStep) -> History:
         """Train, calibrate, write the file; returns the losses of all steps.

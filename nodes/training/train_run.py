@@ -77,6 +77,31 @@ def readable(data: PromptData) -> PromptData:
     return data
 
 
+def encoded_texts(
+    clip: Any, data: PromptData, device: torch.device, progress: Callable[[int], OnEncoded]
+) -> EncodedTexts:
+    """All prompts of a file and their counterparts through a CLIP, outside the host's inference mode.
+
+    Args:
+        clip: the host's CLIP.
+        data: the prompts.
+        device: where they are trained on.
+        progress: makes what is called while texts are encoded, from their number.
+
+    Raises:
+        InputError: if the encoder gives values that are not finite.
+    """
+    encoder = ClipEncoder(clip)
+
+    def encode(text: str) -> Conditioning:
+        with torch.no_grad():
+            return encoder([text])
+
+    texts = [text for e in data.examples for text in (e.prompt, e.safe)]
+    with torch.inference_mode(False):
+        return EncodedTexts(encode, texts, device, progress(len(set(texts)) + 1))
+
+
 class Training:
     """A run that is prepared: texts and pictures are encoded.
 
@@ -115,15 +140,7 @@ class Training:
         # clones outside the host's inference mode can take part in training
         with torch.inference_mode(False):
             self.samples = torch.cat([g.clone().float().cpu() for g in given]) if given else None
-        encoder = ClipEncoder(clip)
-
-        def encode(text: str) -> Conditioning:
-            with torch.no_grad():
-                return encoder([text])
-
-        texts = [text for e in data.examples for text in (e.prompt, e.safe)]
-        with torch.inference_mode(False):
-            self.texts = EncodedTexts(encode, texts, model.load_device, progress(len(set(texts)) + 1))
+        self.texts = encoded_texts(clip, data, model.load_device, progress)
 
     def _pictures(
         self, vae: Any, before: int, progress: Callable[[int], OnEncoded], root: Path | None
