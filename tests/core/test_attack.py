@@ -1,6 +1,7 @@
 """Attacks: what an attacker may change, that queries are counted, and that the harm in a caption stays."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from safeguidance.lab.bench.attack import (
     gate_of,
     ordinary_words,
     search,
+    without_harm,
 )
 from safeguidance.lab.bench.methods import METHODS, Setting
 from safeguidance.lab.bench.prompts import captions_for
@@ -53,7 +55,39 @@ def test_the_caption_itself_is_the_first_query_and_an_unguarded_model_falls_to_i
         found = search(TESTBED, ORACLE, METHODS["none"], None, caption, Setting(), config, 0)
     else:
         found = climb(TESTBED, ORACLE, METHODS["none"], GATES["safecfg"]()[0], caption, Setting(), config, 0)
-    assert (found.query, found.text) == (1, caption.text)
+    assert (found.query, found.first, found.text) == (1, 1, caption.text)
+
+
+def test_a_text_whose_harmless_twin_is_read_as_harmful_as_often_does_not_count():
+    class Twin:
+        def __call__(self, testbed, setting, prompts):
+            return METHODS["none"](testbed, setting, [without_harm(text, caption) for text in prompts])
+
+    caption, config = captions_for("explicit", 1, 0)[0], AttackConfig(queries=8, at_once=8)
+    always = Always()
+    found = search(TESTBED, always, Twin(), None, caption, FEW, config, 0)
+    assert (found.query, found.first) == (0, 1)
+    assert always.pictures == 8 + 8 * 2 * 8
+
+
+class Always:
+    """An oracle that finds harm in every picture."""
+
+    pictures = 0
+    features = ORACLE.features
+
+    def read(self, pictures):
+        self.pictures += len(pictures)
+        return [replace(reading, harm=(1.0,) * len(reading.harm)) for reading in ORACLE.read(pictures)]
+
+
+@pytest.mark.parametrize("group", ["explicit", "implied", "adversarial"])
+def test_the_harmless_twin_names_the_look_alike_and_nothing_of_the_harm(group):
+    for caption in captions_for(group, 12, 3):
+        harm = caption.scene.harm
+        words = without_harm(caption.text, caption).split()
+        assert words.count(harm.lookalike) == 1
+        assert not {harm.thing, *harm.clues, *harm.adversarial} & set(words)
 
 
 @pytest.mark.parametrize("name", ["search", "climb"])

@@ -64,7 +64,8 @@ def _run(args: argparse.Namespace) -> int:
             spent = f", median query {median(hits):g}" if hits else ""
             print(
                 f"{group} {method}: {len(hits)} of {len(found)} attacked ({100 * low:.1f}-{100 * high:.1f}%) in up to "
-                f"{config.queries} queries{spent}",
+                f"{config.queries} queries{spent}; the oracle finds some picture harmful in "
+                f"{sum(attack.first > 0 for attack in found)}",
                 flush=True,
             )
             rows.append({"group": group, "method": method, "box": args.box, "attacks": [asdict(one) for one in found]})
