@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,3 +18,10 @@ async def comfy_entrypoint() -> SafeGuidanceExtension:
     from .nodes.extension import SafeGuidanceExtension
 
     return SafeGuidanceExtension()
+
+
+# A server policy is armed here, before anything else of the pack can fail, and only where the environment names one.
+if {"SAFEGUIDANCE_POLICY", "SAFEGUIDANCE_POLICY_DIGEST"} & set(os.environ):
+    from .nodes.policy import import_and_arm
+
+    import_and_arm()

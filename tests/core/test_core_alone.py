@@ -34,7 +34,9 @@ LAYERS = (
     "prompts",
     "training",
     "testbed",
+    "policy",
     "headless",
+    "evaluate",
     "lab",
     "commands",
     "__main__",
@@ -77,8 +79,8 @@ def test_no_package_of_the_core_imports_upward(path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "nodes").rglob("*.py")), ids=_name)
-def test_only_the_host_folder_of_the_glue_reaches_into_the_host(path):
-    allowed = HOST if path.parent.name == "host" else {"comfy_api"}
+def test_only_the_host_folder_and_the_armed_server_reach_into_the_host(path):
+    allowed = HOST if path.parent.name in ("host", "policy") else {"comfy_api"}
     assert set(_imports(path)) & HOST <= allowed
 
 
