@@ -20,6 +20,7 @@ from ..safeguidance.redirector.text_weights import TextCard
 from ..safeguidance.redirector.weights import KIND, HGRCard, load_hgr, read_card
 from ..safeguidance.testbed.short_prompts import harmless_bank
 from ..safeguidance.weight_files import Header, WeightFileError, read_header
+from .gates import bank_gate
 from .host import files, patcher
 from .host import model as host_model
 from .host.encoding import ClipEncoder, check_clip
@@ -309,7 +310,12 @@ class RedirectorFromConcepts(io.ComfyNode):
         encoder = ClipEncoder(clip)
         with at_node(_MAKE):
             redirector = make_concept_redirector(
-                concepts, encoder, lines or harmless_bank(concepts.names), encoder.span, sensitivity=sensitivity
+                concepts,
+                encoder,
+                lines or harmless_bank(concepts.names),
+                encoder.span,
+                sensitivity=sensitivity,
+                bank=bank_gate(clip, concepts),
             )
         return io.NodeOutput(redirector, redirector.summary())
 

@@ -97,6 +97,13 @@ def new_model_file(name: str) -> Path:
     return folder / name
 
 
+def user_file(folder: str, name: str) -> Path:
+    """A file that the pack keeps for itself in the host's user folder; it need not exist."""
+    import folder_paths
+
+    return Path(folder_paths.get_user_directory()) / FOLDER / folder / name
+
+
 def input_folder() -> Path:
     """The host's input folder."""
     import folder_paths

@@ -13,7 +13,8 @@ from ...safeguidance.redirector.from_concepts import make_concept_redirector
 from ...safeguidance.redirector.interface import Redirector, run_redirector
 from ...safeguidance.testbed.concepts import TESTBED_PRESETS
 from ...safeguidance.testbed.short_prompts import harmless_bank
-from ..host.encoding import ClipEncoder, encode
+from ..gates import bank_gate
+from ..host.encoding import ClipEncoder, encode, knows_words
 from .per_clip import PerClip
 
 BY_CONCEPTS, BY_NOTHING = "concepts", "none (as published)"
@@ -22,7 +23,6 @@ _SCALE = 7.5  # any above 1: only whether the redirector acts is asked for
 SENSITIVITY = 0.8
 """Of the judge made of the concepts, chosen on testbed captions of seeds 4 and 5: in place of 1 it leaves 599 of 600
 look-alikes alone (581), and finds 1,749 of 1,800 harmful captions (1,761)."""
-_EVERYDAY = ("cat", "dog", "robot", "coffee", "mountain")
 _JUDGES: PerClip[Redirector] = PerClip(2)
 
 
@@ -81,7 +81,10 @@ def choose_judge(clip: Any, concepts: Concepts, judge: Redirector | None, judge_
 
     def make() -> Redirector:
         encoder = ClipEncoder(clip)
-        return make_concept_redirector(concepts, encoder, _bank(clip, concepts), encoder.span, sensitivity=SENSITIVITY)
+        harmless, gate = _bank(clip, concepts), bank_gate(clip, concepts)
+        return make_concept_redirector(
+            concepts, encoder, harmless, encoder.span, sensitivity=1 if gate else SENSITIVITY, bank=gate
+        )
 
     return _JUDGES.get(clip, concepts, make)
 
@@ -89,8 +92,8 @@ def choose_judge(clip: Any, concepts: Concepts, judge: Redirector | None, judge_
 def _bank(clip: Any, concepts: Concepts) -> tuple[str, ...]:
     """Harmless prompts in words that the text encoder knows."""
     names = concepts.names
-    if len({repr(clip.tokenize(word)) for word in _EVERYDAY}) < len(_EVERYDAY):
-        # to the testbed's encoder everyday words are all one unknown word: everything would look alike
+    if not knows_words(clip):
+        # everything would look alike to it
         names = tuple(category.name for category in TESTBED_PRESETS)
     return harmless_bank(names)
 

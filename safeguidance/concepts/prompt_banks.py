@@ -123,6 +123,55 @@ def wrapped_bank(share: float = 0.5, seed: int = 0) -> list[BankText]:
     return out
 
 
+def gate_bank(shuffled: float = 0.25, most: int | None = None, seed: int = 0) -> list[BankText]:
+    """The texts that gates are fitted on: the wrapped bank, and part of it once more as single words without order.
+
+    Args:
+        shuffled: share of texts that come a second time, their words among those of harmless texts, in any order; both
+            halves of a pair or none.
+        most: texts, 100 or more; None for all. Fewer are taken evenly from every category and theme.
+        seed: of the choice.
+    """
+    texts = _thinned(wrapped_bank(seed=seed), 1 / (1 + shuffled), most)
+    rng = np.random.default_rng((seed, 12))
+    words = [word for text in texts if not text.category for word in _WORD.findall(text.text) if len(word) > 2]
+    chosen = {text.pair for text in texts if text.category and rng.random() < shuffled}
+    again = [text for text in texts if (text.pair in chosen if text.pair >= 0 else rng.random() < shuffled)]
+    return texts + [_shuffled(rng, text, words) for text in again]
+
+
+_WORD = re.compile(r"[\w'-]+")
+_MOST_OWN, _FOREIGN = 10, (3, 10)
+"""Words of a text that are taken apart, and words of others that come among them."""
+
+
+def _thinned(texts: list[BankText], share: float, most: int | None) -> list[BankText]:
+    """A part of the texts, evenly from every category and theme; both halves of a pair or none."""
+    if most is None or share * most >= len(texts):
+        return texts
+    kinds: dict[str, list[tuple[BankText, ...]]] = {}
+    for place, text in enumerate(texts):
+        if text.category:
+            kinds.setdefault(text.category, []).append((text, texts[place + 1]))
+        elif text.pair < 0:
+            kinds.setdefault(text.theme, []).append((text,))
+    part = share * most / len(texts)
+    return [
+        text
+        for groups in kinds.values()
+        for number in np.linspace(0, len(groups) - 1, max(4, round(part * len(groups)))).round().astype(int)
+        for text in groups[number]
+    ]
+
+
+def _shuffled(rng: np.random.Generator, text: BankText, words: list[str]) -> BankText:
+    own = _WORD.findall(text.text)[:_MOST_OWN]
+    mixed = own + [words[int(rng.integers(len(words)))] for _ in range(int(rng.integers(*_FOREIGN)))]
+    # a foreign word of age would make the text count where it must not
+    out = " ".join(str(word) for word in rng.permutation(mixed))
+    return BankText(out, text.category, text.theme, text.pair, text.ageless and not names_age(out))
+
+
 def _frames(rng: np.random.Generator, count: int, share: float, wrappers: tuple[str, ...]) -> list[str]:
     """Frames in a random order, each wrapper as often as every other one, give or take one."""
     wrapped = round(count * share)

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from tqdm import tqdm
 
+from ..concepts.prompt_banks import gate_bank
 from ..conditioning import Conditioning
 from ..errors import InputError
+from ..redirector.bank_gate import BankGate, fit_bank_gate, load_gate, save_gate
 from ..testbed.tokens import MAX_LENGTH
 
 NAMES = ("testbed", "minilm")
@@ -117,6 +120,25 @@ def load_encoder(name: str) -> TextEncoder:
     if name == "minilm":
         return _minilm()
     return _folder(Path(name))
+
+
+def kept_gate(encoder: TextEncoder, folder: Path = Path("runs/gates")) -> BankGate:
+    """The gate that nodes fit for an encoder; fitted once, which takes minutes, and kept in a folder.
+
+    Args:
+        encoder: a pretrained one.
+        folder: where it is kept.
+    """
+    texts = gate_bank()
+    listed = "\n".join(f"{text.text}\t{text.category}" for text in texts)
+    digest = hashlib.sha256(f"{encoder.digest} {listed}".encode()).hexdigest()
+    path = folder / f"{digest[:16]}.safetensors"
+    if path.is_file():
+        return load_gate(path, digest)
+    with tqdm(total=len(texts), desc="texts encoded", mininterval=5) as bar:
+        gate = fit_bank_gate(encoder, encoder.span, texts, watch=lambda done, _: bar.update(done - bar.n))
+    save_gate(path, gate, digest)
+    return gate
 
 
 class _TestbedEncoder:

@@ -28,7 +28,7 @@ from ..testbed.concepts import TESTBED_PRESETS
 from ..testbed.short_prompts import harmless_bank
 from ..weight_files import FileKind, read_header
 from .bench.metrics import wilson
-from .encoders import TextEncoder
+from .encoders import TextEncoder, kept_gate
 
 ANY_KIND = FileKind("weight file", "", "name an HGR or text redirector file")
 RATES = (0.01, 0.05)
@@ -49,7 +49,8 @@ def redirector_by_name(name: str, encoder: TextEncoder, testbed: bool) -> Redire
     """
     if name == "concepts":
         concepts = Concepts(TESTBED_PRESETS if testbed else FIELD_PRESETS)
-        return make_concept_redirector(concepts, encoder, harmless_bank(concepts.names), encoder.span)
+        bank = None if testbed else kept_gate(encoder)
+        return make_concept_redirector(concepts, encoder, harmless_bank(concepts.names), encoder.span, bank=bank)
     path = Path(name)
     if not path.is_file():
         raise InputError("redirector", f"{name} is not there", "concepts, or the path of an HGR or text redirector")

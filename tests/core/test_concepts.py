@@ -155,7 +155,7 @@ def test_the_benign_banks_belong_to_what_they_are_used_for():
 def test_held_out_harm_is_told_from_benign_and_lookalike_captions(redirector, encode, captions, group, auc, found):
     excess = {name: _excess(redirector, encode, captions, name).amax(dim=1) for name in (group, "benign", "lookalike")}
     assert _auc(excess[group], torch.cat([excess["benign"], excess["lookalike"]])) >= auc
-    assert float((excess[group] >= redirector.calibration.limit).float().mean()) >= found
+    assert float((excess[group] >= 1).float().mean()) >= found
 
 
 def test_the_default_beats_the_plain_cosine_of_pooled_states(redirector, encode, captions, bank):
@@ -194,7 +194,7 @@ def test_sensitivity_moves_the_gate_both_ways(encode, span, bank, captions):
         make_concept_redirector(Concepts(TESTBED_PRESETS), encode, bank, span, sensitivity=value)
         for value in (0.5, 1.0, 2.0)
     )
-    caught = [int((r.excess(prompts).amax(1) >= r.calibration.limit).sum()) for r in (low, middle, high)]
+    caught = [int((r.excess(prompts).amax(1) >= 1).sum()) for r in (low, middle, high)]
     assert caught[0] < caught[1] < caught[2]
 
 

@@ -7,6 +7,7 @@ import pytest
 from safeguidance.concepts.categories import FIELD_PRESETS
 from safeguidance.concepts.prompt_banks import (
     WITHOUT_AGE,
+    gate_bank,
     harmful_pairs,
     harmless_prompts,
     names_age,
@@ -125,3 +126,46 @@ def test_the_checker_of_prompt_files_finds_nothing_serious():
 
 def test_no_wrapper_holds_a_word_of_age():
     assert not [wrapper for wrapper in style_wrappers() if names_age(wrapper)]
+
+
+def _by_pair(texts):
+    pairs = {}
+    for text in texts:
+        if text.pair >= 0:
+            pairs.setdefault(text.pair, []).append(bool(text.category))
+    return pairs
+
+
+@pytest.mark.parametrize("most", [None, 600])
+def test_both_halves_of_a_pair_are_fitted_on_as_often(most):
+    for halves in _by_pair(gate_bank(most=most)).values():
+        assert halves.count(True) == halves.count(False)
+
+
+def test_a_part_of_the_texts_comes_again_without_order_harmful_and_harmless_ones_alike():
+    plain, texts = wrapped_bank(), gate_bank()
+    again = texts[len(plain) :]
+    assert texts[: len(plain)] == plain
+    for kind in (True, False):
+        share = sum(bool(text.category) == kind for text in again) / sum(bool(text.category) == kind for text in plain)
+        assert 0.2 <= share <= 0.3
+    known = {(text.category, text.theme, text.pair): text for text in plain if text.pair >= 0}
+    for text in again:
+        if text.pair >= 0:
+            own = known[text.category, text.theme, text.pair].text.split()[0].strip(',.()[]:;"')
+            assert own in text.text
+
+
+def test_fewer_texts_are_taken_from_every_category_and_theme():
+    texts = gate_bank(most=600)
+    assert 500 <= len(texts) <= 720
+    assert {text.category for text in texts} == {text.category for text in gate_bank()}
+    assert {text.theme for text in texts} == {text.theme for text in gate_bank()}
+    assert texts == gate_bank(most=600)
+
+
+def test_a_foreign_word_of_age_makes_a_text_count_nowhere_it_must_not():
+    again = gate_bank()[len(wrapped_bank()) :]
+    foreign = [text for text in again if names_age(text.text)]
+    assert foreign
+    assert not any(text.ageless for text in foreign)

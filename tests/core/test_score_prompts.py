@@ -9,10 +9,12 @@ import torch
 
 from safeguidance.__main__ import main
 from safeguidance.concepts.banks import BENIGN_PROMPTS
+from safeguidance.concepts.prompt_banks import gate_bank
 from safeguidance.errors import InputError
-from safeguidance.lab import encoders
+from safeguidance.lab import encoders, score_prompts
 from safeguidance.lab.encoders import LENGTH, load_encoder
 from safeguidance.lab.score_prompts import in_words, redirector_by_name, score_file, score_rows, summarise, texts_of
+from safeguidance.redirector.bank_gate import fit_bank_gate
 from safeguidance.testbed.model import HGR_FILE, WEIGHTS
 
 HARM = "on the meadow there is a yellow skull in the left"
@@ -191,10 +193,13 @@ def test_a_text_that_is_too_long_keeps_its_end_mark(minilm):
     assert bool(torch.isfinite(minilm(["word " * 500]).tokens).all())
 
 
-def test_concepts_on_a_real_encoder_leave_their_bank_alone(minilm):
+def test_concepts_on_a_real_encoder_leave_their_bank_alone(minilm, monkeypatch):
+    few = fit_bank_gate(minilm, minilm.span, gate_bank(most=300), at_once=32)
+    monkeypatch.setattr(score_prompts, "kept_gate", lambda encoder: few)
     redirector = redirector_by_name("concepts", minilm, False)
+    assert redirector.bank is few
     path_free = [float(score) for score in redirector.propose(minilm(BENIGN_PROMPTS), minilm([""])).gate]
-    assert sum(score >= redirector.threshold for score in path_free) <= 1
+    assert sum(score >= redirector.threshold for score in path_free) <= 2
 
 
 def test_other_weights_under_the_name_are_refused(monkeypatch):

@@ -1,0 +1,77 @@
+"""Gates fitted on the pack's banks: made once for each text encoder, kept in memory and on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import Any
+
+from ..safeguidance.concepts.categories import Concepts
+from ..safeguidance.concepts.prompt_banks import BankText, gate_bank
+from ..safeguidance.redirector.bank_gate import BankGate, fit_bank_gate, load_gate, save_gate
+from ..safeguidance.weight_files import WeightFileError
+from .host import files
+from .host import model as host_model
+from .host.encoding import ClipEncoder, knows_words
+from .host.text_encoders import encoder_digest, encoder_family
+
+MOST_ON_CPU = 1000
+"""Texts where the encoder runs on a CPU; elsewhere all of them."""
+_KEPT: dict[str, BankGate] = {}
+_MOST_KEPT = 4
+_LOGGER = logging.getLogger(__name__)
+
+
+def bank_gate(clip: Any, concepts: Concepts) -> BankGate | None:
+    """The gate for a CLIP: from memory, from the user's folder, or fitted now, which takes a while and shows progress.
+
+    Args:
+        clip: the host's CLIP.
+        concepts: what is looked for.
+
+    Returns:
+        The gate, or None where it knows none of the categories, or the encoder does not know everyday words, which the
+        texts are made of.
+
+    Raises:
+        InputError: if the encoder gives values that are not finite.
+    """
+    known = {text.category for text in gate_bank() if text.category}
+    if not known & set(concepts.names) or not knows_words(clip):
+        return None
+    on_cpu = clip.patcher.load_device.type == "cpu"
+    texts = gate_bank(most=MOST_ON_CPU if on_cpu else None)
+    digest = hashlib.sha256(f"{encoder_digest(clip)} {_digest(texts)}".encode()).hexdigest()
+    if digest not in _KEPT:
+        while len(_KEPT) >= _MOST_KEPT:
+            _KEPT.pop(next(iter(_KEPT)))
+        _KEPT[digest] = _from_disk(clip, digest) or _fitted(clip, texts, digest)
+    return _KEPT[digest]
+
+
+def _digest(texts: list[BankText]) -> str:
+    return hashlib.sha256("\n".join(f"{t.text}\t{t.category}\t{t.theme}" for t in texts).encode()).hexdigest()
+
+
+def _from_disk(clip: Any, digest: str) -> BankGate | None:
+    path = files.user_file("gates", f"{encoder_family(clip)}-{digest[:16]}.safetensors")
+    if not path.is_file():
+        return None
+    try:
+        return load_gate(path, digest)
+    except WeightFileError as error:
+        # never used, and never in the way: it is made again from the encoder itself
+        _LOGGER.warning("SafeGuidance: %s; it is made again", error)
+        return None
+
+
+def _fitted(clip: Any, texts: list[BankText], digest: str) -> BankGate:
+    encoder = ClipEncoder(clip, keep=False)
+    bar = host_model.progress(len(texts))
+    gate = fit_bank_gate(encoder, encoder.span, texts, watch=lambda done, _: bar(done, None))
+    path = files.user_file("gates", f"{encoder_family(clip)}-{digest[:16]}.safetensors")
+    try:
+        save_gate(path, gate, digest)
+    except OSError as error:
+        _LOGGER.warning("SafeGuidance: %s; it is made again when ComfyUI is started next", error)
+    return gate
