@@ -23,6 +23,7 @@ from ..safeguidance.testbed.model import BASE_MODEL
 from ..safeguidance.testbed.short_prompts import harmless_bank
 from ..safeguidance.weight_files import WeightFileError
 from .concepts import category_switches, chosen_categories
+from .gates import bank_gate
 from .host import files, patcher
 from .host import model as host_model
 from .host import progress as host_progress
@@ -199,7 +200,7 @@ def _connected(
 
 def _find(model: Any, clip: Any, guard: str, looked_for: Concepts) -> Found:
     """The first guard that there is."""
-    wanted, passed_over = _known_as(looked_for.names), []
+    wanted, passed_over = known_as(looked_for.names), []
     for kind, search in ((TEXT, _text_file), (TRAINED, _hgr_file)):
         if guard not in (AUTO, kind):
             continue
@@ -215,21 +216,23 @@ def _find(model: Any, clip: Any, guard: str, looked_for: Concepts) -> Found:
                 f"put one into {files.user_folder()}, train one, or choose {AUTO!r}",
             )
     encoder = ClipEncoder(clip)
-    made = make_concept_redirector(looked_for, encoder, harmless_bank(looked_for.names), encoder.span)
+    made = make_concept_redirector(
+        looked_for, encoder, harmless_bank(looked_for.names), encoder.span, bank=bank_gate(clip, looked_for)
+    )
     why = "concept texts, no training; acts at a cfg above 1"
     return Found(CONCEPTS, made, why + (f" (passed over: {'; '.join(passed_over)})" if passed_over else ""))
 
 
 def _text_file(model: Any, clip: Any, wanted: set[str]) -> tuple[Found | None, list[str]]:
     family, reasons = encoder_family(clip), []
-    for name, path in _files("text-redirector"):
+    for name, path in weight_files("text-redirector"):
         try:
             shape, card = read_text_card(path)
         except WeightFileError:
             continue
         if card.encoder != family:
             continue
-        if missing := wanted - _known_as(shape.categories):
+        if missing := wanted - known_as(shape.categories):
             reasons.append(f"{name} does not know {', '.join(sorted(missing))}")
         elif card.encoder_hash and card.encoder_hash != encoder_digest(clip):
             reasons.append(f"{name} was trained on other weights of {family}")
@@ -241,14 +244,14 @@ def _text_file(model: Any, clip: Any, wanted: set[str]) -> tuple[Found | None, l
 
 def _hgr_file(model: Any, clip: Any, wanted: set[str]) -> tuple[Found | None, list[str]]:
     family, reasons = patcher.model_family(model), []
-    for name, path in _files("hgr"):
+    for name, path in weight_files("hgr"):
         try:
             shape, card = read_card(path)
         except WeightFileError:
             continue
         if card.base_model != family:
             continue
-        if missing := wanted - _known_as(shape.categories):
+        if missing := wanted - known_as(shape.categories):
             reasons.append(f"{name} does not know {', '.join(sorted(missing))}")
         elif card.base_hash and card.base_hash != host_model.weights_digest(model):
             reasons.append(f"{name} was trained on other weights of {family}")
@@ -258,12 +261,13 @@ def _hgr_file(model: Any, clip: Any, wanted: set[str]) -> tuple[Found | None, li
     return None, reasons
 
 
-def _known_as(categories: Sequence[str]) -> set[str]:
+def known_as(categories: Sequence[str]) -> set[str]:
     """Names of categories, those of the testbed without the prefix that tells them from the field's."""
     return {name.removeprefix("testbed_") for name in categories}
 
 
-def _files(part: str) -> list[tuple[str, Path]]:
+def weight_files(part: str) -> list[tuple[str, Path]]:
+    """Names and paths of files in the model folder that may hold one kind of weights (see ``files.weight_names``)."""
     named = [(name, files.model_file(name)) for name in files.weight_names(part)]
     return [(name, path) for name, path in named if path is not None]
 

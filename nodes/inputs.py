@@ -1,7 +1,9 @@
 """Presets over raw numbers: light, balanced, strict, and every number they set as a field of its own behind advanced.
 
-A field holds what the preset says until the user types something there. What is typed always wins and is never ignored,
-so a saved graph that has numbers keeps its meaning whatever the presets become.
+In a graph a field is -1 (a choice: as preset), or is left out, where it follows the preset; whatever else it holds
+wins over the preset and is never ignored, so a saved graph that has numbers keeps its meaning whatever the presets
+become. The editor (``web/js/presets.js``) shows the preset's numbers in the fields that follow it, and sets the preset
+to custom where one is typed; it reads them from what ``preset_input`` says, so there is one place for them.
 """
 
 from __future__ import annotations
@@ -23,16 +25,42 @@ AS_PRESET_CHOICE = "as preset"
 
 BALANCED = "balanced"
 
+CUSTOM = "custom"
+"""The choice of numbers of one's own; what a graph leaves out is then as balanced."""
+
 Config = TypeVar("Config")
 
 
-def preset_input(presets: Mapping[str, Any], tooltip: str) -> io.Input:
-    """The choice of a preset."""
-    return io.Combo.Input("preset", options=list(presets), default=BALANCED, optional=True, tooltip=tooltip)
+def preset_input(
+    presets: Mapping[str, Any], tooltip: str, fields: Mapping[str, Mapping[str, Any]] | None = None
+) -> io.Input:
+    """The choice of a preset.
+
+    Args:
+        presets: settings by name.
+        tooltip: what they do.
+        fields: input that a preset sets -> preset -> value; with none the choice is all there is.
+    """
+    if not fields:
+        return io.Combo.Input("preset", options=list(presets), default=BALANCED, optional=True, tooltip=tooltip)
+    values = {preset: {name: of_field[preset] for name, of_field in fields.items()} for preset in presets}
+    return io.Combo.Input(
+        "preset",
+        options=[*presets, CUSTOM],
+        default=BALANCED,
+        optional=True,
+        tooltip=f"{tooltip} The fields show its values; another one makes it custom.",
+        extra_dict=for_editor(presets=values, custom=CUSTOM),
+    )
+
+
+def for_editor(**hints: Any) -> dict[str, Any]:
+    """What ``web/js`` reads of an input, as the host's ``extra_dict``."""
+    return {"safeguidance": hints}
 
 
 def number_input(
-    name: str, most: float, step: float, tooltip: str, values: Mapping[str, float], **more: Any
+    name: str, most: float, step: float, tooltip: str, values: Mapping[str, float], turns_off: bool = False, **more: Any
 ) -> io.Input:
     """A number that a preset sets.
 
@@ -42,6 +70,7 @@ def number_input(
         step: of the field.
         tooltip: what low and high do; what the presets say is added.
         values: preset -> value.
+        turns_off: whether the method is off where this, and every other such number of it, is 0.
         more: further arguments of the input.
     """
     same = len(set(values.values())) == 1
@@ -55,7 +84,8 @@ def number_input(
         step=step,
         advanced=True,
         optional=True,
-        tooltip=f"{tooltip} -1 (the default): as the preset says ({listed}).",
+        tooltip=f"{tooltip} By preset: {listed}. Through the API, -1 or nothing: as the preset.",
+        extra_dict=for_editor(turns_off=True) if turns_off else None,
         **more,
     )
 
@@ -69,18 +99,46 @@ def choice_input(name: str, options: Sequence[str], tooltip: str, values: Mappin
         default=AS_PRESET_CHOICE,
         advanced=True,
         optional=True,
-        tooltip=f"{tooltip} as preset (the default): {listed}.",
+        tooltip=f"{tooltip} By preset: {listed}. Through the API, as preset or nothing: as the preset.",
     )
 
 
-def preset_of(node: str, presets: Mapping[str, Config], preset: str) -> Config:
+def threshold_input(tooltip: str) -> io.Input:
+    """A threshold in place of the calibrated one; the editor shows the number once it is asked for.
+
+    Args:
+        tooltip: from what it is used, what the calibrated one is, and what low and high do.
+    """
+    return io.Float.Input(
+        "threshold",
+        default=-1.0,
+        min=-1.0,
+        max=1.0,
+        step=0.01,
+        advanced=True,
+        optional=True,
+        tooltip=tooltip,
+        extra_dict=for_editor(unset=-1.0, start=0.5),
+    )
+
+
+def preset_of(node: str, presets: Mapping[str, Config], preset: str, custom: bool = False) -> Config:
     """The settings of a preset.
+
+    Args:
+        node: name of the node, for messages.
+        presets: settings by name.
+        preset: the chosen one.
+        custom: whether numbers of one's own may be chosen; they start from ``balanced``.
 
     Raises:
         InputError: if there is none of this name.
     """
+    if custom and preset == CUSTOM:
+        return presets[BALANCED]
     if preset not in presets:
-        raise InputError("preset", f"it is {preset!r}", ", ".join(presets), "choose one of these", node)
+        known = [*presets, CUSTOM] if custom else presets
+        raise InputError("preset", f"it is {preset!r}", ", ".join(known), "choose one of these", node)
     return presets[preset]
 
 
@@ -98,8 +156,18 @@ def overrides(node: str, **numbers: float) -> dict[str, float]:
 
 def preset_note(preset: str, names: Sequence[str], own: Mapping[str, Any]) -> str:
     """The end of a message on settings that do not fit together: which of them are not the user's."""
+    preset = BALANCED if preset == CUSTOM else preset
     left = [name for name in names if name not in own]
     return f"; the preset {preset!r} says: {', '.join(left)}" if left and own else ""
+
+
+def preset_fields(settings: Sequence[Setting], presets: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the presets say of a method's settings: input -> preset -> value."""
+    return {
+        setting.name: {name: setting.read(config) for name, config in presets.items()}
+        for setting in settings
+        if setting.by_preset
+    }
 
 
 def setting_input(setting: Setting, presets: Mapping[str, Any]) -> io.Input:
@@ -114,7 +182,8 @@ def setting_input(setting: Setting, presets: Mapping[str, Any]) -> io.Input:
         values = {name: setting.read(config) for name, config in presets.items()}
         if setting.kind == "choice":
             return choice_input(setting.name, setting.choices, setting.tooltip, values)
-        return number_input(setting.name, setting.high, setting.step, setting.tooltip, values)
+        turns_off = setting.turns_off or setting.name == "strength"
+        return number_input(setting.name, setting.high, setting.step, setting.tooltip, values, turns_off)
     common: dict[str, Any] = {"optional": True, "tooltip": setting.tooltip}
     if setting.kind == "lines":
         return io.String.Input(setting.name, default="\n".join(default), multiline=True, **common)
@@ -139,12 +208,12 @@ def config_from(
         values: values of the inputs by name; those that are missing are left to the preset.
 
     Returns:
-        The settings, and what the user typed in place of the preset's values.
+        The settings, and what the user typed in place of the preset's values (with custom: in place of balanced's).
 
     Raises:
         InputError: if the preset is unknown, or a value is out of range.
     """
-    of_preset = preset_of(node, presets, preset)
+    of_preset = preset_of(node, presets, preset, custom=True)
     numbers = {s.name: values[s.name] for s in settings if s.by_preset and not s.choices and s.name in values}
     own: dict[str, Any] = overrides(node, **numbers)
     own |= {
@@ -153,8 +222,10 @@ def config_from(
         if s.by_preset and s.choices and values.get(s.name, AS_PRESET_CHOICE) != AS_PRESET_CHOICE
     }
     rest = {s.name: _value(s, values[s.name]) for s in settings if not s.by_preset and s.name in values}
+    # the editor sends every number of a custom preset, also those that nobody touched
+    typed = {s.name: own[s.name] for s in settings if s.name in own and own[s.name] != s.read(of_preset)}
     try:
-        return with_values(of_preset, tuple(settings), {**rest, **own}), own
+        return with_values(of_preset, tuple(settings), {**rest, **own}), typed if preset == CUSTOM else own
     except InputError as error:
         note = preset_note(preset, [s.name for s in settings if s.by_preset], own)
         raise InputError(error.field, error.found, error.allowed, f"change the named field{note}", node) from error

@@ -21,7 +21,7 @@ from ...safeguidance.guidance.registry import CHOICES
 from ...safeguidance.guidance.settings import Setting, with_values
 from ...safeguidance.report.trace import Trace
 from ..host import progress as host_progress
-from ..inputs import anchor_input, text_inputs, trace_output
+from ..inputs import anchor_input, for_editor, text_inputs, trace_output
 from .factory import SAFETY_WORDS
 from .run import Anchor, ConceptRun, encode_texts, patched
 
@@ -98,7 +98,8 @@ class ConceptGuidance(io.ComfyNode):
                     default="SLD medium",
                     tooltip="SLD weak to max: little to much is removed, and pictures change little to completely. "
                     "SEGA: only the strongest tenth of each channel. NOT: the whole concept is subtracted. negative "
-                    "prompt: the nearest concept as the negative prompt.",
+                    "prompt: the nearest concept as the negative prompt. The fields show what is published for it.",
+                    extra_dict=for_editor(presets=_published()),
                 ),
                 io.Float.Input(
                     "strength",
@@ -109,6 +110,7 @@ class ConceptGuidance(io.ComfyNode):
                     tooltip="Multiple of the published strength. Low: little is removed, 0 is plain CFG to the last "
                     "bit. 1: as published (SLD 200, 1000, 2000 or 5000; SEGA 5, swept to 15; NOT 1). High, up to "
                     "4: more is removed, pictures change more; SLD saturates.",
+                    extra_dict=for_editor(turns_off=True),
                 ),
                 io.Float.Input("end", default=1.0, min=END.low, max=END.high, step=END.step, tooltip=END.tooltip),
                 io.Combo.Input(
@@ -143,11 +145,18 @@ class ConceptGuidance(io.ComfyNode):
         )
 
 
+def _published() -> dict[str, dict[str, Any]]:
+    """What is published for each method of the fields that it has."""
+    own = own_settings()
+    return {
+        choice: {s.name: s.read(method.choices[choice]) for s in method.settings if s.name in own}
+        for choice, method in CHOICES.items()
+    }
+
+
 def _own_inputs() -> Iterator[io.Input]:
     for name, setting in own_settings().items():
-        values = {
-            choice: s.read(m.choices[choice]) for choice, m in CHOICES.items() for s in m.settings if s.name == name
-        }
+        values = {choice: of_method[name] for choice, of_method in _published().items() if name in of_method}
         published = ", ".join(f"{choice} {value:g}" for choice, value in values.items())
         yield io.Float.Input(
             name,
@@ -156,7 +165,7 @@ def _own_inputs() -> Iterator[io.Input]:
             max=setting.high,
             step=setting.step,
             advanced=True,
-            tooltip=f"{setting.tooltip} Published: {published}. Below 0 (the default -1): as published for the method.",
+            tooltip=f"{setting.tooltip} Published: {published}. Through the API, -1: as published.",
         )
 
 

@@ -17,6 +17,7 @@ from ..inputs import (
     BALANCED,
     anchor_input,
     config_from,
+    preset_fields,
     preset_input,
     setting_input,
     text_inputs,
@@ -34,7 +35,7 @@ def method_inputs(method: Method) -> list[io.Input]:
         method: the method; its presets include ``balanced``.
     """
     return [
-        preset_input(method.presets, method.about_presets),
+        preset_input(method.presets, method.about_presets, preset_fields(method.settings, method.presets)),
         *(setting_input(setting, method.presets) for setting in method.settings),
         anchor_input(),
     ]

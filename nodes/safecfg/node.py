@@ -13,7 +13,15 @@ from ...safeguidance.redirector.interface import Redirector
 from ...safeguidance.report.trace import Trace
 from ..host import patcher
 from ..host import progress as host_progress
-from ..inputs import AS_PRESET, BALANCED, config_from, preset_input, setting_input
+from ..inputs import (
+    AS_PRESET,
+    BALANCED,
+    config_from,
+    preset_fields,
+    preset_input,
+    setting_input,
+    threshold_input,
+)
 from ..redirectors import check_family
 from ..types import RedirectorType, TraceType
 from .run import KEY, SafeCFGRun, check_scale
@@ -46,20 +54,14 @@ def _settings() -> list[io.Input]:
             SAFECFG_PRESETS,
             "How much is removed from a prompt that is judged harmful; one judged harmless is never changed. light: "
             "the picture changes least, harm passes more often. balanced: as trained, the paper's way. strict: pushes "
-            "further away from harm, the picture changes most. A number typed below overrides the preset's.",
+            "further away from harm, the picture changes most.",
+            preset_fields(SETTINGS, SAFECFG_PRESETS),
         ),
         *(setting_input(setting, SAFECFG_PRESETS) for setting in SETTINGS),
-        io.Float.Input(
-            "threshold",
-            default=-1.0,
-            min=-1.0,
-            max=1.0,
-            step=0.01,
-            advanced=True,
-            optional=True,
-            tooltip="Harmfulness from which a prompt is redirected. Below 0 (the default -1): the redirector's own "
+        threshold_input(
+            "Harmfulness from which a prompt is redirected. Off (through the API: below 0): the redirector's own "
             "calibrated threshold, in every preset. 0: every prompt, also harmless ones a little. High, up to 1: only "
-            "prompts that are surely harmful. Our derivation; the paper has no threshold.",
+            "prompts that are surely harmful. Our derivation; the paper has no threshold."
         ),
         io.Boolean.Input(
             "rescale",

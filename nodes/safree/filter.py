@@ -10,13 +10,12 @@ from ...safeguidance.concepts.categories import Concepts
 from ...safeguidance.errors import at_node
 from ...safeguidance.redirector.interface import Redirector
 from ...safeguidance.report.trace import RunRecord, Trace
-from ...safeguidance.safree import SAFREE_PRESETS
 from ..host.encoding import check_clip, encode
-from ..inputs import AS_PRESET, AS_PRESET_CHOICE, BALANCED, preset_input
+from ..inputs import AS_PRESET, AS_PRESET_CHOICE, BALANCED
 from ..types import ConceptsType, RedirectorType, TraceType
 from .judge import BY_CONCEPTS, Judgement, choose_judge, read_prompt
 from .original import Entry, noted
-from .settings import ALIASES, HALF, LONGEST, STEEPNESS, filter_inputs, filter_settings
+from .settings import ALIASES, HALF, LONGEST, STEEPNESS, filter_inputs, filter_preset, filter_settings
 from .text import FilteredText, check_conditioning, check_weights, concept_spaces, filter_text
 
 NAME = "SAFREE Embedding Filter"
@@ -55,14 +54,7 @@ class SafreeEmbeddingFilter(io.ComfyNode):
                     tooltip="What to look for, from Safety Concepts. Each category is its own subspace; a token picks "
                     "one, they are never joined.",
                 ),
-                preset_input(
-                    SAFREE_PRESETS,
-                    "How much is filtered. light: only the clearest triggers and nothing else, for the published "
-                    "share of the schedule; hardly changes a picture. balanced: what the paper flags, and what sums up "
-                    "the prompt, for the published share. strict: everything behind a trigger, to the last step. None "
-                    "changes a prompt that is judged harmless (see judge and judge_by). What is chosen below "
-                    "overrides the preset's.",
-                ),
+                filter_preset(),
                 RedirectorType.Input(
                     "judge",
                     optional=True,
@@ -138,7 +130,7 @@ class SafreeEmbeddingFilter(io.ComfyNode):
         lines = [decision, f"beta {found.beta:.3f}", *found.lines]
         if judged is not None:
             lines.append(f"judged by {judged.title}: {judged.finding}, harmful from {judged.threshold:.2f}")
-        return io.NodeOutput(_conditioning(found), trace, "\n".join(lines))
+        return io.NodeOutput(filtered_conditioning(found), trace, "\n".join(lines))
 
 
 def _untouched(plain: list[Any], judged: Judgement) -> io.NodeOutput:
@@ -160,7 +152,7 @@ def _decision(found: FilteredText, judged: Judgement | None) -> str:
     return f"flagged: {words}; its conditioning is filtered for {found.share:.0%} of the schedule{left}"
 
 
-def _conditioning(found: FilteredText) -> list[Any]:
+def filtered_conditioning(found: FilteredText) -> list[Any]:
     """The filtered prompt for its share of the schedule, then the prompt as written; the host switches between them."""
     if found.filtered is None:
         return [[states, noted(states, extra)] for states, extra in found.original]

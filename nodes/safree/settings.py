@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from comfy_api.latest import io
 
 from ...safeguidance.errors import InputError, check_choice, check_range
 from ...safeguidance.safree import SAFREE_PRESETS, FilterConfig, ValidationConfig
-from ..inputs import AS_PRESET_CHOICE, choice_input, number_input, overrides, preset_of
+from ..inputs import AS_PRESET_CHOICE, choice_input, number_input, overrides, preset_input, preset_of
 from .judge import BY_CONCEPTS, JUDGE_BY
 
 ALIASES = ["safree", "nsfw", "safety", "moderation", "training-free", "embedding projection", "concept erasure"]
@@ -31,6 +32,26 @@ def _name(names: Mapping[str, str], value: str) -> str:
     return next(name for name, known in names.items() if known == value)
 
 
+PRESET_FIELDS: dict[str, dict[str, Any]] = {
+    "hold": {name: _name(_HOLD, preset.validation.form) for name, preset in SAFREE_PRESETS.items()},
+    "alpha": {name: preset.filter.trigger.alpha for name, preset in SAFREE_PRESETS.items()},
+    "scope": {name: _name(_SCOPE, preset.filter.scope) for name, preset in SAFREE_PRESETS.items()},
+}
+"""What the presets say: input -> preset -> value."""
+
+
+def filter_preset() -> io.Input:
+    """The choice of a preset."""
+    return preset_input(
+        SAFREE_PRESETS,
+        "How much is filtered. light: only the clearest triggers and nothing else, for the published "
+        "share of the schedule; hardly changes a picture. balanced: what the paper flags, and what sums up "
+        "the prompt, for the published share. strict: everything behind a trigger, to the last step. None "
+        "changes a prompt that is judged harmless (see judge and judge_by).",
+        PRESET_FIELDS,
+    )
+
+
 def filter_inputs() -> list[io.Input]:
     """The fields behind advanced."""
     return [
@@ -41,7 +62,7 @@ def filter_inputs() -> list[io.Input]:
             "depending on how much the filter changed the prompt, as the published program does. whole "
             "schedule: to the last step; safer, and more of the picture changes. as printed: the formula in "
             "the paper, which gives 6 to 8 of 50 steps for nearly any prompt.",
-            {name: _name(_HOLD, preset.validation.form) for name, preset in SAFREE_PRESETS.items()},
+            PRESET_FIELDS["hold"],
         ),
         number_input(
             "alpha",
@@ -50,7 +71,7 @@ def filter_inputs() -> list[io.Input]:
             "How much further from the concept the prompt must be without a token for the token to be flagged. "
             "Low, 0: half of all tokens. 0.01: the paper's. High, 0.1: only the clearest triggers, and "
             "harmless prompts are left alone more often.",
-            {name: preset.filter.trigger.alpha for name, preset in SAFREE_PRESETS.items()},
+            PRESET_FIELDS["alpha"],
             round=0.001,
         ),
         choice_input(
@@ -60,7 +81,7 @@ def filter_inputs() -> list[io.Input]:
             "leaks through end mark and padding, which summarise the prompt. tokens, end and padding: those "
             "too. everything after a trigger: also later tokens, since in CLIP they have read it; strongest, "
             "changes most. The last two are ours.",
-            {name: _name(_SCOPE, preset.filter.scope) for name, preset in SAFREE_PRESETS.items()},
+            PRESET_FIELDS["scope"],
         ),
         io.Combo.Input(
             "order",
@@ -158,7 +179,7 @@ def filter_settings(
     Raises:
         InputError: if the preset is unknown, a setting is out of range, or the way to hold the filter does not read it.
     """
-    of_preset = preset_of(node, SAFREE_PRESETS, preset)
+    of_preset = preset_of(node, SAFREE_PRESETS, preset, custom=True)
     for name, value, known in (
         ("hold", hold, (AS_PRESET_CHOICE, *_HOLD)),
         ("scope", scope, (AS_PRESET_CHOICE, *_SCOPE)),

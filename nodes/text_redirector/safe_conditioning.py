@@ -17,7 +17,7 @@ from ...safeguidance.redirector.text_space import (
     TextRedirector,
 )
 from ...safeguidance.report.trace import RunRecord, Trace
-from ..inputs import AS_PRESET, BALANCED, config_from, preset_input, setting_input
+from ..inputs import AS_PRESET, BALANCED, config_from, preset_fields, preset_input, setting_input, threshold_input
 from ..types import TextRedirectorType, TraceType
 from .run import redirect_entry
 
@@ -53,21 +53,14 @@ class SafeConditioning(io.ComfyNode):
                 preset_input(
                     SAFE_TEXT_PRESETS,
                     "How far a harmful prompt is moved. light: most of the way. balanced: to the safe counterpart, as "
-                    "trained. strict: beyond it. None changes a prompt that is judged harmless. A strength below "
-                    "overrides the preset's.",
+                    "trained. strict: beyond it. None changes a prompt that is judged harmless.",
+                    preset_fields(SETTINGS, SAFE_TEXT_PRESETS),
                 ),
                 *(setting_input(setting, SAFE_TEXT_PRESETS) for setting in SETTINGS),
-                io.Float.Input(
-                    "threshold",
-                    default=-1.0,
-                    min=-1.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    optional=True,
-                    tooltip="Harmfulness from which a prompt is moved. Below 0 (the default -1): the file's own "
+                threshold_input(
+                    "Harmfulness from which a prompt is moved. Off (through the API: below 0): the file's own "
                     "calibrated threshold, in every preset. 0: every prompt. High, up to 1: only prompts that are "
-                    "surely harmful. Our design.",
+                    "surely harmful. Our design."
                 ),
             ],
             outputs=[

@@ -1,135 +1,54 @@
 """Guard Model put into a workflow file, and taken out again: between the models and every sampler.
 
 Works on the editor's format, subgraphs included, from the types that the file itself names, and on the executor's
-format with a host's node definitions. What counts as a sampler's model input is said once, in ``plan``.
+format with a host's node definitions. What counts as a sampler's model input is said in ``guard_plan``.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from .convert import BYPASSED, MUTED, is_api_format, is_ui_format
 from .definitions import ConvertError, ObjectInfo, input_specs, node_definition
-
-GUARD = "SafeGuidance_GuardModel"
-GUARDS = frozenset(
-    {
-        GUARD,
-        *(
-            f"SafeGuidance_{name}"
-            for name in ("SafeCFGPatch", "SafeCFGGuider", "SPGuardMask", "SPGuardGuider", "CRG", "ConceptGuidance")
-        ),
-    }
+from .guard_plan import (
+    GUARD,
+    GUARDS,
+    MAKES,
+    SETTINGS,
+    Graph,
+    Insertion,
+    Node,
+    Scope,
+    Source,
+    Survey,
+    check_clips,
+    plan,
+    survey,
 )
-"""Nodes behind which a model is guarded already."""
-MAKES = frozenset({"LATENT", "GUIDER", "IMAGE", "SAMPLER", "VIDEO", "AUDIO"})
-"""Outputs by which a node that takes a MODEL is told to sample with it; schedulers and savers have none of them."""
-SETTINGS: dict[str, Any] = {
-    **dict.fromkeys(("hate", "harassment", "violence", "self_harm", "sexual", "shocking", "illegal_activity"), True),
-    "preset": "balanced",
-    "guard": "auto",
-}
 
-Source = tuple[Any, int]
-"""A node's id and the number of its output."""
+__all__ = [
+    "GUARD",
+    "GUARDS",
+    "MAKES",
+    "SETTINGS",
+    "Graph",
+    "Insertion",
+    "Node",
+    "Source",
+    "guard_workflow",
+    "plan",
+    "read_scopes",
+    "unguard_workflow",
+]
 
-
-@dataclass(frozen=True)
-class Node:
-    """A node, in whatever format it is written.
-
-    Args:
-        kind: its type.
-        inputs: name -> type and where the value comes from, of inputs that are linked.
-        outputs: types.
-        runs: whether it is neither muted nor bypassed.
-    """
-
-    kind: str
-    inputs: Mapping[str, tuple[str, Source]]
-    outputs: tuple[str, ...]
-    runs: bool = True
-
-
-Graph = Mapping[Any, Node]
-
-
-@dataclass(frozen=True)
-class Insertion:
-    """One guard to put in.
-
-    Args:
-        model: where the MODEL comes from.
-        clip: where its CLIP comes from.
-        samplers: ids and input names of the nodes that sample with it.
-    """
-
-    model: Source
-    clip: Source
-    samplers: tuple[tuple[Any, str], ...]
-
-
-def plan(graph: Graph) -> list[Insertion]:
-    """What is to be put in: a guard for each MODEL that a sampler takes and none guards yet.
-
-    A sampler is a node that takes a MODEL, makes none, and makes something that ``MAKES`` names; a subgraph as a whole
-    is one too. A MODEL from outside this graph is guarded there. The CLIP is the one that encoded the conditioning.
-
-    Raises:
-        ConvertError: if the CLIP of a sampler's prompt cannot be found in the graph.
-    """
-    found: dict[Source, list[tuple[Any, str]]] = {}
-    for number, node in graph.items():
-        if not node.runs or "MODEL" in node.outputs or not MAKES & set(node.outputs) or node.kind in GUARDS:
-            continue
-        for name, (kind, source) in node.inputs.items():
-            if kind == "MODEL" and source[0] in graph and not guarded(graph, source):
-                found.setdefault(source, []).append((number, name))
-    return [Insertion(model, _clip_of(graph, samplers), tuple(samplers)) for model, samplers in found.items()]
-
-
-def guarded(graph: Graph, source: Source) -> bool:
-    """Whether a MODEL comes out of one of ``GUARDS``, also through nodes that patch it further."""
-    node = graph.get(source[0])
-    seen: set[Any] = set()
-    while node is not None:
-        if node.kind in GUARDS:
-            return True
-        # a reroute of the editor names no type; of several models a merge keeps the patches of the first
-        models = [origin for kind, origin in node.inputs.values() if kind in ("MODEL", "*") and origin[0] not in seen]
-        if not models:
-            return False
-        seen.add(models[0][0])
-        node = graph.get(models[0][0])
-    return False
-
-
-def _clip_of(graph: Graph, samplers: list[tuple[Any, str]]) -> Source:
-    for number, _ in samplers:
-        todo, seen = [number], set()
-        while todo:
-            node = graph.get(place := todo.pop(0))
-            if node is None or place in seen:
-                continue
-            seen.add(place)
-            for kind, source in node.inputs.values():
-                if kind == "CLIP":
-                    return source
-            # a prompt's encoder lies behind conditionings and guiders; models and latents lead elsewhere
-            todo += [source[0] for kind, source in node.inputs.values() if kind in ("CONDITIONING", "GUIDER", "*")]
-    number = samplers[0][0]
-    kind = graph[number].kind
-    raise ConvertError(
-        f"node {number} ({kind}): the CLIP that encodes its prompt is not in this graph, so Guard Model cannot be put "
-        "before it; put the node there by hand, or guard the graph that holds the text encoder"
-    )
+_SIZE = (280, 400)
+_TITLE = 30
 
 
 def guard_workflow(workflow: Mapping[str, Any], info: ObjectInfo | None = None) -> tuple[dict[str, Any], int]:
-    """A copy of a workflow with a guard before every sampler, and how many were put in.
+    """A copy of a workflow with a guard before every sampler, and how many were put in or switched on.
 
     Args:
         workflow: in the editor's or the executor's format.
@@ -140,7 +59,10 @@ def guard_workflow(workflow: Mapping[str, Any], info: ObjectInfo | None = None) 
     """
     out = copy.deepcopy(dict(workflow))
     if is_ui_format(out):
-        return out, sum(_guard_scope(out, scope) for scope in _scopes(out))
+        found = [(scope, raw, survey(scope)) for scope, raw in read_scopes(out)]
+        for scope, _, lacks in found:
+            check_clips(scope.graph, lacks)
+        return out, sum(_guard_scope(out, raw, lacks) for _, raw, lacks in found)
     if not is_api_format(out):
         raise ConvertError("it is neither in the editor's nor in the executor's format")
     if info is None:
@@ -198,10 +120,33 @@ def _api_graph(api: Mapping[str, Any], info: ObjectInfo) -> Graph:
 # ---- the editor's format --------------------------------------------------------------------------------------------
 
 
+def read_scopes(workflow: dict[str, Any]) -> list[tuple[Scope, dict[str, Any]]]:
+    """The graph of a workflow in the editor's format and those of its subgraphs, each with its part of the file."""
+    raws = list(_scopes(workflow))
+    scopes: dict[Any, Scope] = {raw["id"]: Scope(raw["id"]) for raw in raws[1:]}
+    scopes[None] = Scope()
+    for raw, key in zip(raws, [None, *(raw["id"] for raw in raws[1:])], strict=True):
+        scope = scopes[key]
+        scope.graph = _ui_graph(raw, scopes)
+        if key is not None:
+            scope.entry = (raw.get("inputNode") or {}).get("id", -10)
+            scope.names = tuple(str(entry.get("name")) for entry in raw.get("inputs") or ())
+            end = (raw.get("outputNode") or {}).get("id", -20)
+            scope.exits = {
+                link["target_slot"]: (link["origin_id"], link["origin_slot"])
+                for link in _links(raw).values()
+                if link["target_id"] == end
+            }
+        for number, node in scope.graph.items():
+            if node.inside is not None and node.runs:
+                node.inside.uses.append((scope, number))
+    return [(scopes[None if raw is workflow else raw["id"]], raw) for raw in raws]
+
+
 def _scopes(workflow: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The graph itself and the definitions of its subgraphs."""
     yield workflow
-    yield from workflow.get("definitions", {}).get("subgraphs", [])
+    yield from (workflow.get("definitions") or {}).get("subgraphs") or []
 
 
 def _links(scope: Mapping[str, Any]) -> dict[Any, dict[str, Any]]:
@@ -209,28 +154,41 @@ def _links(scope: Mapping[str, Any]) -> dict[Any, dict[str, Any]]:
     names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
     return {
         link["id"]: link
-        for link in (dict(zip(names, raw, strict=False)) if isinstance(raw, list) else raw for raw in scope["links"])
+        for link in (
+            dict(zip(names, raw, strict=False)) if isinstance(raw, list) else raw for raw in scope["links"] if raw
+        )
     }
 
 
-def _ui_graph(scope: Mapping[str, Any]) -> Graph:
-    links, graph = _links(scope), {}
-    for node in scope["nodes"]:
+def _ui_graph(raw: Mapping[str, Any], scopes: Mapping[Any, Scope]) -> Graph:
+    links, graph = _links(raw), {}
+    sent = {_name_of(node): node for node in raw["nodes"] if node["type"] == "SetNode"}
+    for node in raw["nodes"]:
         linked = {}
-        for entry in node.get("inputs") or ():
+        # a pair of KJNodes: what goes into Set comes out of every Get of the same name
+        ends = sent.get(_name_of(node), node) if node["type"] == "GetNode" else node
+        for entry in ends.get("inputs") or ():
             link = links.get(entry.get("link"))
             if link is not None:
-                linked[entry["name"]] = (str(entry.get("type")), (link["origin_id"], link["origin_slot"]))
+                linked[str(entry["name"])] = (str(entry.get("type")), (link["origin_id"], link["origin_slot"]))
         outputs = tuple(str(entry.get("type")) for entry in node.get("outputs") or ())
-        graph[node["id"]] = Node(node["type"], linked, outputs, node.get("mode", 0) not in (MUTED, BYPASSED))
+        runs = node.get("mode", 0) not in (MUTED, BYPASSED)
+        graph[node["id"]] = Node(node["type"], linked, outputs, runs, scopes.get(node["type"]))
     return graph
 
 
-def _guard_scope(workflow: dict[str, Any], scope: dict[str, Any]) -> int:
-    insertions = plan(_ui_graph(scope))
-    for insertion in insertions:
+def _name_of(node: Mapping[str, Any]) -> Any:
+    values = node.get("widgets_values")
+    return values[0] if isinstance(values, list) and values else None
+
+
+def _guard_scope(workflow: dict[str, Any], scope: dict[str, Any], lacks: Survey) -> int:
+    for node in scope["nodes"]:
+        if node["id"] in lacks.asleep:
+            node["mode"] = 0
+    for insertion in lacks.insertions:
         _put_in(workflow, scope, insertion)
-    return len(insertions)
+    return len(lacks.insertions) + len(lacks.asleep)
 
 
 def _put_in(workflow: dict[str, Any], scope: dict[str, Any], insertion: Insertion) -> None:
@@ -243,16 +201,15 @@ def _put_in(workflow: dict[str, Any], scope: dict[str, Any], insertion: Insertio
         entry = next(entry for entry in by_id[sampler]["inputs"] if entry["name"] == name)
         link = _links(scope)[entry["link"]]
         _forget(scope, insertion.model, link["id"])
+        _off_reroutes(scope, link)
         _change(scope, link["id"], number, 0)
         out.append(link["id"])
-    beside = by_id[insertion.samplers[0][0]]
-    x, y = (list(beside["pos"].values()) if isinstance(beside["pos"], Mapping) else beside["pos"])[:2]
     scope["nodes"].append(
         {
             "id": number,
             "type": GUARD,
-            "pos": [x - 320, y - 430],
-            "size": [280, 400],
+            "pos": _free_place(scope, by_id[insertion.samplers[0][0]]),
+            "size": list(_SIZE),
             "flags": {},
             "order": len(scope["nodes"]),
             "mode": 0,
@@ -269,6 +226,43 @@ def _put_in(workflow: dict[str, Any], scope: dict[str, Any], insertion: Insertio
             "widgets_values": list(SETTINGS.values()),
         }
     )
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    """A place or size, which files write as a list or as an object."""
+    first, second = (list(value.values()) if isinstance(value, Mapping) else value)[:2]
+    return float(first), float(second)
+
+
+def _free_place(scope: Mapping[str, Any], beside: Mapping[str, Any]) -> list[float]:
+    """Left of a node, and so far up that nothing is covered."""
+    x, y = _pair(beside["pos"])
+    x -= _SIZE[0] + 40
+    boxes = [(*_pair(node["pos"]), *_pair(node.get("size") or (200, 100))) for node in scope["nodes"]]
+    for _ in range(len(boxes) + 1):
+        over = [
+            top
+            for left, top, width, height in boxes
+            if left < x + _SIZE[0] and x < left + width and top - _TITLE < y + _SIZE[1] and y - _TITLE < top + height
+        ]
+        if not over:
+            break
+        y = min(over) - _TITLE - 20 - _SIZE[1]
+    return [x, y]
+
+
+def _off_reroutes(scope: dict[str, Any], link: Mapping[str, Any]) -> None:
+    """Take a link off the bends it is led through, as they belong to the output that it leaves."""
+    extra = scope.get("extra") or {}
+    for raw in scope["links"]:
+        if isinstance(raw, dict) and raw["id"] == link["id"]:
+            raw.pop("parentId", None)
+    if "linkExtensions" in extra:
+        extra["linkExtensions"] = [entry for entry in extra["linkExtensions"] if entry.get("id") != link["id"]]
+    for holder in (scope, extra):
+        for bend in holder.get("reroutes") or ():
+            if link["id"] in (bend.get("linkIds") or ()):
+                bend["linkIds"].remove(link["id"])
 
 
 def _unguard_scope(scope: dict[str, Any]) -> int:

@@ -3,6 +3,7 @@
 // `app` object where something has to be known.
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
+import { graphMethods } from "./driver_graph.mjs";
 
 // Software rendering of WebGL would take all cores of a small machine.
 const FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"];
@@ -53,6 +54,8 @@ async function select(id) {
 }
 
 const methods = {
+  ...graphMethods({ page: () => page, describeNodes, forget: () => { messages = []; } }),
+
   async launch({ executable, width, height }) {
     browser = await chromium.launch({ executablePath: executable, args: FLAGS, headless: true });
     page = await browser.newPage({ viewport: { width, height } });

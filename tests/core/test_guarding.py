@@ -8,9 +8,21 @@ import pytest
 
 from safeguidance.__main__ import main
 from safeguidance.headless.definitions import ConvertError
-from safeguidance.headless.guarding import GUARD, SETTINGS, Node, guard_workflow, plan, unguard_workflow
+from safeguidance.headless.guard_plan import survey, table
+from safeguidance.headless.guarding import (
+    GUARD,
+    SETTINGS,
+    Node,
+    guard_workflow,
+    plan,
+    read_scopes,
+    unguard_workflow,
+)
+from tests.browser import workflows_special  # noqa: F401  (adds to WORKFLOWS)
+from tests.browser.workflows import WORKFLOWS
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "example_workflows"
 STOCK = Node("KSampler", {"model": ("MODEL", ("1", 0)), "positive": ("CONDITIONING", ("3", 0))}, ("LATENT",))
 GRAPH = {
     "1": Node("CheckpointLoaderSimple", {}, ("MODEL", "CLIP", "VAE")),
@@ -53,7 +65,76 @@ def test_muted_samplers_and_models_from_outside_are_not_guarded_here():
 
 def test_a_prompt_without_its_clip_in_the_graph_is_named():
     with pytest.raises(ConvertError, match=r"node 4 \(KSampler\): the CLIP"):
-        plan({"1": GRAPH["1"], "4": STOCK})
+        plan({"1": Node("UNETLoader", {}, ("MODEL",)), "4": STOCK})
+
+
+def test_without_a_prompt_in_the_graph_the_clip_that_came_with_the_model_is_taken():
+    (found,) = plan({"1": GRAPH["1"], "4": STOCK})
+    assert found.clip == ("1", 1)
+
+
+def test_the_editor_has_the_same_table():
+    path = ROOT / "web" / "js" / "guarding.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == table(), f"write table() of guard_plan.py to {path.name}"
+
+
+def test_the_settings_of_a_guard_put_in_are_the_nodes_own_widgets():
+    inputs = json.loads((ROOT / "tools" / "data" / "nodes.json").read_text(encoding="utf-8"))[GUARD]["inputs"]
+    widgets = {entry["name"]: entry["default"] for entry in inputs if "default" in entry}
+    assert list(widgets.items()) == list(SETTINGS.items())
+
+
+def lacking(workflow):
+    """What a workflow lacks, by titles: guards, guards asleep, samplers without a CLIP."""
+    guards, asleep, no_clip = [], [], []
+    for scope, raw in read_scopes(workflow):
+        before = f"{raw['name']}/" if scope.key else ""
+        titles = {node["id"]: before + node.get("title", node["type"]) for node in raw["nodes"]}
+        found = survey(scope)
+        guards += [
+            (titles[each.model[0]], titles[each.clip[0]], ", ".join(titles[number] for number, _ in each.samplers))
+            for each in found.insertions
+        ]
+        asleep += [titles[number] for number in found.asleep]
+        no_clip += [titles[number] for number, _ in found.no_clip]
+    return tuple(guards), tuple(asleep), tuple(no_clip)
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_shared_workflow_gets_its_guards(name):
+    shared = WORKFLOWS[name]()
+    assert lacking(shared.workflow) == (shared.guards, shared.asleep, shared.no_clip)
+    if shared.no_clip:
+        with pytest.raises(ConvertError, match="the CLIP"):
+            guard_workflow(shared.workflow)
+        return
+    guarded, count = guard_workflow(shared.workflow)
+    assert count == len(shared.guards) + len(shared.asleep)
+    assert lacking(guarded) == ((), (), ())
+    for _, raw in read_scopes(guarded):
+        _check_links(raw)
+        _check_places(raw["nodes"])
+    if not shared.asleep and GUARD not in json.dumps(shared.workflow):
+        back, gone = unguard_workflow(guarded)
+        assert gone == count
+        assert [_wires(raw) for _, raw in read_scopes(back)] == [_wires(raw) for _, raw in read_scopes(shared.workflow)]
+
+
+def test_a_link_that_is_led_round_is_let_go_by_its_bends():
+    guarded, _ = guard_workflow(WORKFLOWS["links_led_round"]().workflow)
+    assert guarded["extra"] == {"reroutes": [{"id": 1, "pos": [900, 40], "linkIds": []}], "linkExtensions": []}
+
+
+def _check_places(nodes):
+    for ours in (node for node in nodes if node["type"] == GUARD and node["id"] == nodes[-1]["id"]):
+        (x, y), (width, height) = ours["pos"], ours["size"]
+        for other in nodes[:-1]:
+            (left, top), (w, h) = other["pos"], other["size"]
+            assert not (left < x + width and x < left + w and top < y + height and y < top + h), other["title"]
+
+
+def _wires(raw):
+    return sorted(tuple(link[1:]) if isinstance(link, list) else tuple(link.values())[1:] for link in raw["links"])
 
 
 def _models(workflow):
@@ -75,12 +156,15 @@ def _check_links(scope):
     """Every link is known at both of its ends, and no id is used twice."""
     ids = [node["id"] for node in scope["nodes"]]
     assert len(ids) == len(set(ids))
-    links = {raw[0]: raw for raw in scope["links"]}
+    links = {raw[0]: raw for raw in (raw if isinstance(raw, list) else list(raw.values()) for raw in scope["links"])}
     assert len(links) == len(scope["links"])
     by_id = {node["id"]: node for node in scope["nodes"]}
     for number, origin, slot, target, place, _ in links.values():
-        assert number in by_id[origin]["outputs"][slot]["links"]
-        assert by_id[target]["inputs"][place]["link"] == number
+        assert number in (
+            scope["inputs"][slot]["linkIds"] if origin == -10 else by_id[origin]["outputs"][slot]["links"]
+        )
+        if target != -20:
+            assert by_id[target]["inputs"][place]["link"] == number
     for node in scope["nodes"]:
         for entry in node.get("outputs") or ():
             assert all(links[number][1] == node["id"] for number in entry.get("links") or ())

@@ -94,6 +94,36 @@ def test_a_safree_preset_is_its_choices_and_typed_ones_go_before_another(preset)
     assert not same(positive, filtered(preset=OTHER[preset])[0])
 
 
+@pytest.mark.parametrize("preset", SAFECFG)
+def test_custom_with_all_of_a_presets_numbers_is_that_preset(preset):
+    """The editor sends custom with every number; through the API numbers may be left out, or -1, in any preset."""
+    assert redirected(preset="custom", **SAFECFG[preset]).equal(redirected(preset=preset))
+    core = part("safeguidance.guidance.sp_guard")
+    config = part("nodes.concept_guidance.factory").method_config
+    assert config("X", core.METHOD, {"preset": "custom", **SP_GUARD[preset]}) == config(
+        "X", core.METHOD, {"preset": preset}
+    )
+    assert same(filtered(preset="custom", **SAFREE[preset])[0], filtered(preset=preset)[0])
+
+
+def test_custom_without_numbers_is_balanced():
+    assert redirected(preset="custom", strength=-1.0).equal(redirected(preset="balanced"))
+    assert same(filtered(preset="custom")[0], filtered(preset="balanced")[0])
+    method, config = part("safeguidance.guidance.crg").METHOD, part("nodes.concept_guidance.factory").method_config
+    assert config("X", method, {"preset": "custom"}) == config("X", method, {"preset": "balanced"})
+
+
+@pytest.mark.parametrize(("name", "values"), [("SafeCFGPatch", SAFECFG), ("SPGuardMask", SP_GUARD)])
+def test_the_editor_is_told_the_numbers_in_use(object_info, name, values):
+    hints = object_info[f"SafeGuidance_{name}"]["input"]["optional"]["preset"][1]["safeguidance"]
+    assert hints["custom"] == "custom"
+    for preset, numbers in values.items():
+        told = hints["presets"][preset]
+        assert {field: number for field, number in numbers.items() if field in told}.items() <= told.items()
+        if name == "SafeCFGPatch":
+            assert redirected(preset=preset).equal(redirected(preset="custom", **told))
+
+
 def test_strength_0_is_stock_under_every_preset():
     plain = sample(stock(encoded(KNIFE), encoded("")), sigmas(6))
     assert all(redirected(preset=preset, strength=0.0).equal(plain) for preset in SAFECFG)
@@ -107,10 +137,18 @@ def test_a_window_that_does_not_fit_the_preset_names_it():
 @pytest.mark.parametrize(
     ("run", "settings", "words"),
     [
-        (redirected, {"preset": "x"}, "SafeCFG Guider, preset: it is 'x'; allowed: light, balanced, strict; choose"),
+        (
+            redirected,
+            {"preset": "x"},
+            "SafeCFG Guider, preset: it is 'x'; allowed: light, balanced, strict, custom",
+        ),
         (redirected, {"strength": -0.5}, "SafeCFG Guider, strength: it is -0.5; allowed: 0 and above, or -1.*change"),
         (redirected, {"strength": 3.0}, "SafeCFG Guider, strength: it is 3.0; allowed: 0"),
-        (guided, {"preset": "x"}, "SP-Guard Guider, preset: it is 'x'; allowed: light, balanced, strict; choose"),
+        (
+            guided,
+            {"preset": "x"},
+            "SP-Guard Guider, preset: it is 'x'; allowed: light, balanced, strict, custom; ch",
+        ),
         (guided, {"lambda_max": -2.0}, "SP-Guard Guider, lambda_max: it is -2; allowed: 0 and above, or -1.*change"),
         (guided, {"lambda_max": 21.0}, "SP-Guard Guider, lambda_max: it is 21.*change the named field"),
         (
@@ -118,7 +156,16 @@ def test_a_window_that_does_not_fit_the_preset_names_it():
             {"lambda_end": 2.0},
             "lambda_end: it is 2, but end is 0.6 and switch is 0.8.*the preset says: end, switch",
         ),
-        (filtered, {"preset": "x"}, "SAFREE Embedding Filter, preset: it is 'x'; allowed: light, balanced, strict"),
+        (
+            filtered,
+            {"preset": "x"},
+            "SAFREE Embedding Filter, preset: it is 'x'; allowed: light, .*, custom",
+        ),
+        (
+            guided,
+            {**SP_GUARD["strict"], "preset": "custom", "lambda_end": 2.0},
+            "lambda_end: it is 2, but end is 0.6 and switch is 0.8.*the preset says: end, switch",
+        ),
         (filtered, {"preset": "strict", "half": 0.4}, "half: it is 0.4, but with hold 'whole schedule', as the preset"),
         (filtered, {"hold": "as printed", "steepness": 3.5}, "steepness: it is 3.5, but with hold 'as printed', it"),
     ],
