@@ -6,6 +6,10 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import concepts, detect, guard_model, redirectors, report, testbed
 from .concept_guidance import concept_guidance, factory, sp_guard
+from .evaluate import judge as evaluate_judge
+from .evaluate import page as evaluate_page
+from .evaluate import prompt_file as evaluate_prompts
+from .evaluate import record as evaluate_record
 from .host import files
 from .safecfg import node as safecfg
 from .safree import filter as safree_filter
@@ -32,6 +36,10 @@ _MODULES = (
     align,
     text_redirector_train,
     report,
+    evaluate_prompts,
+    evaluate_judge,
+    evaluate_page,
+    evaluate_record,
     testbed,
 )
 

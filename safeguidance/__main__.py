@@ -31,13 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     # imported here: each command pulls in its own part of the package
+    from .commands.audit import add_parser as add_audit
     from .commands.comfyui import add_parser as add_comfyui
     from .commands.data import add_parser as add_data
+    from .commands.evaluate import add_parser as add_evaluate
+    from .commands.policy import add_parser as add_policy
+    from .commands.serve import add_parser as add_serve
     from .commands.weights import add_parser as add_weights
 
     add_data(commands)
     add_weights(commands)
     add_comfyui(commands)
+    add_evaluate(commands)
+    add_policy(commands)
+    add_serve(commands)
+    add_audit(commands)
     _add_lab(commands)
     args = parser.parse_args(argv)
     try:

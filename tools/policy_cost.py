@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from safeguidance.errors import InputError
 from safeguidance.headless.hosts import Host, require_host
 
 from .server import ComfyServer
@@ -60,7 +61,7 @@ def seconds(server: ComfyServer, seed: int, steps: int, size: int) -> float:
     """Time of one prompt on the server, by the server's own clock: from its first message to its last.
 
     Raises:
-        RuntimeError: if the prompt failed.
+        InputError: if the prompt failed.
     """
     body = json.dumps({"prompt": graph(seed, steps, size)}).encode()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -70,7 +71,7 @@ def seconds(server: ComfyServer, seed: int, steps: int, size: int) -> float:
         time.sleep(0.05)
     times = {kind: data["timestamp"] for kind, data in entry["status"]["messages"]}
     if "execution_success" not in times:
-        raise RuntimeError(f"the prompt failed: {entry['status']['messages'][-1]}")
+        raise InputError("graph", f"the prompt failed: {entry['status']['messages'][-1]}", "one that both servers run")
     return float(times["execution_success"] - times["execution_start"]) / 1000
 
 

@@ -237,7 +237,7 @@ def _announced(
 
 def run_browser(host: Host, options: Sequence[str], paths: Sequence[str], pack: str, selecting: bool) -> Outcome:
     """Run tests/browser on one host; the arguments are those of `run_host`."""
-    environment = {BROWSER_VARIABLE: str(host.path), PACK_VARIABLE: pack}
+    environment = {BROWSER_VARIABLE: str(host.path), PACK_VARIABLE: pack, "SAFEGUIDANCE_PYTHON": sys.executable}
     # The browser draws while the host samples; with every core in the sampler's hands both crawl.
     environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // 2))
     arguments = [*(paths or ["tests/browser"]), "-o", "cache_dir=.pytest_cache/browser", *options]
