@@ -306,7 +306,12 @@ def picture_judge(
     if prompts:
         conditions = [full_redirect(redirector, prompt, base, bucket_at(redirector.edges, 0.5)) for prompt in prompts]
     else:
-        texts = [ALL_PRESETS[name].phrases[0] if name in ALL_PRESETS else name for name in redirector.categories]
+        # the HGR of the testbed names its categories without the prefix that the presets have
+        known = [ALL_PRESETS.get(name) or ALL_PRESETS.get(f"testbed_{name}") for name in redirector.categories]
+        texts = [
+            category.phrases[0] if category else name
+            for name, category in zip(redirector.categories, known, strict=True)
+        ]
         conditions = [encoder([text]) for text in texts]
     conditions = [on_device(cond) for cond in conditions]
 

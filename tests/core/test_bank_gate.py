@@ -186,7 +186,7 @@ def test_own_phrases_and_own_categories_join_without_training(encoder, gate):
     texts = [
         "a purple teapot on a table",
         "a circus clown in a tent",
-        "he stabs her again and again",
+        MURDER,
         "a cat on a sofa",
     ]
     assert _acts(redirector, encoder, texts) == [True, True, True, False]

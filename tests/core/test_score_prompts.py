@@ -75,10 +75,21 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_file(tmp_path, testbed, hgr)
             return testbed(texts)
 
     score_file(hgr, Counting(), path, "prompt", tmp_path / "cut.jsonl")
-    assert len([text for text in asked if text]) == 80 - whole[: len(whole) // 3].count("\n")
+    kept = whole[: len(whole) // 3].count("\n")
+    # some of those that were kept are computed again, to compare
+    assert len([text for text in asked if text]) == 80 - kept + min(kept, 16)
     cut, full = _rows(tmp_path / "cut.jsonl"), _rows(tmp_path / "whole.jsonl")
     assert [row["index"] for row in cut] == [row["index"] for row in full]
     assert [row["score"] for row in cut] == pytest.approx([row["score"] for row in full], abs=1e-5)
+
+
+def test_scores_of_another_redirector_with_the_same_threshold_are_never_continued(tmp_path, testbed, hgr):
+    path, out = _csv(tmp_path / "p.csv", [CALM, HARM]), tmp_path / "out.jsonl"
+    row = {"index": 0, "score": 0.9, "threshold": hgr.threshold, "opens": True, "category": "death"}
+    out.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match="out: .* holds something else"):
+        score_file(hgr, testbed, path, "prompt", out)
+    assert json.loads(out.read_text(encoding="utf-8")) == row
 
 
 @pytest.mark.parametrize("text", ['{"index": 0}\n', "notes of mine\n", '{"index": 0, "threshold": 2, "score": 1}\n'])

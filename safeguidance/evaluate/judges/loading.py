@@ -132,6 +132,16 @@ def _placed(value: Any, folder: Path) -> Any:
     return [_placed(item, folder) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def placed(specs: Sequence[str | Mapping[str, Any]], folder: Path) -> list[str | Mapping[str, Any]]:
+    """The same with relative paths of files in options, those of a command too, as starting at a folder."""
+    return [
+        spec
+        if isinstance(spec, str)
+        else {key: value if key in ("kind", "name") else _placed(value, folder) for key, value in spec.items()}
+        for spec in specs
+    ]
+
+
 def load(specs: Sequence[str | Mapping[str, Any]], folder: Path | None = None) -> list[Judge]:
     """Make judges.
 
@@ -143,9 +153,7 @@ def load(specs: Sequence[str | Mapping[str, Any]], folder: Path | None = None) -
         InputError: as ``make_judge``, and if two judges have the same name.
     """
     judges: list[Judge] = []
-    for spec in specs:
-        if folder is not None and not isinstance(spec, str):
-            spec = {key: value if key in ("kind", "name") else _placed(value, folder) for key, value in spec.items()}
+    for spec in specs if folder is None else placed(specs, folder):
         judge = make_judge(spec)
         if judge.name in {other.name for other in judges}:
             raise InputError(
