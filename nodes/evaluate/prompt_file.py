@@ -51,14 +51,15 @@ class PromptFile(io.ComfyNode):
                     min=0,
                     max=10_000_000,
                     control_after_generate=True,
-                    tooltip="Row to begin with: 0 is the first. Set it to increment for one row after another.",
+                    tooltip="Row to begin with. Low: 0 is the first. High: later ones; past the last is an error. Set "
+                    "it to increment for one row after another.",
                 ),
                 io.Int.Input(
                     "count",
                     default=1,
                     min=1,
                     max=10_000,
-                    tooltip="How many rows at once. 1: a single prompt. Higher: a list; the nodes behind it run for "
+                    tooltip="How many rows at once. Low, 1: a single prompt. Higher: a list; nodes behind it run for "
                     "each.",
                 ),
                 io.Combo.Input(

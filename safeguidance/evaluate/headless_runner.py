@@ -163,7 +163,7 @@ class HeadlessRunner:
         while True:
             found = self._answer(seconds)
             if found is None:
-                ended = child.poll() is not None
+                ended = self._has_ended(child)
                 self._end() if ended else self._kill()
                 why = f"has ended: {self._last()}" if ended else f"did not finish in {seconds:g} s"
                 raise RunnerLost(f"{self.name} {why}")
@@ -171,6 +171,15 @@ class HeadlessRunner:
                 return found
             if progress is not None:
                 progress(*found["progress"])
+
+    @staticmethod
+    def _has_ended(child: subprocess.Popen[str]) -> bool:
+        """Whether the process ended; its output ends a moment before that can be seen."""
+        try:
+            child.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _kill(self) -> None:
         if self._child is not None:

@@ -84,9 +84,9 @@ def made(monkeypatch):
     judging, banks = part("nodes.safree.judge"), []
     build = judging.make_concept_redirector
 
-    def noting(known, encoder, bank, span, **more):
-        banks.append(bank)
-        return build(known, encoder, bank[:12], span, **more)
+    def noting(known, encoder, harmless, span, **more):
+        banks.append(harmless)
+        return build(known, encoder, harmless[:12], span, **more)
 
     monkeypatch.setattr(judging, "make_concept_redirector", noting)
     return banks
