@@ -9,7 +9,7 @@ from typing import Any
 from ..card_fields import shown
 from ..errors import InputError
 from ..testbed.concepts import ALL_PRESETS
-from .fields import Fields
+from .fields import Fields, plain_key
 from .rules import FAILURES, LEAST_AUDIT_BYTES, MOST_AUDIT_BYTES
 from .schema import (
     ACTIONS,
@@ -85,14 +85,16 @@ def _check_numbers(values: dict[str, Any]) -> None:
     while left:
         name, value, depth = left.pop()
         if depth > _DEEPEST:
-            raise InputError(name[:100] or "file", "it is nested too deeply", f"at most {_DEEPEST} levels")
+            raise InputError(
+                plain_key(name) if name else "file", "it is nested too deeply", f"at most {_DEEPEST} levels"
+            )
         if isinstance(value, dict):
             left += [(key, item, depth + 1) for key, item in value.items()]
         elif isinstance(value, list):
             left += [(name, item, depth + 1) for item in value]
         # the range of TOML; larger ones cannot even be written into a message
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise InputError(name[:100], "it is a number of more than 64 bits", "a smaller number")
+            raise InputError(plain_key(name), "it is a number of more than 64 bits", "a smaller number")
 
 
 def read_policy(values: dict[str, Any], digest: str, folder: Path, path: Path | None) -> Policy:

@@ -233,5 +233,7 @@ ANYTHING = st.recursive(
 
 @UNHURRIED
 @given(st.sampled_from(list(places(FULL))), ANYTHING)
+@example(("levels", "youth", "guards", 0, "method"), [[[{"\x1f": False}]]])
+@example(("levels", "youth", "guards", 0, "method"), [{"\x1f": 2**70}])
 def test_any_value_in_any_place_is_a_policy_or_one_error(path, value):
     refused(changed(FULL, path, value))
