@@ -1,25 +1,59 @@
-"""Gates fitted on the pack's banks: made once for each text encoder, kept in memory and on disk."""
+"""Redirectors made of concepts, and the gates in them.
+
+A gate is fitted on the pack's banks once for each text encoder, and kept in memory and on disk.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from ..safeguidance.concepts.categories import Concepts
-from ..safeguidance.concepts.prompt_banks import BankText, gate_bank
+from ..safeguidance.concepts.prompt_banks import BankText, gate_bank, harmful_pairs
 from ..safeguidance.redirector.bank_gate import BankGate, fit_bank_gate, load_gate, save_gate
+from ..safeguidance.redirector.from_concepts import ConceptRedirector, make_concept_redirector
+from ..safeguidance.testbed.short_prompts import harmless_bank
 from ..safeguidance.weight_files import WeightFileError
 from .host import files
 from .host import model as host_model
 from .host.encoding import ClipEncoder, knows_words
 from .host.text_encoders import encoder_digest, encoder_family
+from .safree.per_clip import PerClip
 
 MOST_ON_CPU = 1000
 """Texts where the encoder runs on a CPU; elsewhere all of them."""
 _KEPT: dict[str, BankGate] = {}
+_BY_CLIP: PerClip[BankGate] = PerClip(4)
 _MOST_KEPT = 4
 _LOGGER = logging.getLogger(__name__)
+
+
+def concept_redirector(
+    clip: Any, concepts: Concepts, benign: Sequence[str] = (), sensitivity: float = 1.0
+) -> ConceptRedirector:
+    """The redirector that a CLIP and concepts give, with the gate that is fitted for them.
+
+    Args:
+        clip: the host's CLIP.
+        concepts: what is looked for.
+        benign: harmless prompts to leave alone; the built-in ones where there are none.
+        sensitivity: divides the limits.
+
+    Raises:
+        InputError: if an input cannot be used, or the encoder gives values that are not finite.
+        ValueError: if there are too few harmless prompts, or no category.
+    """
+    encoder = ClipEncoder(clip)
+    return make_concept_redirector(
+        concepts,
+        encoder,
+        benign or harmless_bank(concepts.names),
+        encoder.span,
+        sensitivity=sensitivity,
+        bank=bank_gate(clip, concepts),
+    )
 
 
 def bank_gate(clip: Any, concepts: Concepts) -> BankGate | None:
@@ -36,9 +70,14 @@ def bank_gate(clip: Any, concepts: Concepts) -> BankGate | None:
     Raises:
         InputError: if the encoder gives values that are not finite.
     """
-    known = {text.category for text in gate_bank() if text.category}
+    known = {pair.category for pair in harmful_pairs()}
     if not known & set(concepts.names) or not knows_words(clip):
         return None
+    # by the CLIP first: a digest of its weights takes seconds
+    return _BY_CLIP.get(clip, concepts, lambda: _gate_of(clip))
+
+
+def _gate_of(clip: Any) -> BankGate:
     on_cpu = clip.patcher.load_device.type == "cpu"
     texts = gate_bank(most=MOST_ON_CPU if on_cpu else None)
     digest = hashlib.sha256(f"{encoder_digest(clip)} {_digest(texts)}".encode()).hexdigest()

@@ -12,7 +12,6 @@ from comfy_api.latest import io
 from ..safeguidance.concepts.categories import Concepts, select_concepts
 from ..safeguidance.errors import InputError, at_node, check_choice
 from ..safeguidance.guidance.safecfg import SAFECFG_PRESETS
-from ..safeguidance.redirector.from_concepts import make_concept_redirector
 from ..safeguidance.redirector.interface import Redirector
 from ..safeguidance.redirector.text_space import SAFE_TEXT_PRESETS, TextRedirector
 from ..safeguidance.redirector.text_weights import load_text_redirector, read_text_card
@@ -20,14 +19,13 @@ from ..safeguidance.redirector.weights import load_hgr, read_card
 from ..safeguidance.report.trace import Trace
 from ..safeguidance.testbed.concepts import ALL_PRESETS, TESTBED_PRESETS
 from ..safeguidance.testbed.model import BASE_MODEL
-from ..safeguidance.testbed.short_prompts import harmless_bank
 from ..safeguidance.weight_files import WeightFileError
 from .concepts import category_switches, chosen_categories
-from .gates import bank_gate
+from .gates import concept_redirector
 from .host import files, patcher
 from .host import model as host_model
 from .host import progress as host_progress
-from .host.encoding import ClipEncoder, check_clip
+from .host.encoding import check_clip
 from .host.text_encoders import encoder_digest, encoder_family
 from .inputs import BALANCED, preset_input, preset_of
 from .redirectors import ManagedRedirector, check_model
@@ -215,10 +213,7 @@ def _find(model: Any, clip: Any, guard: str, looked_for: Concepts) -> Found:
                 f"{AUTO!r}, or a file for this model and these categories",
                 f"put one into {files.user_folder()}, train one, or choose {AUTO!r}",
             )
-    encoder = ClipEncoder(clip)
-    made = make_concept_redirector(
-        looked_for, encoder, harmless_bank(looked_for.names), encoder.span, bank=bank_gate(clip, looked_for)
-    )
+    made = concept_redirector(clip, looked_for)
     why = "concept texts, no training; acts at a cfg above 1"
     return Found(CONCEPTS, made, why + (f" (passed over: {'; '.join(passed_over)})" if passed_over else ""))
 

@@ -13,17 +13,15 @@ from comfy_api.latest import io
 from ..safeguidance.concepts.categories import Concepts
 from ..safeguidance.conditioning import Conditioning
 from ..safeguidance.errors import InputError, at_node
-from ..safeguidance.redirector.from_concepts import make_concept_redirector
 from ..safeguidance.redirector.hgr import TrainedRedirector
 from ..safeguidance.redirector.interface import Proposal, Redirector
 from ..safeguidance.redirector.text_weights import TextCard
 from ..safeguidance.redirector.weights import KIND, HGRCard, load_hgr, read_card
-from ..safeguidance.testbed.short_prompts import harmless_bank
 from ..safeguidance.weight_files import Header, WeightFileError, read_header
-from .gates import bank_gate
+from .gates import concept_redirector
 from .host import files, patcher
 from .host import model as host_model
-from .host.encoding import ClipEncoder, check_clip
+from .host.encoding import check_clip
 from .types import ConceptsType, RedirectorType
 
 _LOGGER = logging.getLogger(__name__)
@@ -307,16 +305,8 @@ class RedirectorFromConcepts(io.ComfyNode):
         """
         check_clip(clip, _MAKE)
         lines = [line.strip() for line in benign.splitlines() if line.strip()]
-        encoder = ClipEncoder(clip)
         with at_node(_MAKE):
-            redirector = make_concept_redirector(
-                concepts,
-                encoder,
-                lines or harmless_bank(concepts.names),
-                encoder.span,
-                sensitivity=sensitivity,
-                bank=bank_gate(clip, concepts),
-            )
+            redirector = concept_redirector(clip, concepts, lines, sensitivity)
         return io.NodeOutput(redirector, redirector.summary())
 
 

@@ -11,19 +11,17 @@ from ...safeguidance.concepts.categories import FIELD_PRESETS, Concepts, select_
 from ...safeguidance.errors import InputError
 from ...safeguidance.guidance import sp_guard
 from ...safeguidance.policy.schema import ANY, GuardRule, Level
-from ...safeguidance.redirector.from_concepts import make_concept_redirector
 from ...safeguidance.redirector.interface import Redirector
 from ...safeguidance.redirector.text_weights import load_text_redirector, read_text_card
 from ...safeguidance.redirector.weights import load_hgr, read_card
 from ...safeguidance.report.trace import Trace
 from ...safeguidance.testbed.concepts import ALL_PRESETS, TESTBED_PRESETS
 from ...safeguidance.testbed.model import BASE_MODEL
-from ...safeguidance.testbed.short_prompts import harmless_bank
 from ...safeguidance.weight_files import WeightFileError
 from ..concept_guidance.run import ConceptTexts, encode_texts
+from ..gates import concept_redirector
 from ..guard_model import known_as, weight_files
 from ..host import files, patcher
-from ..host.encoding import ClipEncoder
 from ..host.guided_run import GuidedRun
 from ..redirectors import ManagedRedirector
 from ..safecfg.run import SafeCFGRun
@@ -91,12 +89,7 @@ class Guards:
                 clip, concepts, lambda: encode_texts(NODE, clip, concepts, method.neutral_texts(rule.config))
             )
             return SPGuard(NODE, method, rule.config, method.title, texts, Trace())
-        encoder = ClipEncoder(clip)
-        redirector = self._redirectors.get(
-            clip,
-            concepts,
-            lambda: make_concept_redirector(concepts, encoder, harmless_bank(concepts.names), encoder.span),
-        )
+        redirector = self._redirectors.get(clip, concepts, lambda: concept_redirector(clip, concepts))
         return self._safecfg(rule, level, redirector, model)
 
     def _text(self, rule: GuardRule, level: Level, model: Any, notes: Sequence[TextNote] | None) -> AnyGuard | str:

@@ -6,11 +6,17 @@ from tests.host.safecfg_graphs import part, world
 from tests.host.safree_graphs import concepts, tiny_clip
 
 
+def _forget(gates, monkeypatch):
+    """As after a restart."""
+    monkeypatch.setattr(gates, "_KEPT", {})
+    monkeypatch.setattr(gates, "_BY_CLIP", part("nodes.safree.per_clip").PerClip(4))
+
+
 @pytest.fixture
 def gates(monkeypatch, tmp_path):
     found = part("nodes.gates")
     monkeypatch.setattr(found, "MOST_ON_CPU", 200)
-    monkeypatch.setattr(found, "_KEPT", {})
+    _forget(found, monkeypatch)
     monkeypatch.setattr(found.files, "user_file", lambda folder, name: tmp_path / folder / name)
     return found
 
@@ -30,7 +36,7 @@ def test_it_is_fitted_once_and_then_read_from_memory_and_from_the_disk(gates, mo
     fitted, clip, known = _fits(gates, monkeypatch), tiny_clip("sd1"), concepts("violence: murder")
     first = gates.bank_gate(clip, known)
     assert gates.bank_gate(clip, known) is first
-    gates._KEPT.clear()
+    _forget(gates, monkeypatch)
     again = gates.bank_gate(clip, known)
     assert again is not first
     assert again.limit == first.limit
@@ -45,7 +51,7 @@ def test_a_damaged_file_is_never_used(gates, monkeypatch, tmp_path, caplog):
     data = bytearray(path.read_bytes())
     data[-8] ^= 1
     path.write_bytes(data)
-    gates._KEPT.clear()
+    _forget(gates, monkeypatch)
     again = gates.bank_gate(clip, known)
     assert len(fitted) == 2
     assert again.limit == first.limit
