@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -14,12 +12,11 @@ from ..safeguidance.errors import InputError, at_node, check_choice
 from ..safeguidance.guidance.safecfg import SAFECFG_PRESETS
 from ..safeguidance.redirector.interface import Redirector
 from ..safeguidance.redirector.text_space import SAFE_TEXT_PRESETS, TextRedirector
-from ..safeguidance.redirector.text_weights import load_text_redirector, read_text_card
-from ..safeguidance.redirector.weights import load_hgr, read_card
+from ..safeguidance.redirector.text_weights import load_text_redirector
+from ..safeguidance.redirector.weights import load_hgr
 from ..safeguidance.report.trace import Trace
 from ..safeguidance.testbed.concepts import ALL_PRESETS, TESTBED_PRESETS
 from ..safeguidance.testbed.model import BASE_MODEL
-from ..safeguidance.weight_files import WeightFileError
 from .concepts import category_switches, chosen_categories
 from .gates import concept_redirector
 from .host import files, patcher
@@ -33,6 +30,7 @@ from .safecfg.node import with_safecfg
 from .text_redirector.load import ManagedTextRedirector, check_clip_fits
 from .text_redirector.run import KEY, SafeTextRun
 from .types import ConceptsType, RedirectorType, TextRedirectorType, TraceType
+from .weight_search import HGRS, TEXT_REDIRECTORS, first_fitting, known_as
 
 NAME = "Guard Model"
 AUTO, TEXT, TRAINED, CONCEPTS = "auto", "text redirector", "trained HGR", "concepts"
@@ -219,52 +217,28 @@ def _find(model: Any, clip: Any, guard: str, looked_for: Concepts) -> Found:
 
 
 def _text_file(model: Any, clip: Any, wanted: set[str]) -> tuple[Found | None, list[str]]:
-    family, reasons = encoder_family(clip), []
-    for name, path in weight_files("text-redirector"):
-        try:
-            shape, card = read_text_card(path)
-        except WeightFileError:
-            continue
-        if card.encoder != family:
-            continue
-        if missing := wanted - known_as(shape.categories):
-            reasons.append(f"{name} does not know {', '.join(sorted(missing))}")
-        elif card.encoder_hash and card.encoder_hash != encoder_digest(clip):
-            reasons.append(f"{name} was trained on other weights of {family}")
-        else:
-            found = ManagedTextRedirector(load_text_redirector(path))
-            return Found(TEXT, found, f"{name} was trained for this text encoder; acts at any cfg"), []
-    return None, reasons
+    def same(digest: str) -> bool:
+        return not digest or digest == encoder_digest(clip)
+
+    found, reasons = first_fitting(TEXT_REDIRECTORS, encoder_family(clip), wanted, same)
+    if found is None:
+        return None, reasons
+    name, path = found
+    redirector = ManagedTextRedirector(load_text_redirector(path))
+    return Found(TEXT, redirector, f"{name} was trained for this text encoder; acts at any cfg"), []
 
 
 def _hgr_file(model: Any, clip: Any, wanted: set[str]) -> tuple[Found | None, list[str]]:
-    family, reasons = patcher.model_family(model), []
-    for name, path in weight_files("hgr"):
-        try:
-            shape, card = read_card(path)
-        except WeightFileError:
-            continue
-        if card.base_model != family:
-            continue
-        if missing := wanted - known_as(shape.categories):
-            reasons.append(f"{name} does not know {', '.join(sorted(missing))}")
-        elif card.base_hash and card.base_hash != host_model.weights_digest(model):
-            reasons.append(f"{name} was trained on other weights of {family}")
-        else:
-            found = ManagedRedirector(load_hgr(path))
-            return Found(TRAINED, found, f"{name} was trained for this model; acts at a cfg above 1"), []
-    return None, reasons
+    def same(digest: str) -> bool:
+        return not digest or digest == host_model.weights_digest(model)
 
-
-def known_as(categories: Sequence[str]) -> set[str]:
-    """Names of categories, those of the testbed without the prefix that tells them from the field's."""
-    return {name.removeprefix("testbed_") for name in categories}
-
-
-def weight_files(part: str) -> list[tuple[str, Path]]:
-    """Names and paths of files in the model folder that may hold one kind of weights (see ``files.weight_names``)."""
-    named = [(name, files.model_file(name)) for name in files.weight_names(part)]
-    return [(name, path) for name, path in named if path is not None]
+    found, reasons = first_fitting(HGRS, patcher.model_family(model), wanted, same)
+    if found is None:
+        return None, reasons
+    name, path = found
+    return Found(
+        TRAINED, ManagedRedirector(load_hgr(path)), f"{name} was trained for this model; acts at a cfg above 1"
+    ), []
 
 
 def _but(differs: str) -> str:

@@ -1,14 +1,34 @@
-"""How well a score tells harmful from harmless: ROC curve, area under it, thresholds at a false-positive rate."""
+"""How well a score tells harmful from harmless: ROC curve, area, thresholds at a false-positive rate, intervals."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+
+
+def wilson(hits: float, count: float) -> tuple[float, float]:
+    """95% interval of a share (Wilson 1927); valid at 0 and at ``count`` hits.
+
+    Args:
+        hits: how many have the property; may be a fraction where ``count`` is an effective number.
+        count: how many there are, above 0.
+
+    Raises:
+        InputError: if there are none, or more hits than there are.
+    """
+    if not count > 0 or not 0 <= hits <= count:
+        raise InputError("count", f"there are {hits:g} hits among {count:g}", "0 to count hits, a count above 0")
+    share, z = hits / count, NormalDist().inv_cdf(0.975)
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def auc(harmful: Sequence[float], harmless: Sequence[float]) -> float:

@@ -12,15 +12,13 @@ from ...safeguidance.errors import InputError
 from ...safeguidance.guidance import sp_guard
 from ...safeguidance.policy.schema import ANY, GuardRule, Level
 from ...safeguidance.redirector.interface import Redirector
-from ...safeguidance.redirector.text_weights import load_text_redirector, read_text_card
-from ...safeguidance.redirector.weights import load_hgr, read_card
+from ...safeguidance.redirector.text_weights import load_text_redirector
+from ...safeguidance.redirector.weights import load_hgr
 from ...safeguidance.report.trace import Trace
 from ...safeguidance.testbed.concepts import ALL_PRESETS, TESTBED_PRESETS
 from ...safeguidance.testbed.model import BASE_MODEL
-from ...safeguidance.weight_files import WeightFileError
 from ..concept_guidance.run import ConceptTexts, encode_texts
 from ..gates import concept_redirector
-from ..guard_model import known_as, weight_files
 from ..host import files, patcher
 from ..host.guided_run import GuidedRun
 from ..redirectors import ManagedRedirector
@@ -28,6 +26,7 @@ from ..safecfg.run import SafeCFGRun
 from ..safree.per_clip import PerClip
 from ..text_redirector.load import ManagedTextRedirector
 from ..text_redirector.run import SafeTextRun
+from ..weight_search import HGRS, TEXT_REDIRECTORS, first_fitting, known_as, weight_files
 from .refusal import Refused
 from .runs import SafeCFGGuard, SPGuard, TextGuard, graph_run
 from .safree import SafreeGuard
@@ -93,48 +92,36 @@ class Guards:
         return self._safecfg(rule, level, redirector, model)
 
     def _text(self, rule: GuardRule, level: Level, model: Any, notes: Sequence[TextNote] | None) -> AnyGuard | str:
-        clip, why = _clip(notes), []
+        clip = _clip(notes)
         if clip is None:
             return _ONE_ENCODER
         if clip.patcher.forced_hooks is not None:
             return "hooks change the text encoder"
+
+        def same(digest: str) -> bool:
+            return digest == self._digests.of_encoder(clip) if digest else not _changed(clip)
+
         family = TextNote(clip, ()).family
-        for name, path in _candidates(rule, "text-redirector"):
-            try:
-                shape, card = read_text_card(path)
-            except WeightFileError:
-                continue
-            if card.encoder != family:
-                why.append(f"{name} is for {card.encoder}")
-            elif missing := _wanted(level) - known_as(shape.categories):
-                why.append(f"{name} does not know {', '.join(sorted(missing))}")
-            elif _changed(clip) if not card.encoder_hash else card.encoder_hash != self._digests.of_encoder(clip):
-                why.append(f"{name} was trained on other weights of {family}")
-            else:
-                trained = self._loaded(path, lambda path=path: ManagedTextRedirector(load_text_redirector(path)))
-                config = _lowest(rule.config, level, trained.categories, trained.threshold)
-                own = graph_run(model, SafeTextRun.key)
-                config = _stronger(config, own, trained.threshold)
-                return TextGuard(NODE, trained, config, _trace(own), own.shown_on if own else None)
-        return "; ".join(why) or f"no file for {family}"
+        found, why = first_fitting(TEXT_REDIRECTORS, family, _wanted(level), same, rule.file)
+        if found is None:
+            return "; ".join(why) or f"no file for {family}"
+        path = found[1]
+        trained = self._loaded(path, lambda: ManagedTextRedirector(load_text_redirector(path)))
+        config = _lowest(rule.config, level, trained.categories, trained.threshold)
+        own = graph_run(model, SafeTextRun.key)
+        config = _stronger(config, own, trained.threshold)
+        return TextGuard(NODE, trained, config, _trace(own), own.shown_on if own else None)
 
     def _hgr(self, rule: GuardRule, level: Level, model: Any) -> AnyGuard | str:
-        family, why = patcher.model_family(model), []
-        for name, path in _candidates(rule, "hgr"):
-            try:
-                shape, card = read_card(path)
-            except WeightFileError:
-                continue
-            if card.base_model != family:
-                why.append(f"{name} is for {card.base_model or 'an unknown family'}")
-            elif missing := _wanted(level) - known_as(shape.categories):
-                why.append(f"{name} does not know {', '.join(sorted(missing))}")
-            elif card.base_hash and card.base_hash != self._digests.of_model(model):
-                why.append(f"{name} was trained on other weights of {family}")
-            else:
-                trained = self._loaded(path, lambda path=path: ManagedRedirector(load_hgr(path)))
-                return self._safecfg(rule, level, trained, model)
-        return "; ".join(why) or f"no file for {family}"
+        def same(digest: str) -> bool:
+            return not digest or digest == self._digests.of_model(model)
+
+        family = patcher.model_family(model)
+        found, why = first_fitting(HGRS, family, _wanted(level), same, rule.file)
+        if found is None:
+            return "; ".join(why) or f"no file for {family}"
+        path = found[1]
+        return self._safecfg(rule, level, self._loaded(path, lambda: ManagedRedirector(load_hgr(path))), model)
 
     def _safecfg(self, rule: GuardRule, level: Level, redirector: Redirector, model: Any) -> AnyGuard:
         config = _lowest(rule.config, level, redirector.categories, redirector.threshold)
@@ -162,11 +149,6 @@ def _clip(notes: Sequence[TextNote] | None) -> Any:
 def _changed(clip: Any) -> bool:
     """Whether a text encoder is another one than its file, where no digest tells: LoRAs, or another layer."""
     return bool(clip.patcher.patches) or clip.layer_idx is not None
-
-
-def _candidates(rule: GuardRule, part: str) -> list[tuple[str, Path]]:
-    """Weight files of a kind; the one that the rule names alone where it names one."""
-    return [(name, path) for name, path in weight_files(part) if rule.file in ("", name)]
 
 
 def _wanted(level: Level) -> set[str]:
@@ -222,8 +204,8 @@ def check_level(level: Level) -> None:
         InputError: naming the file.
     """
     for rule in level.guards:
-        part = "text-redirector" if rule.method == "text-redirector" else "hgr"
-        if rule.file and not _candidates(rule, part):
+        kind = TEXT_REDIRECTORS if rule.method == "text-redirector" else HGRS
+        if rule.file and rule.file not in dict(weight_files(kind.part)):
             raise InputError(
                 f"levels.{level.name}.guards.file", f"{rule.file!r} is not there", f"a file in {files.user_folder()}"
             )

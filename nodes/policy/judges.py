@@ -15,10 +15,10 @@ from ...safeguidance.policy.schema import Judge
 from ...safeguidance.redirector.weights import load_hgr, read_card
 from ...safeguidance.weight_files import WeightFileError
 from ..detect import picture_judge
-from ..guard_model import weight_files
 from ..host import patcher
 from ..host.encoding import ClipEncoder
 from ..redirectors import ManagedRedirector
+from ..weight_search import weight_files
 from .prediction import own_prediction
 from .refusal import Refused
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from ..errors import InputError, check_choice
 from ..headless.definitions import InputSpec, ObjectInfo, input_specs, node_definition
-from ..headless.guarding import MAKES, Insertion, Source, plan, unguard_workflow
-from .graph import Api, Graph, conditionings, for_guarding, pruned, typed
+from ..headless.guarding import MAKES, Insertion, Source, api_graph, plan, unguard_workflow
+from .graph import Api, Graph, conditionings, pruned, typed
 from .workflow_nodes import Named, Places, find_places
 
 AS_WRITTEN, NONE = "as written", "none"
@@ -210,7 +210,7 @@ def _guard(arm: Arm, api: Api, places: Places, info: ObjectInfo) -> None:
     graph = typed(api, info)
     maker = _Maker(arm, method, api, info)
     if method.on == "MODEL":
-        insertions = plan(for_guarding(graph))
+        insertions = plan(api_graph(api, info))
         if not insertions:
             raise InputError(
                 f"arms.{arm.name}.method",

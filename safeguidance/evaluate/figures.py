@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..roc import wilson
 from .collected import Collected, Pair
-from .statistics import Mean, Paired, Share, holm, mean_of, paired, ratio_of, share_of, wilson
+from .statistics import Mean, Paired, Share, holm, mean_of, paired, ratio_of, share_of
 from .store import FAILED, Row
 
 

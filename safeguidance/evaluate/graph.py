@@ -8,7 +8,7 @@ from typing import Any
 
 from ..headless.author import is_link
 from ..headless.definitions import InputSpec, ObjectInfo, input_specs, node_definition
-from ..headless.guarding import Node, Source
+from ..headless.guarding import Source
 
 Api = dict[str, dict[str, Any]]
 """A workflow in the executor's format: node id -> class_type, inputs, _meta."""
@@ -75,14 +75,6 @@ def typed(api: Mapping[str, Any], info: ObjectInfo) -> Graph:
             bool(definition.get("output_node")),
         )
     return graph
-
-
-def for_guarding(graph: Graph) -> dict[Any, Node]:
-    """The same graph as ``headless.guarding.plan`` takes it."""
-    return {
-        key: Node(node.kind, {name: (node.type_of(name), link) for name, link in node.links.items()}, node.outputs)
-        for key, node in graph.items()
-    }
 
 
 def upstream(graph: Graph, key: str) -> list[str]:

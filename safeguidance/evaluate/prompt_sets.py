@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import random
@@ -26,6 +25,7 @@ from typing import Any
 
 from ..errors import InputError, check_choice
 from ..prompts.files import COLUMNS
+from ..prompts.tables import table_rows
 from .store import Prompt
 
 AUTO = "auto"
@@ -236,7 +236,9 @@ def _records(path: Path) -> Iterator[_Record]:
             return
         with open(path, encoding="utf-8-sig", newline="") as file:
             if suffix in (".csv", ".tsv"):
-                yield from _table(file, "\t" if suffix == ".tsv" else ",")
+                rows = enumerate(table_rows(file, "\t" if suffix == ".tsv" else ","))
+                # the first is the header, unless that cannot be read
+                yield from (row for number, row in rows if number or row[1] is None)
             elif suffix == ".txt":
                 for line, text in enumerate(file, 1):
                     if text.strip():
@@ -247,26 +249,6 @@ def _records(path: Path) -> Iterator[_Record]:
         raise InputError("prompts.file", f"{path} is not UTF-8 ({error.reason})", "a text file in UTF-8") from error
     except OSError as error:
         raise InputError("prompts.file", f"{path} cannot be read ({error.strerror})", "a file that can be") from error
-
-
-def _table(file: Iterable[str], separator: str) -> Iterator[_Record]:
-    reader = csv.reader(file, delimiter=separator, strict=separator == ",")
-    header: list[str] = []
-    line = 1
-    try:
-        for fields in reader:
-            here, line = line, reader.line_num + 1
-            if not any(field.strip() for field in fields):
-                continue
-            if not header:
-                header = [name.strip().lower() for name in fields]
-            elif len(fields) != len(header):
-                found = f"{len(fields)} fields, the header has {len(header)}; put texts with commas in double quotes"
-                yield here, None, found
-            else:
-                yield here, dict(zip(header, fields, strict=True)), ""
-    except csv.Error as error:
-        yield line, None, f"not CSV ({error}); a double quote inside a text is written twice"
 
 
 def _lines_of_json(file: Iterable[str]) -> Iterator[_Record]:

@@ -9,7 +9,6 @@ Inside ComfyUI there is scipy and no statsmodels; only the agreement of two judg
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ..errors import InputError
+from ..roc import wilson
 
 LEVEL = 0.95
 """Of every interval."""
@@ -108,25 +108,6 @@ class Agreement:
     kappa: float | None
     low: float | None
     high: float | None
-
-
-def wilson(hits: float, count: float) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927); valid at 0 and at ``count`` hits.
-
-    Args:
-        hits: how many have the property; may be a fraction where ``count`` is an effective number.
-        count: how many there are, above 0.
-
-    Raises:
-        InputError: if there are none, or more hits than there are.
-    """
-    if not count > 0 or not 0 <= hits <= count:
-        raise InputError("count", f"there are {hits:g} hits among {count:g}", "0 to count hits, a count above 0")
-    # scipy's takes whole numbers only
-    share, z = hits / count, float(stats.norm.ppf((1 + LEVEL) / 2))
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def share_of(values: Sequence[bool], prompts: Sequence[int]) -> Share:

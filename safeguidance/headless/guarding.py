@@ -69,7 +69,7 @@ def guard_workflow(workflow: Mapping[str, Any], info: ObjectInfo | None = None) 
         raise ConvertError(
             "a workflow in the executor's format names no types; a ComfyUI that knows its nodes is needed"
         )
-    made = plan(_api_graph(out, info))
+    made = plan(api_graph(out, info))
     for insertion in made:
         number = str(max((int(key) for key in out if str(key).isdigit()), default=0) + 1)
         links = {"model": list(insertion.model), "clip": list(insertion.clip)}
@@ -100,7 +100,12 @@ def unguard_workflow(workflow: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     return out, len(gone)
 
 
-def _api_graph(api: Mapping[str, Any], info: ObjectInfo) -> Graph:
+def api_graph(api: Mapping[str, Any], info: ObjectInfo) -> Graph:
+    """A workflow in the executor's format with the types that a host's definitions give.
+
+    Raises:
+        ConvertError: if the host does not know a node.
+    """
     graph = {}
     for key, node in api.items():
         if not isinstance(node, Mapping) or "class_type" not in node:

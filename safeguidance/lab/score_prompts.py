@@ -23,11 +23,10 @@ from ..redirector.hgr import TrainedRedirector
 from ..redirector.interface import Redirector
 from ..redirector.text_weights import TEXT_KIND, load_text_redirector
 from ..redirector.weights import load_hgr
-from ..roc import auc, threshold
+from ..roc import auc, threshold, wilson
 from ..testbed.concepts import TESTBED_PRESETS
 from ..testbed.short_prompts import harmless_bank
 from ..weight_files import FileKind, read_header
-from .bench.metrics import wilson
 from .encoders import TextEncoder, kept_gate
 
 ANY_KIND = FileKind("weight file", "", "name an HGR or text redirector file")

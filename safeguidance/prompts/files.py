@@ -20,6 +20,7 @@ from typing import Any, Literal
 from ..concepts.categories import PRESETS
 from ..concepts.prompt_banks import WITHOUT_AGE, names_age
 from ..errors import InputError
+from .tables import table_rows
 
 SPLITS = ("train", "held-out")
 COLUMNS = {
@@ -227,28 +228,16 @@ _Record = tuple[int, "dict[str, str] | None", "Problem | None"]
 
 
 def _csv_records(text: str) -> Iterator[_Record]:
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
-    header: list[str] = []
-    line = 1
-    try:
-        for fields in reader:
-            here, line = line, reader.line_num + 1
-            if not any(field.strip() for field in fields):
-                continue
-            if not header:
-                header = [name.strip().lower() for name in fields]
-                missing = _missing(header)
-                if missing:
-                    yield here, None, Problem(here, "", missing)
-                    return
-                continue
-            if len(fields) != len(header):
-                text = f"{len(fields)} fields, the header has {len(header)}; put texts with commas in double quotes"
-                yield here, None, Problem(here, "", text)
-                continue
-            yield here, dict(zip(header, fields, strict=True)), None
-    except csv.Error as error:
-        yield line, None, Problem(line, "", f"not CSV ({error}); a double quote inside a text is written twice")
+    header = True
+    for line, record, wrong in table_rows(text.splitlines(keepends=True)):
+        if record is None:
+            yield line, None, Problem(line, "", wrong)
+        elif not header:
+            yield line, record, None
+        elif missing := _missing(record):
+            yield line, None, Problem(line, "", missing)
+            return
+        header = False
 
 
 def _json_records(text: str) -> Iterator[_Record]:

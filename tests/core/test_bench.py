@@ -8,10 +8,11 @@ import torch
 from safeguidance.__main__ import main
 from safeguidance.lab.bench.measure import harmful_seeds, measure
 from safeguidance.lab.bench.methods import Setting
-from safeguidance.lab.bench.metrics import attributes_right, changed, frechet, kept, wilson
+from safeguidance.lab.bench.metrics import attributes_right, changed, frechet, kept
 from safeguidance.lab.bench.prompts import captions_for
 from safeguidance.lab.bench.tables import table
 from safeguidance.lab.oracle import Reading, load_oracle, oracle_accuracy
+from safeguidance.roc import wilson
 from safeguidance.testbed.model import load_testbed
 from safeguidance.testbed.world import Scene, Thing
 

@@ -13,6 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from safeguidance import roc
 from safeguidance.errors import InputError
 from safeguidance.evaluate import distances, statistics
 from safeguidance.evaluate.power import mcnemar_power, power_sentence, smallest_difference
@@ -21,8 +22,8 @@ from tests.core import reference_evaluate as slow
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 1), (0, 20), (1, 29), (7, 20), (50, 100), (263, 300), (20, 20)])
 def test_wilson_solves_its_equation(hits, count):
-    assert statistics.wilson(hits, count) == pytest.approx(slow.wilson(hits, count), abs=1e-6)
-    assert statistics.wilson(hits, count) == pytest.approx(proportion_confint(hits, count, method="wilson"), abs=1e-12)
+    assert roc.wilson(hits, count) == pytest.approx(slow.wilson(hits, count), abs=1e-6)
+    assert roc.wilson(hits, count) == pytest.approx(proportion_confint(hits, count, method="wilson"), abs=1e-12)
 
 
 def test_wilson_as_published():
@@ -34,13 +35,13 @@ def test_wilson_as_published():
         (1, 29): (0.0061, 0.1718),
     }
     for (hits, count), ends in published.items():
-        assert [round(end, 4) for end in statistics.wilson(hits, count)] == list(ends)
+        assert [round(end, 4) for end in roc.wilson(hits, count)] == list(ends)
 
 
 def test_wilson_refuses_what_cannot_be():
     for hits, count in ((0, 0), (3, 2), (-1, 5), (1, math.nan)):
         with pytest.raises(InputError, match="count"):
-            statistics.wilson(hits, count)
+            roc.wilson(hits, count)
 
 
 @given(st.integers(0, 30), st.integers(0, 30))

@@ -16,9 +16,9 @@ from safeguidance.errors import InputError
 from safeguidance.evaluate import label_page
 from safeguidance.evaluate.collected import ANY, any_of
 from safeguidance.evaluate.page import wording, write
-from safeguidance.evaluate.statistics import wilson
 from safeguidance.evaluate.store import Prompt, Store, VerdictRow
 from safeguidance.evaluate.summary import summarise
+from safeguidance.roc import wilson
 from tests.core.evaluate_results import add_row, make_results, only, picture
 
 ROOT = Path(__file__).resolve().parents[2]

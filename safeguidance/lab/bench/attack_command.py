@@ -31,11 +31,11 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from ...roc import wilson
     from ...testbed.model import load_testbed
     from ..oracle import load_oracle
     from .attack import GATES, Attack, AttackConfig, climb, gate_of, search
     from .methods import METHODS, Setting
-    from .metrics import wilson
     from .prompts import ALL_GROUPS, captions_for
 
     methods, groups = (

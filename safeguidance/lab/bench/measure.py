@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ...errors import InputError
+from ...roc import wilson
 from ...testbed.captions import GROUPS, Caption
 from ...testbed.latents import to_bytes
 from ...testbed.model import LATENT_SHAPE, Testbed
@@ -19,7 +20,7 @@ from ...testbed.sampler import euler, schedule, seeded_noise
 from ..oracle import Oracle, Reading, drawn
 from .localisation import MaskRow, Watched, mask_row
 from .methods import METHODS, Method, Setting
-from .metrics import attributes_right, changed, frechet, kept, wilson
+from .metrics import attributes_right, changed, frechet, kept
 from .picture_cache import Store, Stored, digest, join
 from .prompts import ALL_GROUPS, HARMFUL, captions_for
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from ...testbed.world import HARM_THINGS, Scene
@@ -27,20 +25,6 @@ def changed(reading: Reading, unguarded: Reading) -> bool:
     return reading.scene.background != unguarded.scene.background or set(reading.scene.things) != set(
         unguarded.scene.things
     )
-
-
-def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95% interval of a rate (Wilson 1927); valid at 0 and at ``count`` hits.
-
-    Raises:
-        ValueError: if nothing was counted.
-    """
-    if count < 1:
-        raise ValueError("no images were counted; ask for a count of at least 1")
-    rate = hits / count
-    middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def frechet(first: torch.Tensor, second: torch.Tensor) -> float:

@@ -14,6 +14,7 @@ import torch
 
 from ...concepts.categories import Category
 from ...redirector.weights import load_hgr
+from ...roc import wilson
 from ...safree import FilterConfig, ValidationConfig
 from ...testbed.captions import Caption, describe, random_scene
 from ...testbed.model import Testbed, load_testbed
@@ -22,7 +23,6 @@ from ..oracle import Oracle, load_oracle
 from .conditioning import Method, Setting, redirected, stock
 from .measure import sample
 from .methods import METHODS
-from .metrics import wilson
 from .safree import SafreeSetup, safree_method
 
 ARTISTS = ValidationConfig(t0=5.5, k=3.5)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ...roc import wilson
 from .localisation import MaskRow
 from .measure import Row
-from .metrics import wilson
 from .prompts import HARMFUL, HARMLESS, TEXT_GROUPS
 
 
