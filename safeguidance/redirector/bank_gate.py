@@ -33,7 +33,7 @@ _FOLD = 4
 """Every so many text of the bank is kept to measure on, and then fitted on as well."""
 _RATE = 0.05
 """Share of the bank's harmless texts for which the gate may open. The bank is hard: most of its themes stand next to a
-category of harm. On all-MiniLM-L6-v2 this is 0.3% of 3,000 COCO captions."""
+category of harm. On all-MiniLM-L6-v2 it opened for 48 of 9,966 COCO captions."""
 _COUNTERPART = "counterpart of "
 _PARTS = ("states", "pooled")
 

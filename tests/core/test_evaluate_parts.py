@@ -48,6 +48,13 @@ def test_published_columns_are_read(tmp_path, name, text, found):
     assert left_out == []
 
 
+def test_a_table_whose_header_cannot_be_read_is_said_to_be_none(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text('"prompt"x,category\na skull,death\n', encoding="utf-8")
+    with pytest.raises(InputError, match="not CSV"):
+        read_prompt_file(PromptFile(path))
+
+
 def test_what_is_taken_of_a_file(tmp_path):
     path = tmp_path / "own.csv"
     path.write_text("prompt,safe_prompt,category\n" + "".join(f"a{n},b{n},hate\n" for n in range(50)) + ",b,hate\n")
