@@ -80,7 +80,9 @@ def bank_gate(clip: Any, concepts: Concepts) -> BankGate | None:
 def _gate_of(clip: Any) -> BankGate:
     on_cpu = clip.patcher.load_device.type == "cpu"
     texts = gate_bank(most=MOST_ON_CPU if on_cpu else None)
-    digest = hashlib.sha256(f"{encoder_digest(clip)} {_digest(texts)}".encode()).hexdigest()
+    # the family too: SD3 and SDXL may share their encoders' weights, but lay out the states in other ways
+    about = f"{encoder_family(clip)} {encoder_digest(clip)} {_digest(texts)}"
+    digest = hashlib.sha256(about.encode()).hexdigest()
     if digest not in _KEPT:
         while len(_KEPT) >= _MOST_KEPT:
             _KEPT.pop(next(iter(_KEPT)))

@@ -32,6 +32,7 @@ def tiny_clip(family: str) -> Any:
         "sd2": lambda: (sd2_clip.SD2Tokenizer, sd2_clip.SD2ClipModel),
         "sdxl": lambda: (sdxl_clip.SDXLTokenizer, sdxl_clip.SDXLClipModel),
         "sd3": lambda: (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(dtype_t5=torch.bfloat16)),
+        "sd3 without T5": lambda: (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(t5=False)),
         "flux": lambda: (flux.FluxTokenizer, flux.flux_clip(dtype_t5=torch.float32)),
         "ltx": lambda: (lt.LTXVT5Tokenizer, lt.ltxv_te(dtype_t5=torch.float32)),
     }

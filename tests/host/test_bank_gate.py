@@ -44,6 +44,17 @@ def test_it_is_fitted_once_and_then_read_from_memory_and_from_the_disk(gates, mo
     assert len(list((tmp_path / "gates").iterdir())) == 1
 
 
+def test_families_that_share_their_weights_have_gates_of_their_own(gates):
+    # SD3 without T5 and SDXL have the same two encoders, and states of other widths
+    known = concepts("violence: murder")
+    sdxl, sd3 = tiny_clip("sdxl"), tiny_clip("sd3 without T5")
+    digest = part("nodes.host.text_encoders").encoder_digest
+    assert digest(sdxl) == digest(sd3)
+    for clip in (sdxl, sd3):
+        width = clip.encode_from_tokens(clip.tokenize("a dog")).shape[-1]
+        assert gates.bank_gate(clip, known).parts[0].mean.shape == (width,)
+
+
 def test_a_damaged_file_is_never_used(gates, monkeypatch, tmp_path, caplog):
     fitted, clip, known = _fits(gates, monkeypatch), tiny_clip("sd1"), concepts("violence: murder")
     first = gates.bank_gate(clip, known)
