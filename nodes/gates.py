@@ -20,7 +20,7 @@ from .host import files
 from .host import model as host_model
 from .host.encoding import ClipEncoder, knows_words
 from .host.text_encoders import encoder_digest, encoder_family
-from .safree.per_clip import PerClip
+from .per_clip import PerClip
 
 MOST_ON_CPU = 1000
 """Texts where the encoder runs on a CPU; elsewhere all of them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,9 +11,13 @@ from comfy_api.latest import io, ui
 
 from ..safeguidance.errors import InputError
 from ..safeguidance.report.account import account_for
-from ..safeguidance.report.picture import draw_report, effect_mask
+from ..safeguidance.report.heat import effect_mask
+from ..safeguidance.report.picture import draw_report
+from ..safeguidance.report.prompt_texts import prompts_behind
 from ..safeguidance.report.trace import Trace
 from .host import patcher
+from .host.known_words import unknown_words
+from .host.progress import node_id
 from .types import TraceType
 
 
@@ -34,6 +39,7 @@ class SafetyReport(io.ComfyNode):
                 "it. Our own node; it belongs to no paper."
             ),
             is_output_node=True,
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
                 TraceType.Input("trace", tooltip="From a safety node, such as SafeCFG Guider or SP-Guard Mask."),
                 io.Image.Input(
@@ -46,6 +52,18 @@ class SafetyReport(io.ComfyNode):
                     optional=True,
                     tooltip="The sampler's latent. With it the report finds the runs that made this very picture, also "
                     "where one MODEL is sampled several times; without it, it shows all runs of this queue run.",
+                ),
+                io.Image.Input(
+                    "unguarded",
+                    optional=True,
+                    tooltip="The picture of the same seed without a guard. With it the report shows before and after "
+                    "side by side.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder of the prompt. With it the report names words of the prompt that the "
+                    "encoder does not know (Load Testbed knows few), and says that the verdict means little then.",
                 ),
             ],
             outputs=[
@@ -70,7 +88,14 @@ class SafetyReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, trace: Trace, image: torch.Tensor | None = None, latent: Any = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        trace: Trace,
+        image: torch.Tensor | None = None,
+        latent: Any = None,
+        unguarded: torch.Tensor | None = None,
+        clip: Any = None,
+    ) -> io.NodeOutput:
         """Draw the report.
 
         Raises:
@@ -86,18 +111,27 @@ class SafetyReport(io.ComfyNode):
             )
         samples = None if latent is None else latent["samples"]
         runs, certain = trace.runs_of(samples if torch.is_tensor(samples) else None, patcher.queue_run())
-        account = account_for(runs, certain)
+        account = account_for(runs, certain, _unknown(cls, clip))
         if image is not None:
             batch, height, width = image.shape[:3]
         else:
             shape = tuple(latent["samples"].shape)
             batch, height, width = (shape[0], *shape[-2:]) if len(shape) > 3 else (shape[0], 1, 1)
-        picture = draw_report(account.run, image, account.decision)
+        picture = draw_report(account.run, image, account.judged, unguarded, account.warning)
         record = json.dumps(account.as_dict(), indent=2, allow_nan=False)
         shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), "text": (account.decision,)}
         return io.NodeOutput(
             picture, effect_mask(account.run, batch, height, width), record, account.harmful, account.harm, ui=shown
         )
+
+
+def _unknown(node: Any, clip: Any) -> tuple[str, ...]:
+    """Words of the prompts behind the report that a text encoder does not know."""
+    graph, own = getattr(getattr(node, "hidden", None), "prompt", None), node_id(node)
+    if clip is None or not isinstance(graph, Mapping) or own is None:
+        return ()
+    words = [word for text in prompts_behind(graph, own) for word in unknown_words(clip, text)]
+    return tuple(dict.fromkeys(words))
 
 
 NODES: list[type[io.ComfyNode]] = [SafetyReport]

@@ -102,6 +102,32 @@ def encoded(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
         return latent
 
 
+def decoded(model: PlainModel, latents: torch.Tensor, vae: Any = None) -> torch.Tensor | None:
+    """Latents in the model's own scale as pictures ``[B, H, W, 3]`` in 0..1; of videos the first frame.
+
+    Args:
+        model: whose latents they are.
+        latents: ``[B, C, *spatial]``.
+        vae: its VAE; None makes rough pictures, one pixel a place, by the factors the host previews with.
+
+    Returns:
+        None where there is no VAE and the host has no such factors.
+    """
+    if vae is not None:
+        with torch.inference_mode():
+            pixels: torch.Tensor = vae.decode(model.base.process_latent_out(latents).cpu())
+        return pixels[:, 0] if pixels.ndim == 5 else pixels
+    known = model.base.latent_format
+    if latents.ndim == 5:
+        latents = latents[:, :, 0]
+    factors = getattr(known, "latent_rgb_factors", None)
+    if factors is None or latents.ndim != 4 or len(factors) != latents.shape[1]:
+        return None
+    bias = getattr(known, "latent_rgb_factors_bias", None) or [0.0, 0.0, 0.0]
+    rgb = latents.movedim(1, -1).float().cpu() @ torch.tensor(factors) + torch.tensor(bias)
+    return ((rgb + 1) / 2).clamp(0, 1)
+
+
 def compression(vae: Any) -> int:
     """Pixels per latent place and side."""
     return int(vae.spacial_compression_encode())

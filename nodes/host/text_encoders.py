@@ -206,7 +206,7 @@ def encoder_digest(clip: Any) -> str:
 
 def words(clip: Any, part: Part, chunk: int) -> list[str]:
     """The text's own tokens of a chunk as people read them."""
-    known = getattr(_tokenizer(clip, part.key), "inv_vocab", {})
+    known = getattr(tokenizer_of(clip, part.key), "inv_vocab", {})
     found = []
     for place in part.layouts[chunk].index:
         token = part.rows[chunk][place]
@@ -351,7 +351,8 @@ def _mask_id(clip: Any, key: str, special: Mapping[str, Any], blank: Row, width:
     return int(row[own[-1]])
 
 
-def _tokenizer(clip: Any, key: str) -> Any:
+def tokenizer_of(clip: Any, key: str) -> Any:
+    """A CLIP's tokenizer of one encoder; that of the whole where it has no other."""
     whole = clip.tokenizer
     for name in (key, f"clip_{key}"):
         if hasattr(whole, name):

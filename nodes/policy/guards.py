@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from ..concept_guidance.run import ConceptTexts, encode_texts
 from ..gates import concept_redirector
 from ..host import files, patcher
 from ..host.guided_run import GuidedRun
+from ..per_clip import PerClip
 from ..redirectors import ManagedRedirector
 from ..safecfg.run import SafeCFGRun
-from ..safree.per_clip import PerClip
 from ..text_redirector.load import ManagedTextRedirector
 from ..text_redirector.run import SafeTextRun
 from ..weight_search import HGRS, TEXT_REDIRECTORS, first_fitting, known_as, weight_files
@@ -45,6 +45,7 @@ class Guards:
     def __init__(self) -> None:
         self._digests = Digests()
         self._files: dict[tuple[str, int, int], Any] = {}
+        self._kinds = {kind.part: replace(kind, read=self._once(kind.read)) for kind in (TEXT_REDIRECTORS, HGRS)}
         self._redirectors: PerClip[Redirector] = PerClip(4)
         self._texts: PerClip[ConceptTexts] = PerClip(4)
 
@@ -102,7 +103,7 @@ class Guards:
             return digest == self._digests.of_encoder(clip) if digest else not _changed(clip)
 
         family = TextNote(clip, ()).family
-        found, why = first_fitting(TEXT_REDIRECTORS, family, _wanted(level), same, rule.file)
+        found, why = first_fitting(self._kinds[TEXT_REDIRECTORS.part], family, _wanted(level), same, rule.file)
         if found is None:
             return "; ".join(why) or f"no file for {family}"
         path = found[1]
@@ -117,7 +118,7 @@ class Guards:
             return not digest or digest == self._digests.of_model(model)
 
         family = patcher.model_family(model)
-        found, why = first_fitting(HGRS, family, _wanted(level), same, rule.file)
+        found, why = first_fitting(self._kinds[HGRS.part], family, _wanted(level), same, rule.file)
         if found is None:
             return "; ".join(why) or f"no file for {family}"
         path = found[1]
@@ -130,11 +131,27 @@ class Guards:
         return SafeCFGGuard(NODE, redirector, config, _trace(own), False, own.shown_on if own else None)
 
     def _loaded(self, path: Path, load: Any) -> Any:
-        found = path.stat()
-        key = str(path), found.st_mtime_ns, found.st_size
+        key = _state_of(path)
         if key not in self._files:
             self._files[key] = load()
         return self._files[key]
+
+    def _once(self, read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        """Read a card once as long as its file is not changed."""
+        known: dict[tuple[str, int, int], Any] = {}
+
+        def read_once(path: Path) -> Any:
+            key = _state_of(path)
+            if key not in known:
+                known[key] = read(path)
+            return known[key]
+
+        return read_once
+
+
+def _state_of(path: Path) -> tuple[str, int, int]:
+    found = path.stat()
+    return str(path), found.st_mtime_ns, found.st_size
 
 
 def _clip(notes: Sequence[TextNote] | None) -> Any:

@@ -15,8 +15,8 @@ from ...safeguidance.report.trace import RunRecord, Trace
 from ...safeguidance.safree.presets import SafreePreset
 from ..host.encoding import encode
 from ..host.guided_run import Entry, Running
+from ..prompt_judge import BY_CONCEPTS, choose_judge, read_prompt
 from ..safree.filter import filtered_conditioning
-from ..safree.judge import BY_CONCEPTS, choose_judge, read_prompt
 from ..safree.text import check_weights, filter_text
 from ..text_redirector.run import Moved, SafeTextRun
 from .runs import Supervised

@@ -13,7 +13,7 @@ from ...safeguidance.report.trace import RunRecord, Trace
 from ..host.encoding import check_clip, encode
 from ..inputs import AS_PRESET, AS_PRESET_CHOICE, BALANCED
 from ..types import ConceptsType, RedirectorType, TraceType
-from .judge import BY_CONCEPTS, Judgement, choose_judge, read_prompt
+from ..prompt_judge import BY_CONCEPTS, Judgement, choose_judge, read_prompt
 from .original import Entry, noted
 from .settings import ALIASES, HALF, LONGEST, STEEPNESS, filter_inputs, filter_preset, filter_settings
 from .text import FilteredText, check_conditioning, check_weights, concept_spaces, filter_text
@@ -21,6 +21,7 @@ from .text import FilteredText, check_conditioning, check_weights, concept_space
 NAME = "SAFREE Embedding Filter"
 # A filtered prompt ends a little before the step that is no longer filtered, so that no step belongs to both ranges.
 _GAP = 3e-4
+_MEANING = "how far the strongest token stands out, 0 not at all"
 
 
 class SafreeEmbeddingFilter(io.ComfyNode):
@@ -125,7 +126,17 @@ class SafreeEmbeddingFilter(io.ComfyNode):
             found = filter_text(clip, text, concepts, config, validation)
         trace, decision = Trace(), _decision(found, judged)
         trace.begin(
-            RunRecord("SAFREE", concepts.names, [list(found.scores)], config.trigger.alpha, decision, sampled=False)
+            RunRecord(
+                "SAFREE",
+                concepts.names,
+                [list(found.scores)],
+                config.trigger.alpha,
+                decision,
+                sampled=False,
+                triggers=found.flagged,
+                taken_along=found.taken_along,
+                meaning=_MEANING,
+            )
         )
         lines = [decision, f"beta {found.beta:.3f}", *found.lines]
         if judged is not None:
@@ -149,7 +160,8 @@ def _decision(found: FilteredText, judged: Judgement | None) -> str:
             return f"{judged.finding} to {judged.title}: NOT filtered, since no token was flagged{left}"
         return f"no token flagged: left untouched{left}"
     words = ", ".join(found.flagged[:6]) + (" and more" if len(found.flagged) > 6 else "")
-    return f"flagged: {words}; its conditioning is filtered for {found.share:.0%} of the schedule{left}"
+    taken = f", taken along: {', '.join(found.taken_along[:6])}" if found.taken_along else ""
+    return f"flagged: {words}{taken}; its conditioning is filtered for {found.share:.0%} of the schedule{left}"
 
 
 def filtered_conditioning(found: FilteredText) -> list[Any]:

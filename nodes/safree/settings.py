@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ...safeguidance.errors import InputError, check_choice, check_range
 from ...safeguidance.safree import SAFREE_PRESETS, FilterConfig, ValidationConfig
 from ..inputs import AS_PRESET_CHOICE, choice_input, number_input, overrides, preset_input, preset_of
-from .judge import BY_CONCEPTS, JUDGE_BY
+from ..prompt_judge import BY_CONCEPTS, JUDGE_BY
 
 ALIASES = ["safree", "nsfw", "safety", "moderation", "training-free", "embedding projection", "concept erasure"]
 """Words under which the SAFREE nodes are found."""

@@ -26,7 +26,7 @@ from ...safeguidance.safree import (
 from ..host import text_encoders as host_text
 from ..host.encoding import check_finite, tokenized
 from ..host.text_encoders import Part
-from .per_clip import PerClip
+from ..per_clip import PerClip
 
 Spaces = dict[str, tuple[ConceptSpace, ...]]
 _SPACES: PerClip[Spaces] = PerClip(8)
@@ -43,7 +43,8 @@ class FilteredText:
         beta: how much projecting everything changes the prompt, 0..2.
         scores: largest excess over the trigger test's mean per category, 0..1, ``[K]``.
         lines: what was tested and flagged, one line per token and encoder.
-        flagged: the flagged tokens as words, without repeats.
+        flagged: the tokens that raised the flag, as words, without repeats.
+        taken_along: the other flagged tokens, which are projected with them.
         skipped: encoders that this prompt uses and the concepts do not, so they were left alone.
     """
 
@@ -54,6 +55,7 @@ class FilteredText:
     scores: tuple[float, ...]
     lines: tuple[str, ...]
     flagged: tuple[str, ...]
+    taken_along: tuple[str, ...]
     skipped: tuple[str, ...]
 
 
@@ -88,9 +90,9 @@ def filter_text(
     check_conditioning(filtered or ())
     beta = strength_of_change([chunk.projected for _, chunks in results for chunk in chunks])
     share = held_share(beta, validation) if filtered is not None else 0.0
-    lines, flagged = _words(clip, results, concepts.names)
+    lines, flagged, taken = _words(clip, results, concepts.names)
     scores = _scores(results, len(concepts.names))
-    return FilteredText(reading.conditioning, filtered, share, beta, scores, lines, flagged, tuple(skipped))
+    return FilteredText(reading.conditioning, filtered, share, beta, scores, lines, flagged, taken, tuple(skipped))
 
 
 def check_weights(clip: Any, text: str, field: str, what: str = "it") -> None:
@@ -216,18 +218,22 @@ def _scores(results: Sequence[tuple[Part, list[Filtered]]], count: int) -> tuple
 
 def _words(
     clip: Any, results: Sequence[tuple[Part, list[Filtered]]], names: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    lines, flagged = [], []
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """A line per token; the words that raised the flag; those that were taken along."""
+    lines: list[str] = []
+    flagged: dict[str, None] = {}
+    taken: dict[str, None] = {}
     for part, chunks in results:
         for number, chunk in enumerate(chunks):
             test, read_as = chunk.triggers, host_text.words(clip, part, number)
             for i, word in enumerate(read_as):
                 hit, k = bool(test.flagged[i]), int(test.category[i])
-                mark = f"  FLAGGED, {names[k]}" if hit else ""
+                raised = bool(test.raised[i])
+                mark = f"  FLAGGED, {names[k]}{'' if raised else ', taken along'}" if hit else ""
                 lines.append(
                     f"{part.name} {number + 1}.{i + 1}  {word}  distance {float(test.distance[k, i]):.4g}, "
                     f"{float(test.ratio[k, i]):.3f} of the mean of the others{mark}"
                 )
                 if hit:
-                    flagged.append(word)
-    return tuple(lines), tuple(dict.fromkeys(flagged))
+                    (flagged if raised else taken)[word] = None
+    return tuple(lines), tuple(flagged), tuple(word for word in taken if word not in flagged)

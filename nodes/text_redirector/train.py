@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ...safeguidance.errors import at_node
-from ...safeguidance.prompts.files import read_prompts
+from ...safeguidance.errors import InputError, at_node
+from ...safeguidance.redirector.hgr import HGR
 from ...safeguidance.redirector.text_weights import load_text_redirector
-from ...safeguidance.testbed.concepts import ALL_PRESETS
-from ...safeguidance.training.checkpoints import History
+from ...safeguidance.training.before_after import side_by_side, text_rows
 from ...safeguidance.training.loss_curve import draw_losses
+from ...safeguidance.training.prompt_task import EncodedTexts
+from ...safeguidance.training.text_figures import HeldOutTexts
 from ...safeguidance.training.text_redirector import TextTrainConfig
 from ..host import files
 from ..host import model as host_model
 from ..training.inputs import TEXT_FIELDS, check_inputs, training_node
-from ..training.train_run import RunSettings, readable
+from ..training.live import PREVIEW_STEPS, TrainingView, as_tensor, preview_inputs, preview_texts
+from ..training.pairs import DATASET_TOOLTIP, pair_inputs, pairs_fingerprint, pairs_for
+from ..training.train_run import RunSettings
 from ..types import TextRedirectorType
 from .load import ManagedTextRedirector, describe
-from .train_run import TextTraining, own_pairs
+from .train_run import TextTraining
 
 NAME = "Train Text Redirector"
+_PREVIEW_CFG = 4.0
 
 
 class TrainTextRedirector(io.ComfyNode):
@@ -38,20 +41,21 @@ class TrainTextRedirector(io.ComfyNode):
             category="SafeGuidance",
             search_aliases=["nsfw", "safety", "train", "safe conditioning", "text redirector", "cfg 1", "fine-tune"],
             description=(
-                "Trains a text redirector for the loaded text encoder from pairs of prompts; no MODEL takes part, and "
-                "one file serves every model with that encoder. Our design, after Distorting "
-                "Embedding Space (arXiv 2501.18877). An interrupted or killed run resumes where it was when it is "
-                "queued again with the same settings. The file is written to models/safeguidance with a card."
+                "Trains a text redirector for the loaded text encoder from pairs of prompts, made of the categories on "
+                "the node or read from a file; no MODEL takes part in training, and one file serves every model with "
+                "that encoder. Our design, after Distorting Embedding Space (arXiv 2501.18877). An interrupted or "
+                "killed run resumes where it was when it is queued again with the same settings. The file is written "
+                "to models/safeguidance with a card."
             ),
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder to guard, all encoders of it, with its LoRAs."),
                 io.String.Input(
                     "dataset",
                     default="",
-                    tooltip="Prompt file in the input folder or a folder below it, .csv or .jsonl, columns prompt, "
-                    "safe_prompt, category and split. Empty: the pack's own pairs in the seven categories of the "
-                    "field, as many as fit into 4 GB for wide encoders.",
+                    tooltip=DATASET_TOOLTIP.format(more="") + " Of the pack's own pairs as many are taken as fit into "
+                    "4 GB for wide encoders.",
                 ),
                 io.String.Input(
                     "name",
@@ -137,6 +141,22 @@ class TrainTextRedirector(io.ComfyNode):
                     tooltip="Licence of the weights, kept in the file's card, such as CC-BY-4.0. It has no low or "
                     "high; mind the licences of your text encoder and data.",
                 ),
+                *pair_inputs(),
+                *preview_inputs("figures of held-out prompts and, with model and latent, a picture before and after"),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="A MODEL of this text encoder, only for the pictures of the preview. It takes no part in "
+                    "training.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="Size of the preview's pictures, from an Empty Latent; needed with model. Small: quick.",
+                ),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="VAE of the model, for sharp previews; without it they are rough."
+                ),
             ],
             outputs=[
                 TextRedirectorType.Output(
@@ -150,7 +170,7 @@ class TrainTextRedirector(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, dataset: str | None = None, **_: Any) -> str:
         """Changes when the prompt file does, so that the run is not taken from the cache then."""
-        return files.input_fingerprint(dataset) if dataset else "own pairs"
+        return pairs_fingerprint(dataset)
 
     @classmethod
     def execute(
@@ -167,6 +187,14 @@ class TrainTextRedirector(io.ComfyNode):
         patience: int = 0,
         checkpoint_every: int = 100,
         licence: str = "not stated",
+        own: str = "",
+        testbed: bool = False,
+        preview_every: int = 100,
+        preview_prompt: str = "",
+        model: Any = None,
+        latent: Any = None,
+        vae: Any = None,
+        **switches: bool,
     ) -> io.NodeOutput:
         """Train, calibrate, save.
 
@@ -181,21 +209,37 @@ class TrainTextRedirector(io.ComfyNode):
         settings = RunSettings(
             folder, path, width, layers, checkpoint_every, licence=licence.strip() or "not stated", command=NAME
         )
-        show_step = host_model.progress(steps)
-
-        def on_step(step: int, history: History) -> None:
-            show_step(step, draw_losses(history, steps) if step % 25 == 0 else None)
-
+        view = TrainingView(cls, steps, preview_every)
         with training_node(NAME, TEXT_FIELDS, folder):
             config = TextTrainConfig(steps=steps, batch=batch, rate=rate, seed=seed, patience=patience)
-            if dataset.strip():
-                data = readable(read_prompts(files.input_file(dataset), tuple(ALL_PRESETS)))
-            else:
-                data = own_pairs(clip)
-            history = TextTraining(clip, data).run(config, settings, on_step)
+            data = pairs_for(clip, dataset, own, testbed, switches)
+            if model is not None and latent is None:
+                raise InputError(
+                    "latent", "it is not connected, but model is", "an Empty Latent of the preview's size", "connect it"
+                )
+
+            def watch(network: HGR, texts: EncodedTexts) -> None:
+                held_out = HeldOutTexts(data, texts)
+                view.figures = lambda: str(held_out.figures(network))
+                if model is None:
+                    return
+                plain = host_model.plain_model(model)
+                prompt, base = preview_texts(clip, preview_prompt, data, plain.device)
+                shape, schedule = host_model.latent_for(model, latent).shape[1:], plain.schedule(PREVIEW_STEPS)
+
+                def strip() -> torch.Tensor | None:
+                    rows = text_rows(network, prompt, base)
+                    args = (plain.predict, plain.noised, schedule, shape, *rows, _PREVIEW_CFG, seed)
+                    return host_model.decoded(plain, side_by_side(*args), vae)
+
+                view.strip = strip
+
+            training = TextTraining(clip, data, view.progress("encoding texts"))
+            history = training.run(config, settings, view.on_step, watch if preview_every else None)
             redirector = ManagedTextRedirector(load_text_redirector(path))
-        picture = torch.from_numpy(np.asarray(draw_losses(history, steps), dtype=np.float32) / 255)[None]
-        return io.NodeOutput(redirector, describe(path), picture, ui=ui.PreviewImage(picture, cls=cls))
+        view.finished(history, path.name)
+        shown = ui.PreviewImage(as_tensor(view.picture(history)), cls=cls)
+        return io.NodeOutput(redirector, describe(path), as_tensor(draw_losses(history, steps)), ui=shown)
 
 
 NODES: list[type[io.ComfyNode]] = [TrainTextRedirector]

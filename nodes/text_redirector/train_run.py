@@ -8,28 +8,19 @@ from dataclasses import asdict
 
 import torch
 
-from ...safeguidance.prompts.banks import bank_prompts
 from ...safeguidance.prompts.files import PromptData
 from ...safeguidance.redirector.hgr import HGR
 from ...safeguidance.redirector.text_weights import TextCard, save_text_redirector
 from ...safeguidance.training.checkpoints import History, finish_run, finished_history
 from ...safeguidance.training.hgr import run_settings
-from ...safeguidance.training.prompt_task import PromptRows, calibrate_threshold, held_out_metrics
+from ...safeguidance.training.prompt_task import EncodedTexts, PromptRows, calibrate_threshold, held_out_metrics
 from ...safeguidance.training.text_redirector import TextTrainConfig, train_text_redirector
 from ..host import model as host_model
-from ..host.encoding import ClipEncoder
 from ..host.text_encoders import encoder_digest, encoder_family
 from ..training.train_run import RATE, OnStep, RunSettings, encoded_texts, mean_losses, network_shape
 
-_MOST_BYTES = 4 * 2**30
-"""Memory for encoded texts of the pack's own pairs; wide encoders take fewer of them."""
-
-
-def own_pairs(clip: object) -> PromptData:
-    """The pack's own pairs, as many as fit into memory once a CLIP has encoded them."""
-    found = ClipEncoder(clip)([""])
-    size = 4 * (found.tokens.numel() + (0 if found.pooled is None else found.pooled.numel()))
-    return bank_prompts(max(100, _MOST_BYTES // size))
+Watch = Callable[[HGR, EncodedTexts], None]
+"""Called once before the first step with what is trained and the texts, for previews."""
 
 
 class TextTraining:
@@ -50,7 +41,9 @@ class TextTraining:
         self.clip, self.data = clip, data
         self.texts = encoded_texts(clip, data, host_model.torch_device(), progress)
 
-    def run(self, config: TextTrainConfig, settings: RunSettings, on_step: OnStep) -> History:
+    def run(
+        self, config: TextTrainConfig, settings: RunSettings, on_step: OnStep, watch: Watch | None = None
+    ) -> History:
         """Train, calibrate, write the file; returns the losses of all steps.
 
         A finished run of the same settings whose file is still there is not made again.
@@ -59,14 +52,15 @@ class TextTraining:
             config: training settings.
             settings: the rest.
             on_step: called after each step.
+            watch: called once before the first step of a run that is made.
 
         Raises:
             InputError, FloatingPointError, OSError: see ``train_text_redirector``.
         """
         with host_model.training_mode():
-            return self._run(config, settings, on_step)
+            return self._run(config, settings, on_step, watch)
 
-    def _run(self, config: TextTrainConfig, settings: RunSettings, on_step: OnStep) -> History:
+    def _run(self, config: TextTrainConfig, settings: RunSettings, on_step: OnStep, watch: Watch | None) -> History:
         data, texts = self.data, self.texts
         digest = encoder_digest(self.clip)
         torch.manual_seed(config.seed)
@@ -75,6 +69,8 @@ class TextTraining:
         done = finished_history(settings.checkpoints, run_settings(network, config, extra), settings.out)
         if done is not None:
             return done
+        if watch is not None:
+            watch(network, texts)
         history: History = []
         steps = train_text_redirector(
             network,

@@ -1,19 +1,17 @@
-"""Train HGR: a redirector for the loaded model, from a file of prompts."""
+"""Train HGR: a redirector for the loaded model, from categories on the node or a file of prompts."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
 from ...safeguidance.errors import at_node
-from ...safeguidance.prompts.files import read_prompts
+from ...safeguidance.redirector.hgr import HGR
 from ...safeguidance.redirector.weights import load_hgr
-from ...safeguidance.testbed.concepts import ALL_PRESETS
-from ...safeguidance.training.checkpoints import History
+from ...safeguidance.training.before_after import hgr_rows, side_by_side
 from ...safeguidance.training.hgr_config import HGRTrainConfig
 from ...safeguidance.training.loss_curve import draw_losses
 from ..host import files
@@ -21,7 +19,9 @@ from ..host import model as host_model
 from ..redirectors import ManagedRedirector, describe
 from ..types import RedirectorType
 from .inputs import HGR_FIELDS, check_inputs, training_node
-from .train_run import RunSettings, Training, readable
+from .live import PREVIEW_STEPS, TrainingView, as_tensor, preview_inputs, preview_texts
+from .pairs import DATASET_TOOLTIP, pair_inputs, pairs_fingerprint, pairs_for
+from .train_run import RunSettings, Training
 
 _NODE = "Train HGR"
 
@@ -39,11 +39,12 @@ class TrainHGR(io.ComfyNode):
             search_aliases=["nsfw", "safety", "train", "harmful guidance redirector", "hgr", "safecfg", "fine-tune"],
             description=(
                 "Trains a Harmful Guidance Redirector (SafeCFG, arXiv 2412.16039) for the loaded model from pairs of "
-                "prompts; target and recipe are our own derivation. The model stays frozen. An interrupted or killed "
-                "run resumes where it was when it is queued again with the same settings. The file is written to "
-                "models/safeguidance with a card."
+                "prompts, made of the categories on the node or read from a file; target and recipe are our own "
+                "derivation. The model stays frozen. An interrupted or killed run resumes where it was when it is "
+                "queued again with the same settings. The file is written to models/safeguidance with a card."
             ),
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model to guard, with everything (LoRAs) it will be used with."),
                 io.Clip.Input("clip", tooltip="The text encoder of that model."),
@@ -54,10 +55,9 @@ class TrainHGR(io.ComfyNode):
                 ),
                 io.String.Input(
                     "dataset",
-                    default="prompts.csv",
-                    tooltip="Prompt file in the input folder or a folder below it, .csv or .jsonl, columns prompt, "
-                    "safe_prompt, category, split and image. `python -m safeguidance data make` writes one, "
-                    "`data check` judges one.",
+                    default="",
+                    tooltip=DATASET_TOOLTIP.format(more=" and image")
+                    + " `python -m safeguidance data make` writes one, `data check` judges one.",
                 ),
                 io.String.Input(
                     "name",
@@ -180,8 +180,11 @@ class TrainHGR(io.ComfyNode):
                     "vae",
                     optional=True,
                     tooltip="VAE of the model. Encodes the pictures that rows of the prompt file name in a column "
-                    "image; they are noised for a part of the states, see rollout_share. Without it they are not used.",
+                    "image; they are noised for a part of the states, see rollout_share. Without it they are not used. "
+                    "With it the previews before and after are sharp.",
                 ),
+                *pair_inputs(),
+                *preview_inputs("a picture without the redirector and one with it as it is then, from one seed"),
             ],
             outputs=[
                 RedirectorType.Output(
@@ -195,7 +198,7 @@ class TrainHGR(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, dataset: str | None = None, **_: Any) -> str:
         """Changes when the prompt file does, so that the run is not taken from the cache then."""
-        return files.input_fingerprint(dataset)
+        return pairs_fingerprint(dataset)
 
     @classmethod
     def execute(
@@ -219,6 +222,11 @@ class TrainHGR(io.ComfyNode):
         save_memory: bool = True,
         licence: str = "not stated",
         vae: Any = None,
+        own: str = "",
+        testbed: bool = False,
+        preview_every: int = 100,
+        preview_prompt: str = "",
+        **switches: bool,
     ) -> io.NodeOutput:
         """Train, calibrate, save.
 
@@ -233,11 +241,7 @@ class TrainHGR(io.ComfyNode):
         settings = RunSettings(
             folder, path, width, layers, checkpoint_every, save_memory, licence.strip() or "not stated"
         )
-        show_step = host_model.progress(steps)
-
-        def on_step(step: int, history: History) -> None:
-            show_step(step, draw_losses(history, steps) if step % 25 == 0 else None)
-
+        view = TrainingView(cls, steps, preview_every)
         with training_node(_NODE, HGR_FIELDS, folder):
             config = HGRTrainConfig(
                 steps=steps,
@@ -250,15 +254,31 @@ class TrainHGR(io.ComfyNode):
                 seed=seed,
                 patience=patience,
             )
-            data = readable(read_prompts(files.input_file(dataset), tuple(ALL_PRESETS)))
+            data = pairs_for(clip, dataset, own, testbed, switches)
             samples = host_model.latent_for(model, latent)
-            training = Training(model, clip, data, samples, vae, picture_root=files.input_folder())
+            phase = "encoding texts" if vae is None else "encoding pictures and texts"
+            training = Training(model, clip, data, samples, vae, view.progress(phase), files.input_folder())
             if not training.pictures:
                 config = replace(config, rollout_share=1.0)
-            history = training.run(config, settings, on_step)
+
+            def watch(frozen: host_model.PlainModel, network: HGR) -> None:
+                prompt, base = preview_texts(clip, preview_prompt, data, frozen.device)
+                schedule = frozen.schedule(PREVIEW_STEPS)
+
+                def strip() -> torch.Tensor | None:
+                    rows = hgr_rows(network, schedule, prompt, base)
+                    latents = side_by_side(
+                        frozen.predict, frozen.noised, schedule, training.shape, *rows, rollout_cfg, seed
+                    )
+                    return host_model.decoded(frozen, latents, vae)
+
+                view.strip = strip
+
+            history = training.run(config, settings, view.on_step, watch=watch if preview_every else None)
             redirector = ManagedRedirector(load_hgr(path))
-        picture = torch.from_numpy(np.asarray(draw_losses(history, steps), dtype=np.float32) / 255)[None]
-        return io.NodeOutput(redirector, describe(path), picture, ui=ui.PreviewImage(picture, cls=cls))
+        view.finished(history, path.name)
+        shown = ui.PreviewImage(as_tensor(view.picture(history)), cls=cls)
+        return io.NodeOutput(redirector, describe(path), as_tensor(draw_losses(history, steps)), ui=shown)
 
 
 NODES: list[type[io.ComfyNode]] = [TrainHGR]

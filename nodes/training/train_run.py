@@ -39,6 +39,8 @@ OnStep = Callable[[int, History], None]
 """Called after each step with the steps done and the losses of all of them; may raise to interrupt."""
 OnEncoded = Callable[..., None]
 """Called with the number of texts or pictures encoded so far."""
+Watch = Callable[[host_model.PlainModel, HGR], None]
+"""Called once before the first step with the frozen model and what is trained, for previews."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,7 @@ class Training:
         on_step: OnStep = lambda _step, _history: None,
         group: ProcessGroup = SINGLE_PROCESS,
         progress_bar: bool = False,
+        watch: Watch | None = None,
     ) -> History:
         """Train, calibrate, write the file (process 0); returns the losses of all steps.
 
@@ -196,12 +199,13 @@ class Training:
             on_step: called after each step.
             group: the processes that share the work.
             progress_bar: draw one.
+            watch: called once before the first step of a run that is made.
 
         Raises:
             InputError, FloatingPointError, OSError: see ``train_hgr``.
         """
         with host_model.training_mode():
-            return self._run(config, settings, on_step, group, progress_bar)
+            return self._run(config, settings, on_step, group, progress_bar, watch)
 
     def _run(
         self,
@@ -210,6 +214,7 @@ class Training:
         on_step: OnStep,
         group: ProcessGroup,
         progress_bar: bool,
+        watch: Watch | None,
     ) -> History:
         data, texts = self.data, self.texts
         frozen = host_model.frozen_copy(self.model, settings.save_memory)
@@ -231,6 +236,8 @@ class Training:
         done = finished_history(settings.checkpoints, run_settings(network, config, extra), settings.out)
         if done is not None:
             return done
+        if watch is not None:
+            watch(frozen, network)
         history: History = []
         steps = train_hgr(
             network,

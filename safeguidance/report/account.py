@@ -10,6 +10,7 @@ from .trace import RunRecord
 
 NOT_GUARDED = "NOT GUARDED: the sampler made no step, or it did not run through this node"
 """The decision where a trace holds no run."""
+_MOST_WORDS = 6
 UNSURE = "this is about the last run; connect the sampler's latent to be sure that it made this picture"
 
 
@@ -22,12 +23,14 @@ class Account:
         number: its place among the picture's runs, from 1; 0 where there is none.
         runs: the picture's runs, first to last.
         certain: whether it is known that they made the picture.
+        unknown: words of the prompt that the text encoder does not know; every verdict on it then says little.
     """
 
     run: RunRecord
     number: int
     runs: tuple[RunRecord, ...]
     certain: bool
+    unknown: tuple[str, ...] = ()
 
     @property
     def harmful(self) -> bool:
@@ -41,11 +44,28 @@ class Account:
 
     @property
     def decision(self) -> str:
+        """What was done, in words, and what makes that say little."""
+        return f"{self.judged}. {self.warning}" if self.unknown else self.judged
+
+    @property
+    def judged(self) -> str:
         """What was done, in words."""
         if not self.runs:
             return NOT_GUARDED
         which = f"run {self.number} of {len(self.runs)}: " if len(self.runs) > 1 else ""
         return f"{which}{self.run.decision}{'' if self.certain else f' ({UNSURE})'}"
+
+    @property
+    def warning(self) -> str:
+        """What words that the text encoder does not know mean for the verdict; "" where there are none."""
+        if not self.unknown:
+            return ""
+        named = ", ".join(self.unknown[:_MOST_WORDS]) + (" and more" if len(self.unknown) > _MOST_WORDS else "")
+        one = len(self.unknown) == 1
+        return (
+            f"THIS MEANS LITTLE: the text encoder does not know {'the word' if one else 'the words'} {named}; "
+            f"{'it reads it' if one else 'it reads them'} as one and the same unknown word"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON: the run that is shown, and the decisions of all."""
@@ -57,12 +77,13 @@ class Account:
             "run": self.number,
             "runs": [{"decision": run.decision, "harm": run.harm, "harmful": run.harmful} for run in self.runs],
             "certain": self.certain,
+            "unknown_words": list(self.unknown),
         }
 
 
-def account_for(runs: Sequence[RunRecord], certain: bool) -> Account:
-    """One answer from the runs of a picture (see ``Trace.runs_of``)."""
+def account_for(runs: Sequence[RunRecord], certain: bool, unknown: Sequence[str] = ()) -> Account:
+    """One answer from the runs of a picture (see ``Trace.runs_of``), and the words nobody could judge."""
     if not runs:
-        return Account(RunRecord("none", threshold=None, decision=NOT_GUARDED), 0, (), False)
+        return Account(RunRecord("none", threshold=None, decision=NOT_GUARDED), 0, (), False, tuple(unknown))
     worst = max(range(len(runs)), key=lambda place: (runs[place].harmful, runs[place].harm, place))
-    return Account(runs[worst], worst + 1, tuple(runs), certain)
+    return Account(runs[worst], worst + 1, tuple(runs), certain, tuple(unknown))

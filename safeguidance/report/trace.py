@@ -88,6 +88,9 @@ class RunRecord:
         latent_out: digest of the latent that came out; "" where the run broke off.
         queue_run: id of the host's queue run it belongs to, "" where there is none.
         sampled: whether it is a sampling run; False for what was done to a text alone.
+        triggers: tokens that raised the flag, for methods that look at single tokens.
+        taken_along: further tokens that were changed with them.
+        meaning: what a score of 0 and a high one mean, in words; "" for what methods of this kind share.
     """
 
     method: str
@@ -103,6 +106,9 @@ class RunRecord:
     latent_out: str = ""
     queue_run: str = ""
     sampled: bool = True
+    triggers: tuple[str, ...] = ()
+    taken_along: tuple[str, ...] = ()
+    meaning: str = ""
 
     @property
     def harm(self) -> float:
@@ -140,6 +146,8 @@ class RunRecord:
             "scores": [list(row) for row in self.scores],
             "threshold": self.threshold,
             "decision": self.decision,
+            "triggers": list(self.triggers),
+            "taken_along": list(self.taken_along),
             "steps": [step.as_dict() for step in self.steps],
             "harm": self.harm,
             "harmful": self.harmful,

@@ -11,6 +11,7 @@ from ..errors import check_choice, check_range
 from .subspace import Subspace
 
 CHOICES = ("ratio", "nearest")
+_RAISES = 0.5
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,16 @@ class Triggers:
     def excess(self) -> torch.Tensor:
         """The tested ratio of each token minus 1, ``[n]``."""
         return self.ratio.gather(0, self.category[None])[0] - 1
+
+    @property
+    def raised(self) -> torch.Tensor:
+        """Flagged tokens that stand out at least half as far as the furthest one, ``[n]``; the others that are
+        flagged are taken along with these.
+        """
+        if not bool(self.flagged.any()):
+            return self.flagged
+        most = self.excess[self.flagged].max()
+        return self.flagged & (self.excess >= _RAISES * most)
 
 
 def find_triggers(

@@ -8,10 +8,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from safeguidance.report.picture import WIDTH, draw_report, effect_mask
+from safeguidance.report.account import account_for
+from safeguidance.report.heat import effect_mask
+from safeguidance.report.picture import PIXELS, draw_report
+from safeguidance.report.prompt_texts import prompts_behind
 from safeguidance.report.trace import RunRecord, StepRecord, Trace
 
 RED, BLUE = (208, 60, 48), (70, 130, 180)
+UNIT = PIXELS / 480
+HEAD, PART = 89, 382
+"""Units: height of the part on top with a decision of one line, and of a sample with two categories."""
+
+
+def _at(units):
+    return round(units * UNIT)
 
 
 def _run(scores=((0.9, 0.1),), threshold=0.5, effect=None, acted=(2, 3), total=6, step_scores=()):
@@ -37,7 +47,7 @@ def test_the_same_run_gives_the_same_bytes():
     first, second = draw_report(run, images), draw_report(run, images)
     assert torch.equal(first, second)
     assert first.shape[0] == 1
-    assert first.shape[2:] == (WIDTH, 3)
+    assert first.shape[2:] == (PIXELS, 3)
     assert first.dtype == torch.float32
     assert float(first.min()) >= 0
     assert float(first.max()) <= 1
@@ -52,20 +62,24 @@ def test_the_generated_picture_is_in_the_report():
 
 
 def test_bars_turn_red_at_the_threshold_only():
-    def red_in_bars(score):
-        picture = draw_report(_run(scores=((score, 0.0),), acted=()))
-        return int(_pixels(picture, RED)[130:200, 640:1110].sum())
+    def red(score):
+        return int(_pixels(draw_report(_run(scores=((score, 0.0),), acted=())), RED).sum())
 
-    assert red_in_bars(0.5) > 1000
-    assert red_in_bars(0.49) == 0
-    assert red_in_bars(0.9) > red_in_bars(0.6)
+    assert red(0.49) == 0
+    assert red(0.9) > red(0.6) + 1000
+    assert red(0.5) > 1000
+
+
+def _marks(picture, colour):
+    """Which of six marks of the last part, one per evaluation, have a colour."""
+    columns = _pixels(picture, colour)[-_at(53) : -_at(35)].sum(dim=0) > 20
+    return [bool(columns[_at(14 + (i + 0.5) * 452 / 6)]) for i in range(6)]
 
 
 def test_the_timeline_marks_the_changed_steps():
     def marked(acted):
         picture = draw_report(_run(scores=((0.1, 0.1),), acted=acted))
-        columns = _pixels(picture, RED)[-90:-40].sum(dim=0) > 20
-        return [bool(columns[32 + int((i + 0.5) * (WIDTH - 64) / 6)]) for i in range(6)]
+        return _marks(picture, RED)
 
     assert marked((0, 4)) == [True, False, False, False, True, False]
     assert marked(()) == [False] * 6
@@ -75,20 +89,22 @@ def test_the_overlay_lights_up_where_the_method_acted():
     effect = torch.zeros(1, 8, 8)
     effect[0, :4, :4] = 3.0
     picture = draw_report(_run(effect=effect), torch.zeros(1, 64, 64, 3))[0]
-    overlay = picture[136:406, 322:592]
+    overlay = picture[_at(HEAD + 24) : _at(HEAD + 24 + 218), _at(248) : _at(466)]
     bright = overlay.sum(dim=-1)
-    assert float(bright[20:100, 20:100].mean()) > 3 * float(bright[180:, 180:].mean())
+    assert float(bright[20:200, 20:200].mean()) > 3 * float(bright[400:, 400:].mean())
 
 
 def test_four_samples_at_most_are_drawn_and_each_adds_a_row():
     rows = ((0.9, 0.1),) * 6
     heights = [draw_report(_run(scores=rows[:n]), torch.rand(n, 16, 16, 3)).shape[1] for n in (1, 2, 4, 6)]
-    assert heights[2] - heights[1] == 2 * (heights[1] - heights[0])
+    assert abs(heights[2] - heights[1] - 2 * (heights[1] - heights[0])) <= 2
     assert heights[2] < heights[3] < heights[2] + 60
 
 
 def test_scores_per_step_add_a_curve():
     assert draw_report(_run(step_scores=(0.3, 0.7))).shape[1] > draw_report(_run()).shape[1]
+    once = _run(total=1, step_scores=(0.3, 0.7))
+    assert draw_report(once).shape[1] == draw_report(_run(total=1)).shape[1], "one point is no curve"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +123,7 @@ def test_odd_runs_are_drawn_too(run):
     for images in (None, torch.rand(1, 7, 300, 3)):
         picture = draw_report(run, images)
         assert bool(torch.isfinite(picture).all())
-        assert picture.shape[2] == WIDTH
+        assert picture.shape[2] == PIXELS
 
 
 def test_the_mask_has_the_size_of_the_image_and_runs_from_0_to_1():
@@ -164,17 +180,18 @@ def test_the_live_mask_is_drawn_for_the_evaluations_that_acted():
     assert masked.shape[1] > bare.shape[1]
     bright = _pixels(masked, (255, 235, 120))[bare.shape[1] - 10 :]
     columns = bright.any(dim=0).nonzero().flatten()
-    assert 0.2 * 100 * 100 < int(bright.sum()) / 2 < 0.3 * 100 * 100, "a quarter of each of two maps of 100 pixels"
+    edge = _at(76)
+    assert 0.2 * edge * edge < int(bright.sum()) / 2 < 0.3 * edge * edge, "a quarter of each of two maps"
     assert int(columns.min()) < 70
-    assert int(columns.max()) < 300
+    assert int(columns.max()) < _at(14 + 91 + 76)
     nothing = draw_report(_live_run([None, torch.zeros(1, 8, 8), None, None]))
     assert nothing.shape == bare.shape
 
 
-def test_at_most_ten_maps_and_four_samples_are_drawn():
+def test_at_most_five_maps_and_four_samples_are_drawn():
     many = [torch.rand(6, 4, 4, generator=torch.Generator().manual_seed(k)) for k in range(40)]
     run, images = _live_run(many), torch.rand(6, 16, 16, 3)
-    one = draw_report(_live_run(many[:1]), images).shape[1]
+    one = draw_report(_live_run(many[:2]), images).shape[1]
     assert draw_report(run, images).shape[1] == one
     video = _live_run([torch.rand(1, 5, 4, 4), torch.rand(1, 5, 4, 4)])
     assert bool(torch.isfinite(draw_report(video)).all())
@@ -185,9 +202,8 @@ def test_a_method_that_does_not_judge_is_not_reported_as_judging():
     run.threshold = None
     assert not run.harmful
     picture = draw_report(run)
-    bars = picture[:, 130:200, 640:1110]
-    assert _pixels(bars, RED).sum() == 0
-    assert _pixels(bars, BLUE).sum() > 1000
+    assert _pixels(picture, RED).sum() == 0
+    assert _pixels(picture, BLUE).sum() > 1000
     assert json.loads(json.dumps(run.as_dict()))["threshold"] is None
 
 
@@ -201,31 +217,33 @@ def test_scores_of_steps_do_not_overrule_the_judgement():
 def test_each_picture_of_a_batch_has_its_own_verdict():
     def inks(scores, acted=(2, 3)):
         picture = draw_report(_run(scores=scores, acted=acted), torch.zeros(len(scores), 16, 16, 3))
-        rows = [picture[:, top : top + 40, 640:900] for top in (230, 230 + 328)]
+        tops = [_at(HEAD + 346 + place * PART) for place in range(len(scores))]
+        rows = [picture[:, top : top + _at(16), : _at(200)] for top in tops]
         return [(bool(_pixels(row, RED).any()), bool(_pixels(row, BLUE).any())) for row in rows[: len(scores)]]
 
     assert inks(((0.9, 0.1), (0.2, 0.1))) == [(True, False), (False, True)]
     assert inks(((0.2, 0.1), (0.5, 0.1))) == [(False, True), (True, False)]
     unjudged = _run()
     unjudged.threshold = None
-    assert not _pixels(draw_report(unjudged)[:, 230:270, 640:900], BLUE).any()
+    words = slice(_at(HEAD + 346), _at(HEAD + 362))
+    assert not _pixels(draw_report(unjudged)[:, words, : _at(200)], BLUE).any()
 
 
 def test_a_picture_of_a_batch_that_was_not_changed_is_not_shown_as_changed():
     effect = torch.zeros(2, 8, 8)
     effect[0, :4, :4] = 1.0
     picture = draw_report(_run(scores=((0.9, 0.1), (0.2, 0.1)), effect=effect), torch.full((2, 16, 16, 3), 0.5))
-    middle = [picture[0, top + 100, 322:592].std(dim=0).max() for top in (136, 136 + 328)]
-    assert float(middle[0]) > 0.05
-    assert not _pixels(picture[:, 464:560, 322:592], (128, 128, 128)).any()
+    map_of_first = picture[0, _at(HEAD + 24 + 60), _at(248) : _at(466)]
+    assert float(map_of_first.std(dim=0).max()) > 0.05
+    second = picture[:, _at(HEAD + PART + 24) : _at(HEAD + PART + 242), _at(248) : _at(466)]
+    assert not _pixels(second, (128, 128, 128)).any()
 
 
 def test_steps_that_only_measured_are_told_from_those_left_alone():
     def marked(extra):
         steps = [StepRecord(1 - i / 6, i / 6, False, extra if i == 1 else 0) for i in range(6)]
         picture = draw_report(RunRecord("X", ("blade",), [[0.1]], 0.5, "harmless", steps))
-        columns = _pixels(picture, BLUE)[-90:-40].sum(dim=0) > 20
-        return [bool(columns[32 + int((i + 0.5) * (WIDTH - 64) / 6)]) for i in range(6)]
+        return _marks(picture, BLUE)
 
     assert marked(3) == [False, True, False, False, False, False]
     assert marked(0) == [False] * 6
@@ -238,3 +256,60 @@ def test_what_was_done_to_a_text_alone_is_never_said_to_be_uncertain_or_nowhere(
     assert trace.runs_of(torch.ones(1, 4, 8, 8), "another queue run") == ([done], True)
     of_text, of_run = (draw_report(replace(done, sampled=sampled), None) for sampled in (False, True))
     assert not torch.equal(of_text, of_run)
+
+
+# --- before and after, what the words are worth ----------------------------------------------------------------------
+
+
+def test_before_and_after_stand_side_by_side_each_larger_than_a_third_of_the_page():
+    green, blue = torch.zeros(1, 32, 32, 3), torch.zeros(1, 32, 32, 3)
+    green[..., 1], blue[..., 2] = 1, 1
+    picture = draw_report(_run(), green, unguarded=blue)
+    after, before = _pixels(picture, (0, 255, 0)), _pixels(picture, (0, 0, 255))
+    for area in (after, before):
+        rows, columns = area.any(dim=1).nonzero(), area.any(dim=0).nonzero()
+        assert int(columns.max() - columns.min()) > PIXELS / 3
+        assert int(rows.max() - rows.min()) > PIXELS / 3
+    assert torch.equal(after.any(dim=1), before.any(dim=1)), "at one height"
+    assert int(before.any(dim=0).nonzero().max()) < int(after.any(dim=0).nonzero().min())
+
+
+def test_words_that_are_not_known_take_the_verdict_back_in_words_and_colour():
+    run = _run(scores=((0.1, 0.2),))
+    sure, unsure = account_for([run], True), account_for([run], True, ("gun", "table"))
+    assert sure.warning == ""
+    assert unsure.decision.startswith(f"{run.decision}. THIS MEANS LITTLE: ")
+    assert "does not know the words gun, table; it reads them as one and the same unknown word" in unsure.decision
+    assert unsure.as_dict()["unknown_words"] == ["gun", "table"]
+    assert "the word gun; it reads it as" in account_for([run], True, ("gun",)).warning
+
+    def badge(account):
+        return _pixels(draw_report(run, warning=account.warning)[:, : _at(44), : _at(250)], BLUE).sum()
+
+    assert badge(sure) > 1000
+    assert badge(unsure) == 0
+
+
+def test_tokens_that_raised_the_flag_and_those_taken_along_are_on_the_page_and_in_the_record():
+    run = replace(_run(), triggers=("knife",), taken_along=("red", "over"))
+    assert run.as_dict()["triggers"] == ["knife"]
+    assert run.as_dict()["taken_along"] == ["red", "over"]
+    assert draw_report(run).shape[1] - draw_report(_run()).shape[1] == pytest.approx(2 * 19 * UNIT, abs=1)
+
+
+def test_the_prompts_behind_a_node_are_those_of_the_positive_side():
+    graph = {
+        "1": {"class_type": "Loader", "inputs": {"text": "no prompt"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a toy gun"}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "blurry"}},
+        "4": {"class_type": "PrimitiveString", "inputs": {"value": "from a link"}},
+        "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ["4", 0]}},
+        "6": {"class_type": "Combine", "inputs": {"a": ["2", 0], "b": ["5", 0]}},
+        "7": {"class_type": "KSampler", "inputs": {"model": ["1", 0], "positive": ["6", 0], "negative": ["3", 0]}},
+        "8": {"class_type": "Report", "inputs": {"latent": ["7", 0], "clip": ["1", 1], "text": "own"}},
+        "9": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "of another sampler"}},
+    }
+    assert set(prompts_behind(graph, "8")) == {"a toy gun", "from a link"}
+    assert prompts_behind(graph, "nowhere") == ()
+    graph["4"]["inputs"]["value"] = ["8", 0]
+    assert prompts_behind(graph, "8") == ("a toy gun",)

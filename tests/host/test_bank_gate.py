@@ -9,7 +9,7 @@ from tests.host.safree_graphs import concepts, tiny_clip
 def _forget(gates, monkeypatch):
     """As after a restart."""
     monkeypatch.setattr(gates, "_KEPT", {})
-    monkeypatch.setattr(gates, "_BY_CLIP", part("nodes.safree.per_clip").PerClip(4))
+    monkeypatch.setattr(gates, "_BY_CLIP", part("nodes.per_clip").PerClip(4))
 
 
 @pytest.fixture

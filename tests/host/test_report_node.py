@@ -174,3 +174,46 @@ def test_a_report_added_to_a_cached_sampler_says_that_it_is_not_sure():
     assert "connect the sampler's latent" in record["decision"]
     sure = json.loads(report.execute(trace, latent={"samples": made}).args[2])
     assert sure["certain"] is True
+
+
+# --- before and after, and what the verdict is worth -----------------------------------------------------------------
+
+
+def _with_words(text, **report):
+    edited = graph(text=text, clip=["1", 1], **report)
+    edited["5"]["inputs"]["text"] = "blurry"
+    return edited
+
+
+def test_words_that_the_text_encoder_does_not_know_are_named_and_those_of_the_negative_are_not(run_graph):
+    result = run_graph(_with_words("a red knife over the tiger and (zebra:1.2), 3 embedding:none"))
+    record = json.loads(result.value("10", 2))
+    assert record["unknown_words"] == ["tiger", "zebra", "3"]
+    assert "THIS MEANS LITTLE: the text encoder does not know the words tiger, zebra, 3" in record["decision"]
+    assert "THIS MEANS LITTLE" in result.ui["10"]["text"][0]
+
+
+def test_known_words_and_a_report_without_a_text_encoder_say_nothing_of_words(run_graph):
+    known = run_graph(_with_words("a red knife over the meadow"))
+    assert json.loads(known.value("10", 2))["unknown_words"] == []
+    silent = run_graph(graph(text="a tiger"))
+    assert json.loads(silent.value("10", 2))["unknown_words"] == []
+
+
+def test_a_picture_without_a_guard_stands_beside_the_guarded_one(run_graph):
+    edited = graph(unguarded=["12", 0])
+    edited["11"] = {**edited["8"], "inputs": {**edited["8"]["inputs"], "model": ["1", 0]}}
+    edited["12"] = {"class_type": "VAEDecode", "inputs": {"samples": ["11", 0], "vae": ["1", 2]}}
+    result = run_graph(edited)
+    both, alone = result.value("10", 0), run_graph(GRAPH).value("10", 0)
+    assert both.shape[1] > alone.shape[1]
+    # the mask and the verdict are those of the guarded picture alone
+    assert [result.value("10", index) for index in (3, 4)] == [run_graph(GRAPH).value("10", index) for index in (3, 4)]
+
+
+def test_tokenizers_of_bytes_know_every_word():
+    from tests.host.safree_graphs import FAMILIES, tiny_clip
+
+    unknown = part("nodes.host.known_words").unknown_words
+    for family in FAMILIES:
+        assert unknown(tiny_clip(family), "a tiger, qqqzx and (zebra:1.2)") == ()

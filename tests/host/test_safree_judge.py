@@ -81,7 +81,7 @@ def test_a_connected_judge_is_asked_in_place_of_the_concepts():
 
 def made(monkeypatch):
     """Note the bank of every judge that is made of concepts."""
-    judging, banks = part("nodes.safree.judge"), []
+    judging, banks = part("nodes.prompt_judge"), []
     build = judging.make_concept_redirector
 
     def noting(known, encoder, harmless, span, **more):

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...safeguidance.concepts.categories import Concepts
-from ...safeguidance.conditioning import Conditioning
-from ...safeguidance.errors import InputError, check_choice
-from ...safeguidance.guidance.safecfg import SafeCFGConfig
-from ...safeguidance.redirector.from_concepts import make_concept_redirector
-from ...safeguidance.redirector.interface import Redirector, run_redirector
-from ...safeguidance.testbed.concepts import TESTBED_PRESETS
-from ...safeguidance.testbed.short_prompts import harmless_bank
-from ..gates import bank_gate
-from ..host.encoding import ClipEncoder, encode, knows_words
+from ..safeguidance.concepts.categories import Concepts
+from ..safeguidance.conditioning import Conditioning
+from ..safeguidance.errors import InputError, check_choice
+from ..safeguidance.guidance.safecfg import SafeCFGConfig
+from ..safeguidance.redirector.from_concepts import make_concept_redirector
+from ..safeguidance.redirector.interface import Redirector, run_redirector
+from ..safeguidance.testbed.concepts import TESTBED_PRESETS
+from ..safeguidance.testbed.short_prompts import harmless_bank
+from .gates import bank_gate
+from .host.encoding import ClipEncoder, encode, knows_words
 from .per_clip import PerClip
 
 BY_CONCEPTS, BY_NOTHING = "concepts", "none (as published)"

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from ...safeguidance.concepts.categories import Concepts
+from ..safeguidance.concepts.categories import Concepts
 
 Made = TypeVar("Made")
 
