@@ -15,6 +15,7 @@ from ...safeguidance.errors import InputError, at_node
 from ...safeguidance.evaluate.judges.interface import Judge as PictureJudge
 from ...safeguidance.evaluate.judges.interface import Verdict, ask
 from ...safeguidance.evaluate.judges.loading import make_judge
+from ..inputs import for_editor
 
 NAME = "Judge"
 KINDS = ("hgr", "nudenet", "open_nsfw")
@@ -53,8 +54,9 @@ def threshold_input() -> io.Input:
         step=0.01,
         advanced=True,
         optional=True,
+        extra_dict=for_editor(unset=AS_JUDGE, start=0.5),
         tooltip="Score from which a picture counts as harmful. Lower finds more and is wrong more often, higher the "
-        "opposite. -1 (the default): the judge's own.",
+        "opposite. Off (through the API: -1): the judge's own.",
     )
 
 

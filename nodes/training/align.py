@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
@@ -12,14 +11,16 @@ from ...safeguidance.errors import at_node
 from ...safeguidance.redirector.interface import Redirector
 from ...safeguidance.training.align import AlignConfig
 from ...safeguidance.training.align_data import read_unlabelled, typed_prompts
-from ...safeguidance.training.checkpoints import History
-from ...safeguidance.training.lora import TARGETS, load_lora
+from ...safeguidance.training.before_after import side_by_side
+from ...safeguidance.training.lora import TARGETS, LoRA, load_lora
 from ...safeguidance.training.loss_curve import draw_losses
 from ..host import files
 from ..host import model as host_model
 from ..types import RedirectorType
 from .align_run import Alignment, AlignSettings
 from .inputs import ALIGN_FIELDS, check_inputs, training_node
+from .live import PREVIEW_STEPS, TrainingView, as_tensor, preview_inputs, preview_texts
+from .pairs import pairs_fingerprint, unlabelled_for
 
 _NODE = "Align Model (LoRA)"
 
@@ -42,6 +43,7 @@ class AlignModel(io.ComfyNode):
                 "and stock Load LoRA nodes read it. An interrupted or killed run resumes when it is queued again."
             ),
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -58,17 +60,18 @@ class AlignModel(io.ComfyNode):
                 ),
                 io.String.Input(
                     "dataset",
-                    default="prompts.txt",
+                    default="",
                     tooltip="Prompts without labels, a file in the input folder or a folder below it: .txt with one a "
                     "line, or the column prompt of a .csv or .jsonl. Harmful and harmless ones mixed, as people write "
-                    "them. Not read where prompts are typed below.",
+                    "them. Not read where prompts are typed below. Both empty: the pack's own prompts in the "
+                    "redirector's categories.",
                 ),
                 io.String.Input(
                     "prompts",
                     default="",
                     multiline=True,
                     tooltip="The same as text, one prompt a line, in place of the file. Few: quick to try, and the "
-                    "LoRA knows little more than these. Many: better, take a file. Empty: the file is read.",
+                    "LoRA knows little more than these. Many: better, take a file. Empty: what dataset says.",
                 ),
                 io.String.Input(
                     "name",
@@ -186,6 +189,13 @@ class AlignModel(io.ComfyNode):
                     max=0xFFFFFFFF,
                     tooltip="Of everything; on a CPU the same seed gives the same weights. It has no low or high.",
                 ),
+                *preview_inputs("a picture without the LoRA and one with it as it is then, from one seed"),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="VAE of the model, for sharp previews; without it they are rough. It takes no part in "
+                    "training.",
+                ),
             ],
             outputs=[
                 io.Model.Output("aligned", display_name="MODEL", tooltip="The model with the LoRA at full strength."),
@@ -200,7 +210,7 @@ class AlignModel(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, dataset: str | None = None, prompts: str | None = None, **_: Any) -> str:
         """Changes when the prompt file does, so that the run is not taken from the cache then."""
-        return "typed" if prompts and typed_prompts(prompts).texts else files.input_fingerprint(dataset)
+        return "typed" if prompts and typed_prompts(prompts).texts else pairs_fingerprint(dataset)
 
     @classmethod
     def execute(
@@ -225,6 +235,9 @@ class AlignModel(io.ComfyNode):
         patience: int = 0,
         checkpoint_every: int = 100,
         save_memory: bool = True,
+        preview_every: int = 100,
+        preview_prompt: str = "",
+        vae: Any = None,
     ) -> io.NodeOutput:
         """Judge the prompts, train, save, apply.
 
@@ -239,11 +252,7 @@ class AlignModel(io.ComfyNode):
         settings = AlignSettings(
             folder, path, rank, layers, harmful_share, checkpoint_every, save_memory, command=_NODE
         )
-        show_step = host_model.progress(steps)
-
-        def on_step(step: int, history: History) -> None:
-            show_step(step, draw_losses(history, steps) if step % 25 == 0 else None)
-
+        view = TrainingView(cls, steps, preview_every)
         with training_node(_NODE, ALIGN_FIELDS, folder):
             config = AlignConfig(
                 steps=steps,
@@ -256,13 +265,37 @@ class AlignModel(io.ComfyNode):
                 patience=patience,
             )
             typed = typed_prompts(prompts)
-            data = typed if typed.texts else read_unlabelled(files.input_file(dataset))
+            if typed.texts:
+                data = typed
+            elif dataset.strip():
+                data = read_unlabelled(files.input_file(dataset))
+            else:
+                data = unlabelled_for(clip, redirector)
             shape = tuple(host_model.latent_for(model, latent).shape[1:])
-            history = Alignment(model, clip, redirector, data, shape).run(config, settings, on_step)
+            alignment = Alignment(model, clip, redirector, data, shape, view.progress("encoding texts"))
+
+            def watch(frozen: host_model.PlainModel, lora: LoRA) -> None:
+                prompt, base = preview_texts(clip, preview_prompt or data.texts[0], None, frozen.device)
+                schedule = frozen.schedule(PREVIEW_STEPS)
+
+                def sampled() -> torch.Tensor:
+                    return side_by_side(
+                        frozen.predict, frozen.noised, schedule, shape, prompt, lambda _level: base, cfg, seed
+                    )
+
+                def strip() -> torch.Tensor | None:
+                    with lora.off():
+                        before = sampled()
+                    return host_model.decoded(frozen, torch.cat([before, sampled()]), vae)
+
+                view.strip = strip
+
+            history = alignment.run(config, settings, view.on_step, watch=watch if preview_every else None)
             card = "\n".join([f"file: {path.name}", *load_lora(path)[1].lines()])
-        picture = torch.from_numpy(np.asarray(draw_losses(history, steps), dtype=np.float32) / 255)[None]
-        aligned = host_model.with_lora(model, path)
-        return io.NodeOutput(aligned, path.name, card, picture, ui=ui.PreviewImage(picture, cls=cls))
+        view.finished(history, path.name)
+        shown = ui.PreviewImage(as_tensor(view.picture(history)), cls=cls)
+        losses = as_tensor(draw_losses(history, steps))
+        return io.NodeOutput(host_model.with_lora(model, path), path.name, card, losses, ui=shown)
 
 
 NODES: list[type[io.ComfyNode]] = [AlignModel]

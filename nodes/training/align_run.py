@@ -26,6 +26,9 @@ from ..redirectors import check_family
 from .inputs import check_encoder
 from .train_run import OnEncoded, OnStep
 
+Watch = Callable[[host_model.PlainModel, LoRA], None]
+"""Called once before the first step with the frozen model, the LoRA on it, for previews."""
+
 
 @dataclass(frozen=True)
 class AlignSettings:
@@ -103,6 +106,7 @@ class Alignment:
         settings: AlignSettings,
         on_step: OnStep = lambda _step, _history: None,
         group: ProcessGroup = SINGLE_PROCESS,
+        watch: Watch | None = None,
     ) -> History:
         """Train and write the file (process 0); returns the losses of all steps.
 
@@ -113,14 +117,22 @@ class Alignment:
             settings: the rest.
             on_step: called after each step.
             group: the processes that share the work.
+            watch: called once before the first step of a run that is made.
 
         Raises:
             InputError, FloatingPointError, OSError: see ``align_model``.
         """
         with host_model.training_mode():
-            return self._run(config, settings, on_step, group)
+            return self._run(config, settings, on_step, group, watch)
 
-    def _run(self, config: AlignConfig, settings: AlignSettings, on_step: OnStep, group: ProcessGroup) -> History:
+    def _run(
+        self,
+        config: AlignConfig,
+        settings: AlignSettings,
+        on_step: OnStep,
+        group: ProcessGroup,
+        watch: Watch | None,
+    ) -> History:
         data, redirector = self.data, self.redirector
         check_range("rank", settings.rank, 1, 4096)
         check_choice("layers", settings.layers, tuple(TARGETS))
@@ -152,6 +164,8 @@ class Alignment:
         done = finished_history(settings.checkpoints, wanted, settings.out)
         if done is not None:
             return done
+        if watch is not None:
+            watch(frozen, lora)
         history: History = []
         steps = align_model(
             lora,

@@ -142,16 +142,19 @@ def as_tensor(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
 
 
-def preview_texts(clip: Any, typed: str, data: PromptData, device: torch.device) -> tuple[Conditioning, Conditioning]:
+def preview_texts(
+    clip: Any, typed: str, data: PromptData | None, device: torch.device
+) -> tuple[Conditioning, Conditioning]:
     """The preview's prompt and the empty one, of one length.
 
     Args:
         clip: the host's CLIP.
         typed: the prompt; empty for the first harmful one that is held out, else the first harmful one.
-        data: what is trained on.
+        data: what is trained on, or None.
         device: where they are put.
     """
-    harmful = sorted((e for e in data.examples if e.category), key=lambda example: example.split != "held-out")
+    rows = () if data is None else data.examples
+    harmful = sorted((e for e in rows if e.category), key=lambda example: example.split != "held-out")
     prompt = typed.strip() or (harmful[0].prompt if harmful else "")
     with torch.inference_mode(False), torch.no_grad():
         both = ClipEncoder(clip)([prompt, ""])

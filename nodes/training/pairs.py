@@ -11,8 +11,10 @@ from ...safeguidance.concepts.categories import FIELD_PRESETS, parse_concepts
 from ...safeguidance.errors import InputError
 from ...safeguidance.prompts.banks import made_prompts
 from ...safeguidance.prompts.files import PromptData, read_prompts
+from ...safeguidance.redirector.interface import Redirector
 from ...safeguidance.testbed.concepts import ALL_PRESETS, TESTBED_PRESETS
 from ...safeguidance.testbed.prompts import ROW_MAKERS
+from ...safeguidance.training.align_data import Prompts
 from ..concepts import chosen_categories
 from ..host import files
 from ..host.encoding import ClipEncoder, knows_words
@@ -89,6 +91,32 @@ def pairs_for(clip: Any, dataset: str, own: str, testbed: bool, switches: Mappin
         )
     names = chosen_categories({**dict.fromkeys(_names(), True), **switches})
     return made_prompts(names, concepts.categories, most=most_texts(clip))
+
+
+def unlabelled_for(clip: Any, redirector: Redirector) -> Prompts:
+    """Harmful and harmless prompts without labels, in the categories that a redirector judges.
+
+    Args:
+        clip: see ``pairs_for``.
+        redirector: names the categories.
+
+    Raises:
+        InputError: if none of them is one of the pack's.
+    """
+    names = redirector.categories
+    testbed = tuple(c for c in TESTBED_PRESETS if {c.name, c.name.removeprefix("testbed_")} & set(names))
+    known = [category.name for category in FIELD_PRESETS if category.name in names]
+    if not testbed and not known:
+        raise InputError(
+            "prompts",
+            f"it is empty, and none of the redirector's categories ({', '.join(names)}) is one of the pack's",
+            "prompts of your own, or a redirector of the pack's categories",
+            "write prompts, one a line, or name a prompt file in dataset",
+        )
+    makers = {category.name: ROW_MAKERS[category.name] for category in testbed}
+    data = made_prompts(known, (), testbed, makers, None if testbed else most_texts(clip))
+    texts = tuple(dict.fromkeys(text for e in data.examples for text in (e.prompt, e.safe)))
+    return Prompts(data.path.name, texts, data.digest)
 
 
 def most_texts(clip: Any) -> int:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from ..evaluate.store import Store
 
 OK, FAILED, STOPPED = 0, 1, 3
-PACKAGES = ("aiohttp", "jinja2", "numpy", "PIL", "scipy", "skimage", "sklearn", "statsmodels")
+NEEDED = ("jinja2", "numpy", "PIL", "scipy")
+"""Packages without which there is no page; ComfyUI's Python has them."""
+FIGURES = {"skimage": "the similarity of pictures (SSIM)", "statsmodels": "Cohen's kappa of two judges"}
+"""Packages that one figure each needs."""
 _EVERY = 5.0
 """Seconds between two lines of progress."""
 
@@ -51,19 +54,19 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_packages() -> None:
-    """Say before hours of work which packages the figures need.
+    """Say before hours of work which figures will be missing: ComfyUI's own Python lacks some packages.
 
     Raises:
-        InputError: naming those that are missing.
+        InputError: naming the packages without which nothing can be shown.
     """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    install = "python -m pip install 'safeguidance[evaluate]', or in a clone -e '.[evaluate]'"
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(
-            "evaluate",
-            f"this Python lacks {', '.join(missing)}",
-            "one with the packages of the extra evaluate",
-            "python -m pip install 'safeguidance[evaluate]', or in a clone -e '.[evaluate]'",
-        )
+        found = f"this Python lacks {', '.join(missing)}"
+        raise InputError("evaluate", found, "ComfyUI's, or one with the packages of the extra evaluate", install)
+    for name, figure in FIGURES.items():
+        if importlib.util.find_spec(name) is None:
+            say(f"without the package {name} the page lacks {figure}; `evaluate report` adds it later ({install})")
 
 
 def _parser(action: str, text: str) -> argparse.ArgumentParser:
@@ -231,7 +234,7 @@ def _introduce(config: Config, runners: Sequence[Runner], arms: Sequence[Any], p
 # ---- the page
 
 
-def _write_page(store: Store, judges: Sequence[Judge], folder: Path) -> None:
+def _write_page(store: Store, judges: Sequence[Judge], folder: Path, embed: bool = False) -> None:
     from ..evaluate.distances import agreement_of, features_of
     from ..evaluate.page import write
     from ..evaluate.summary import summarise
@@ -239,7 +242,7 @@ def _write_page(store: Store, judges: Sequence[Judge], folder: Path) -> None:
     if not store.count():
         raise InputError("results", f"{store.folder} holds no rows yet", "results with one row or more")
     summary = summarise(store, features=features_of(judges), texts=agreement_of(judges))
-    written = write(summary, folder)
+    written = write(summary, folder, embed=embed)
     say(f"page: {written.page}")
 
 
@@ -251,11 +254,14 @@ def _report(rest: Sequence[str]) -> int:
     parser = _parser(" report", "Make the page of results again, whole or unfinished.")
     parser.add_argument("results", type=Path, help="folder of the results, or the configuration")
     parser.add_argument("-o", "--output", type=Path, help="folder to write to (default: the results' own)")
+    parser.add_argument(
+        "--embed", action="store_true", help="put small copies of the pictures into the page, to pass it on as one file"
+    )
     args = parser.parse_args(rest)
-    # with the configuration its judges are there too, whose networks also measure how pictures differ
+    # with the configuration its judges are there too, whose networks measure what the results do not hold yet
     judges = _judges(read_config(args.results), None) if args.results.suffix.lower() in (".toml", ".json") else []
     with open_results(results_of(args.results)) as store:
-        _write_page(store, judges, args.output or store.folder)
+        _write_page(store, judges, args.output or store.folder, args.embed)
     return OK
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..roc import auc, curve
 from .collected import ANY, Collected
 from .statistics import Share, share_of
 
@@ -58,12 +59,14 @@ def _curve(found: Collected, judge: str, truth: dict[str, bool], keys: list[str]
     if judge == ANY:
         return None, None
     verdicts = {key: found.verdicts.get(key, {}).get(judge) for key in keys}
-    scored = {key: v.score for key, v in verdicts.items() if v is not None and v.score is not None and not v.errors}
+    scored = {
+        key: float(v.score) for key, v in verdicts.items() if v is not None and v.score is not None and not v.errors
+    }
     kinds = [truth[key] for key in scored]
     if len(set(kinds)) < 2:
         return None, None
-    from sklearn.metrics import roc_auc_score, roc_curve
-
-    scores = np.asarray(list(scored.values()), dtype=float)
-    wrong, right, limits = roc_curve(kinds, scores)
-    return float(roc_auc_score(kinds, scores)), float(limits[1 + int(np.argmax((right - wrong)[1:]))])
+    harmful, harmless = ([score for key, score in scored.items() if truth[key] is kind] for kind in (True, False))
+    wrong, right = curve(harmful, harmless)
+    # the first place of the curve calls nothing harmful; behind it the scores fall
+    limits = np.unique(list(scored.values()))[::-1]
+    return auc(harmful, harmless), float(limits[int(np.argmax((right - wrong)[1:]))])

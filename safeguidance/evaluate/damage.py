@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from PIL import Image
 
 from .collected import Collected, Pair, without_folder
 from .distances import Frechet, PictureFeatures, TextAgreement, frechet_of, perceptual, ssim, ssim_lacks
+from .measures import CLIP, PERCEPTUAL, SSIM, Measures
 from .statistics import Mean, Share, mean_of, share_of
 from .store import Row, Store
 
@@ -65,16 +65,19 @@ def damage_of(
     Args:
         store: the results, for their pictures.
         found: the same, read.
-        features: network for perceptual and Frechet distances.
-        texts: network for the CLIP score.
+        features: network for perceptual and Frechet distances; None: what was measured before is taken.
+        texts: network for the CLIP score; None: as ``features``.
         most_pairs: pairs whose pictures are opened; of more a fixed random part is taken.
         watch: gets what is measured, how many of how many.
     """
     pairs = list(found.of_group("", False))
     if not pairs:
         return ()
-    networks = _Networks(features, texts)
-    return tuple(_of_arm(store, found, arm, pairs, networks, most_pairs, watch) for arm in found.arms[1:])
+    known = Measures(store, features, texts)
+    try:
+        return tuple(_of_arm(store, found, arm, pairs, known, most_pairs, watch) for arm in found.arms[1:])
+    finally:
+        known.save()
 
 
 def _of_arm(
@@ -82,7 +85,7 @@ def _of_arm(
     found: Collected,
     arm: str,
     pairs: list[Pair],
-    networks: _Networks,
+    known: Measures,
     most_pairs: int,
     watch: Watch,
 ) -> Damage:
@@ -98,12 +101,18 @@ def _of_arm(
         chosen = [chosen[place] for place in sorted(places)]
         notes.append(f"Distances are of {most_pairs} of {len(both)} harmless pairs, drawn at random.")
     lacking = ssim_lacks()
-    if lacking:
-        notes.append(f"SSIM was not measured: {lacking}.")
-    measured = _Measured(networks, not lacking)
+    measured = _Measured(store, known, not lacking)
     for place, pair in enumerate(chosen):
-        measured.add(store, pair, found.baseline, arm)
+        measured.add(pair, found.baseline, arm)
         watch(arm, place + 1, len(chosen))
+    if measured.without[SSIM]:
+        notes.append(f"SSIM was not measured on {measured.without[SSIM]} harmless pairs of {arm}: {lacking}.")
+    for name, network in ((PERCEPTUAL, known.features_name), (CLIP, known.texts_name)):
+        if measured.without[name]:
+            notes.append(
+                f"{measured.without[name]} harmless pairs of {arm} were not measured by {network}, which is not loaded "
+                "here: make the page from the configuration."
+            )
     if measured.unread:
         notes.append(f"{measured.unread} harmless pairs of {arm} could not be measured: {measured.why}.")
     if measured.failed:
@@ -115,92 +124,95 @@ def _of_arm(
         identical,
         opened,
         len(chosen) - measured.unread,
-        measured.mean("ssim"),
-        measured.mean("perceptual"),
-        measured.mean("clip_score"),
+        measured.mean(SSIM),
+        measured.mean(PERCEPTUAL),
+        measured.mean(CLIP),
         measured.mean("clip_change"),
         measured.frechet(),
-        networks.features.name if networks.features is not None else "",
-        tuple(notes),
+        known.features_name,
+        tuple(dict.fromkeys(notes)),
     )
 
 
-class _Networks:
-    """What lent networks say of pictures; that of a picture which several arms share is kept.
-
-    Args:
-        features: network for perceptual and Frechet distances.
-        texts: network for the CLIP score.
-    """
-
-    def __init__(self, features: PictureFeatures | None, texts: TextAgreement | None) -> None:
-        self.features, self.texts = features, texts
-        self._vectors: dict[str, torch.Tensor] = {}
-        self._scores: dict[tuple[str, int], float] = {}
-
-    def vector(self, features: PictureFeatures, row: Row, picture: Image.Image) -> torch.Tensor:
-        """The vector ``[D]`` of a picture."""
-        if row.picture_digest not in self._vectors:
-            self._vectors[row.picture_digest] = features.vectors([picture])[0].double()
-        return self._vectors[row.picture_digest]
-
-    def score(self, texts: TextAgreement, row: Row, picture: Image.Image, prompt: str) -> float:
-        """The CLIP score of a picture."""
-        key = (row.picture_digest, row.prompt)
-        if key not in self._scores:
-            self._scores[key] = texts.agreement([picture], [prompt])[0]
-        return self._scores[key]
-
-
 class _Measured:
-    """Distances of the pairs of one arm."""
+    """Distances of the pairs of one arm; what is known from before is not measured again."""
 
-    def __init__(self, networks: _Networks, with_ssim: bool) -> None:
-        self._networks, self._with_ssim = networks, with_ssim
+    def __init__(self, store: Store, known: Measures, with_ssim: bool) -> None:
+        self._store, self._known, self._with_ssim = store, known, with_ssim
         self._values: dict[str, list[tuple[float, int]]] = {}
         self._vectors: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         self.unread, self.failed, self.resized, self.why = 0, 0, 0, ""
+        self.without = dict.fromkeys((SSIM, PERCEPTUAL, CLIP), 0)
 
-    def add(self, store: Store, pair: Pair, baseline: str, arm: str) -> None:
+    def add(self, pair: Pair, baseline: str, arm: str) -> None:
         """Measure a pair; what fails on it costs nothing else."""
-        rows = pair.rows[baseline], pair.rows[arm]
-        same = rows[0].picture_digest == rows[1].picture_digest
-        if same and self._with_ssim:
-            self._put("ssim", 1.0, pair)
-        if same and self._networks.features is None and self._networks.texts is None:
-            return
+        both = _Both(self._store, pair.rows[baseline], pair.rows[arm])
         try:
-            first = _open(store, rows[0])
-            second = first if same else _open(store, rows[1])
-            self.resized += first.size != second.size
-            if self._with_ssim and not same:
-                self._put("ssim", ssim(first, second), pair)
-        except Exception as error:
+            self._ssim(pair, both)
+            self._distances(pair, both)
+            self._agreement(pair, both)
+        except _Unreadable as error:
             self.unread += 1
-            self.why = without_folder(f"{type(error).__name__}: {error}", store.folder)
-            return
-        try:
-            self._ask(pair, rows, (first, second))
+            self.why = without_folder(str(error), self._store.folder)
         except Exception as error:
+            # the network of a judge may raise anything
             self.failed += 1
             self.why = f"{type(error).__name__}: {error}"
 
-    def _ask(self, pair: Pair, rows: tuple[Row, Row], pictures: tuple[Image.Image, Image.Image]) -> None:
-        networks = self._networks
-        if networks.features is not None:
-            same = rows[0].picture_digest == rows[1].picture_digest
-            distance = 0.0 if same else perceptual(networks.features, *pictures)
-            vectors = [networks.vector(networks.features, *one) for one in zip(rows, pictures, strict=True)]
-            self._put("perceptual", distance, pair)
-            for kept, vector in zip(self._vectors, vectors, strict=True):
+    def _ssim(self, pair: Pair, both: _Both) -> None:
+        if both.same:
+            self._put(SSIM, 1.0, pair)
+            return
+        value = self._known.value(SSIM, both.second, both.first)
+        if value is None and self._with_ssim:
+            first, second = both.pictures()
+            self.resized += first.size != second.size
+            value = ssim(first, second)
+            if value is not None:
+                self._known.add(SSIM, both.second, both.first, value)
+        elif value is None:
+            self.without[SSIM] += 1
+        self._put(SSIM, value, pair)
+
+    def _distances(self, pair: Pair, both: _Both) -> None:
+        if not self._known.features_name:
+            return
+        value = 0.0 if both.same else self._known.value(PERCEPTUAL, both.second, both.first)
+        vectors = [self._known.vector(digest) for digest in (both.first, both.second)]
+        network = self._known.features
+        if network is None and (value is None or any(vector is None for vector in vectors)):
+            self.without[PERCEPTUAL] += 1
+            return
+        if value is None and network is not None:
+            value = perceptual(network, *both.pictures())
+            if value is not None:
+                self._known.add(PERCEPTUAL, both.second, both.first, value)
+        for place, digest in enumerate((both.first, both.second)):
+            if vectors[place] is None and network is not None:
+                vectors[place] = self._known.vector(digest)
+                if vectors[place] is None:
+                    vectors[place] = self._known.add_vector(digest, network.vectors([both.pictures()[place]])[0])
+        self._put(PERCEPTUAL, value, pair)
+        for kept, vector in zip(self._vectors, vectors, strict=True):
+            if vector is not None:
                 kept.append(vector)
-        if networks.texts is not None:
-            before, after = (
-                networks.score(networks.texts, row, picture, pair.prompt.text)
-                for row, picture in zip(rows, pictures, strict=True)
-            )
-            self._put("clip_score", after, pair)
-            self._put("clip_change", after - before, pair)
+
+    def _agreement(self, pair: Pair, both: _Both) -> None:
+        if not self._known.texts_name:
+            return
+        network, scores = self._known.texts, list[float]()
+        for place, digest in enumerate((both.first, both.second)):
+            score = self._known.value(CLIP, digest, pair.prompt.text)
+            if score is None and network is None:
+                self.without[CLIP] += 1
+                return
+            if score is None and network is not None:
+                (found,) = network.agreement([both.pictures()[place]], [pair.prompt.text])
+                score = self._known.add(CLIP, digest, pair.prompt.text, found)
+            scores += [] if score is None else [score]
+        before, after = scores
+        self._put(CLIP, after, pair)
+        self._put("clip_change", after - before, pair)
 
     def _put(self, name: str, value: float | None, pair: Pair) -> None:
         if value is not None:
@@ -219,7 +231,40 @@ class _Measured:
         return frechet_of(first, second)
 
 
+class _Unreadable(Exception):
+    """A picture cannot be read; the text says why."""
+
+
+class _Both:
+    """The pictures of a pair, opened once and only where they are needed.
+
+    Args:
+        store: the results.
+        first: row of the baseline.
+        second: row of the arm.
+    """
+
+    def __init__(self, store: Store, first: Row, second: Row) -> None:
+        self._store, self._rows = store, (first, second)
+        self.first, self.second = first.picture_digest, second.picture_digest
+        self.same = self.first == self.second
+        self._opened: tuple[Image.Image, Image.Image] | None = None
+
+    def pictures(self) -> tuple[Image.Image, Image.Image]:
+        """Both as RGB.
+
+        Raises:
+            _Unreadable: if one cannot be read.
+        """
+        if self._opened is None:
+            first = _open(self._store, self._rows[0])
+            self._opened = first, first if self.same else _open(self._store, self._rows[1])
+        return self._opened
+
+
 def _open(store: Store, row: Row) -> Image.Image:
-    path: Path = store.picture_path(row)
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    try:
+        with Image.open(store.picture_path(row)) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _Unreadable(f"{type(error).__name__}: {error}") from error

@@ -103,8 +103,8 @@ def made_of(outcome: Outcome, built: Built) -> Made:
         return Made(error=outcome.error)
     if len(outcome.pictures) != 1:
         return Made(
-            error=f"the workflow gave {len(outcome.pictures)} pictures; allowed: one a run; set batch_size to 1 and "
-            "name the node whose picture counts"
+            error=f"the workflow gave {len(outcome.pictures)} pictures; allowed: one a run; set batch_size to 1; of a "
+            "film set its length to 1, or put Image From Batch in front of the node whose picture counts"
         )
     records = []
     for key in built.records:

@@ -4,7 +4,7 @@ Several pictures of one prompt (seeds) are not independent, so the prompt is the
 effective number of pictures, differences are resampled by prompt, and the exact test counts prompts. With one seed a
 prompt these are Wilson's interval, the paired bootstrap and McNemar's exact test as they stand in textbooks.
 
-Inside ComfyUI there is scipy and no statsmodels; only the agreement of two judges needs that.
+Inside ComfyUI there is scipy and no statsmodels; only Cohen's kappa of two judges needs that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ..errors import InputError
 from ..roc import wilson
 
 LEVEL = 0.95
@@ -98,9 +97,10 @@ class Agreement:
         count: pictures that both judged.
         observed: share of them on which both say the same; None where there are none.
         kappa: Cohen's kappa, agreement beyond chance, at most 1; None where chance alone explains everything, because
-            both give one and the same answer to all.
+            both give one and the same answer to all, and where it was not computed.
         low: lower end of its 95% interval; None as ``kappa``, and where they differ nowhere.
         high: upper end; None as ``low``.
+        lacks: why it was not computed, "" where it was.
     """
 
     count: int
@@ -108,6 +108,7 @@ class Agreement:
     kappa: float | None
     low: float | None
     high: float | None
+    lacks: str = ""
 
 
 def share_of(values: Sequence[bool], prompts: Sequence[int]) -> Share:
@@ -265,9 +266,6 @@ def agreement(first: Sequence[bool], second: Sequence[bool]) -> Agreement:
     Args:
         first: verdicts of one.
         second: verdicts of the other.
-
-    Raises:
-        InputError: if statsmodels is not there.
     """
     if not len(first):
         return Agreement(0, None, None, None, None)
@@ -280,12 +278,7 @@ def agreement(first: Sequence[bool], second: Sequence[bool]) -> Agreement:
     try:
         from statsmodels.stats.inter_rater import cohens_kappa
     except ImportError as error:
-        raise InputError(
-            "judges",
-            f"the package statsmodels, which compares two of them, is missing ({error})",
-            "an interpreter that has it",
-            "python -m pip install 'safeguidance[evaluate]'",
-        ) from error
+        return Agreement(len(one), same, None, None, None, f"statsmodels is not there ({error})")
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         found = cohens_kappa(np.asarray(table))

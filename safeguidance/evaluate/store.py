@@ -176,7 +176,7 @@ class Store:
         try:
             if not read_only:
                 self._connection.executescript(_TABLES)
-                with self._transaction() as cursor:
+                with self.transaction() as cursor:
                     cursor.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(FORMAT),))
             found = self.meta().get("format")
         except sqlite3.DatabaseError as error:
@@ -203,7 +203,8 @@ class Store:
         return connection
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Cursor]:
+    def transaction(self) -> Iterator[sqlite3.Cursor]:
+        """A transaction: all that is done with the cursor is kept, or nothing of it."""
         with self._lock:
             cursor = self._connection.cursor()
             cursor.execute("BEGIN IMMEDIATE")
@@ -229,7 +230,7 @@ class Store:
 
     def set_meta(self, **values: Any) -> None:
         """Keep facts of the run, each as JSON."""
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             texts = [(key, json.dumps(value, allow_nan=False)) for key, value in values.items()]
             cursor.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", texts)
 
@@ -239,7 +240,7 @@ class Store:
         Raises:
             InputError: if another prompt has the number of one.
         """
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             for p in prompts:
                 values = (p.number, p.text, p.safe_text, p.category, int(p.harmful), p.source, p.source_row)
                 old = cursor.execute("SELECT * FROM prompts WHERE number = ?", (p.number,)).fetchone()
@@ -260,14 +261,14 @@ class Store:
             row.id, row.prompt, row.seed, row.arm, row.status, row.picture, row.picture_digest, row.seconds,
             row.evaluations, row.peak_bytes, guard, row.error, row.worker,
         )  # fmt: skip
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             marks = ", ".join("?" * len(values))
             cursor.execute(f"INSERT OR IGNORE INTO rows VALUES ({marks})", values)
             return bool(cursor.rowcount)
 
     def forget_failed(self) -> int:
         """Drop the rows that failed, so that they are tried again; returns how many."""
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             cursor.execute("DELETE FROM rows WHERE status = 'failed'")
             return int(cursor.rowcount)
 
@@ -277,12 +278,12 @@ class Store:
             (v.row, v.judge, v.category, v.score, None if v.harmful is None else int(v.harmful), v.error)
             for v in verdicts
         ]
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             cursor.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def forget_verdicts(self, judge: str, failed_only: bool = False) -> int:
         """Drop the verdicts of a judge, or those with an error, so that it judges again; returns how many."""
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             cursor.execute(
                 "DELETE FROM verdicts WHERE judge = ?" + (" AND error != ''" if failed_only else ""), (judge,)
             )
@@ -290,24 +291,24 @@ class Store:
 
     def add_label(self, label: Label) -> None:
         """Keep what a person says; a later answer of the same person replaces it."""
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             values = (label.row, label.person, int(label.harmful))
             cursor.execute("INSERT OR REPLACE INTO labels VALUES (?, ?, ?)", values)
 
     # ---- reading
 
-    def _select(self, query: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        # a connection of its own: a long read goes on while rows are written
+    def select(self, query: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """Rows of a query, over a connection of its own: a long read goes on while rows are written."""
         with contextlib.closing(self._connect()) as connection:
             yield from connection.execute(query, values)
 
     def meta(self) -> dict[str, Any]:
         """Facts of the run."""
-        return {key: json.loads(value) for key, value in self._select("SELECT key, value FROM meta")}
+        return {key: json.loads(value) for key, value in self.select("SELECT key, value FROM meta")}
 
     def prompts(self) -> Iterator[Prompt]:
         """Prompts in their order."""
-        for number, text, safe, category, harmful, source, row in self._select("SELECT * FROM prompts ORDER BY number"):
+        for number, text, safe, category, harmful, source, row in self.select("SELECT * FROM prompts ORDER BY number"):
             yield Prompt(number, text, safe, category, bool(harmful), source, row)
 
     def rows(self, arm: str | None = None, status: str | None = None) -> Iterator[Row]:
@@ -320,21 +321,21 @@ class Store:
         query = (
             "SELECT * FROM rows WHERE (? IS NULL OR arm = ?) AND (? IS NULL OR status = ?) ORDER BY prompt, seed, arm"
         )
-        yield from map(_row, self._select(query, (arm, arm, status, status)))
+        yield from map(_row, self.select(query, (arm, arm, status, status)))
 
     def row(self, key: str) -> Row | None:
         """The row with a key, None where there is none."""
-        return next(map(_row, self._select("SELECT * FROM rows WHERE id = ?", (key,))), None)
+        return next(map(_row, self.select("SELECT * FROM rows WHERE id = ?", (key,))), None)
 
     def arms(self) -> list[str]:
         """Arms in the order of the configuration, else by name."""
-        found = [arm for (arm,) in self._select("SELECT DISTINCT arm FROM rows ORDER BY arm")]
+        found = [arm for (arm,) in self.select("SELECT DISTINCT arm FROM rows ORDER BY arm")]
         order = [str(name) for name in self.meta().get("arms", [])]
         return [*order, *(arm for arm in found if arm not in order)]
 
     def count(self, status: str | None = None) -> int:
         """Number of rows."""
-        return int(next(self._select("SELECT count(*) FROM rows WHERE ? IS NULL OR status = ?", (status, status)))[0])
+        return int(next(self.select("SELECT count(*) FROM rows WHERE ? IS NULL OR status = ?", (status, status)))[0])
 
     def missing(
         self, seeds: Iterable[int], arms: Sequence[str], block: int = 1, count: int | None = None
@@ -350,7 +351,7 @@ class Store:
         seeds, prompts = list(seeds), islice(self.prompts(), count)
         while some := list(islice(prompts, block)):
             query = "SELECT prompt, seed, arm FROM rows WHERE prompt BETWEEN ? AND ?"
-            there = set(self._select(query, (some[0].number, some[-1].number)))
+            there = set(self.select(query, (some[0].number, some[-1].number)))
             for arm in arms:
                 for prompt in some:
                     yield from ((prompt, seed, arm) for seed in seeds if (prompt.number, seed, arm) not in there)
@@ -358,7 +359,7 @@ class Store:
     def verdicts(self, judge: str | None = None) -> Iterator[VerdictRow]:
         """Verdicts by row, judge and category."""
         query = "SELECT * FROM verdicts WHERE ? IS NULL OR judge = ? ORDER BY row, judge, category"
-        for row, name, category, score, harmful, error in self._select(query, (judge, judge)):
+        for row, name, category, score, harmful, error in self.select(query, (judge, judge)):
             yield VerdictRow(row, name, category, score, None if harmful is None else bool(harmful), error)
 
     def unjudged(self, judge: str, limit: int) -> list[tuple[Row, str]]:
@@ -367,11 +368,11 @@ class Store:
             "SELECT rows.*, prompts.text FROM rows JOIN prompts ON prompts.number = rows.prompt WHERE status = 'done' "
             "AND NOT EXISTS (SELECT 1 FROM verdicts WHERE verdicts.row = rows.id AND judge = ?) LIMIT ?"
         )
-        return [(_row(values[:-1]), values[-1]) for values in self._select(query, (judge, limit))]
+        return [(_row(values[:-1]), values[-1]) for values in self.select(query, (judge, limit))]
 
     def labels(self) -> Iterator[Label]:
         """What people said, by row and person."""
-        for row, person, harmful in self._select("SELECT * FROM labels ORDER BY row, person"):
+        for row, person, harmful in self.select("SELECT * FROM labels ORDER BY row, person"):
             yield Label(row, person, bool(harmful))
 
     def picture_path(self, row: Row) -> Path:

@@ -99,6 +99,16 @@ def _listed(nodes: Any) -> str:
     return ", ".join(str(node) for node in nodes) or "none"
 
 
+def _fields_of(nodes: Sequence[TypedNode], kind: str) -> str:
+    """Fields that can be named: values of a type, as NODE.FIELD with what the node is."""
+    found = []
+    for node in nodes:
+        names = _strings(node) if kind == "STRING" else [name for name, spec in node.specs.items() if spec.type == kind]
+        title = f", {node.title!r}" if node.title and node.title != node.kind else ""
+        found += [f"{node.key}.{name} ({node.kind}{title})" for name in names if name in node.values and not node.shows]
+    return ", ".join(found)
+
+
 def _output(graph: Graph, api: Mapping[str, Any], name: str) -> tuple[str, Source]:
     makers = [node for node in graph.values() if node.shows and _image_of(node)]
     if name:
@@ -150,7 +160,7 @@ def _seed(graph: Graph, above: Sequence[TypedNode]) -> tuple[Field, ...]:
         raise InputError(
             "nodes.seed",
             "no node before the output has a field called seed or noise_seed",
-            _listed(above),
+            _fields_of(above, "INT") or "a node with a whole number",
             'name the field with seed = "NODE.FIELD" under [nodes]',
         )
     return tuple(found)
@@ -169,7 +179,7 @@ def _prompt(graph: Graph, above: Sequence[TypedNode]) -> tuple[Field, ...]:
         raise InputError(
             "nodes.prompt",
             "no text field was found before a positive conditioning",
-            _listed(node for node in above if _strings(node)) or "a node with a text field",
+            _fields_of(above, "STRING") or "a node with a text field",
             'name the field with prompt = "NODE.FIELD" under [nodes]',
         )
     # base and refiner, or two encoders of one model, hold the same prompt each
@@ -178,7 +188,7 @@ def _prompt(graph: Graph, above: Sequence[TypedNode]) -> tuple[Field, ...]:
         raise InputError(
             "nodes.prompt",
             f"{len(groups)} text encoders make the positive conditioning, with different texts",
-            _listed(encoders.values()),
+            _fields_of(above, "STRING"),
             'name the fields that take the prompt with prompt = "NODE.FIELD, NODE.FIELD" under [nodes]',
         )
     return tuple(dict.fromkeys(field for fields in groups.values() for field in fields))

@@ -260,10 +260,16 @@ def test_servers_without_the_pack_run_unguarded_arms(tmp_path, capsys):
 
 
 def test_missing_packages_are_named_before_the_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("safeguidance.commands.evaluate.PACKAGES", ("PIL", "no_such_package"))
+    monkeypatch.setattr("safeguidance.commands.evaluate.NEEDED", ("PIL", "no_such_package"))
     assert evaluate(write_config(tmp_path, [], 2)) == 2
     assert "this Python lacks no_such_package" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+    # one that a single figure needs is no reason not to begin
+    monkeypatch.undo()
+    monkeypatch.setattr("safeguidance.commands.evaluate.FIGURES", {"no_such_package": "a figure"})
+    with serving() as url:
+        assert main(["evaluate", str(write_config(tmp_path / "begun", [url], 2))]) == 0
+    assert "without the package no_such_package the page lacks a figure" in capsys.readouterr().out
 
 
 def test_the_page_of_a_run_is_written_and_written_again(tmp_path, capsys):
@@ -275,5 +281,8 @@ def test_the_page_of_a_run_is_written_and_written_again(tmp_path, capsys):
     page.unlink()
     assert main(["evaluate", "report", str(config)]) == 0
     assert page.is_file()
+    assert main(["evaluate", "report", str(tmp_path / "results"), "--embed", "-o", str(tmp_path / "one")]) == 0
+    assert "data:image/webp;base64," in (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
+    assert "data:image/webp" not in page.read_text(encoding="utf-8")
     assert main(["evaluate", "report", str(tmp_path / "nothing")]) == 2
     assert "there is no results.sqlite" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from safeguidance.errors import InputError
 from safeguidance.evaluate import label_page
 from safeguidance.evaluate.collected import ANY, any_of
 from safeguidance.evaluate.page import wording, write
-from safeguidance.evaluate.store import Prompt, Store, VerdictRow
+from safeguidance.evaluate.store import Prompt, Store, VerdictRow, open_results
 from safeguidance.evaluate.summary import summarise
 from safeguidance.roc import wilson
 from tests.core.evaluate_results import add_row, make_results, only, picture
@@ -115,8 +116,9 @@ class Lent:
 
 def test_lent_networks_measure_distances(tmp_path):
     with make_results(tmp_path) as store:
-        (found,) = summarise(store, features=Lent(), texts=Lent()).damage
         (part,) = summarise(store, most_pairs=3).damage
+        (found,) = summarise(store, features=Lent(), texts=Lent()).damage
+    with make_results(tmp_path / "broken") as store:
         (store.folder / next(store.rows("guarded")).picture).unlink()
         gone = next(row for row in store.rows("guarded") if row.prompt == 12)
         store.picture_path(gone).write_bytes(b"no picture")
@@ -131,6 +133,36 @@ def test_lent_networks_measure_distances(tmp_path):
     assert "3 of 8 harmless pairs, drawn at random" in part.notes[0]
     assert broken.measured == 7
     assert "1 harmless pairs of guarded could not be measured" in broken.notes[0]
+
+
+def test_what_was_measured_once_needs_neither_network_nor_picture_again(tmp_path):
+    with make_results(tmp_path) as store:
+        (before,) = summarise(store, features=Lent(), texts=Lent()).damage
+        for path in (tmp_path / "pictures").iterdir():
+            path.unlink()
+    with open_results(tmp_path) as store:
+        (again,) = summarise(store).damage
+        other = type("Other", (Lent,), {"digest": "1", "name": "other"})()
+        (changed,) = summarise(store, features=other).damage
+    assert again.frechet.distance == pytest.approx(before.frechet.distance, rel=1e-12)
+    assert replace(again, frechet=None) == replace(before, frechet=None)
+    assert (again.features, again.clip_score.count) == ("lent", 8)
+    # what one network measured is not taken for another's, whose own need the pictures that are gone
+    assert (changed.features, changed.perceptual.count, changed.ssim.count) == ("other", 0, 8)
+    assert "8 harmless pairs of guarded could not be measured" in changed.notes[0]
+
+
+def test_a_pair_that_came_later_is_said_to_lack_the_network(tmp_path):
+    with make_results(tmp_path) as store:
+        summarise(store, features=Lent(), texts=Lent())
+        store.add_prompts([Prompt(20, "one more", "", "", False, "p.csv", 21)])
+        for arm, seed in (("plain", 1), ("guarded", 2)):
+            add_row(store, 20, 0, arm, picture(seed))
+    with open_results(tmp_path) as store:
+        (found,) = summarise(store).damage
+    assert (found.ssim.count, found.perceptual.count, found.clip_score.count) == (9, 8, 8)
+    (note,) = found.notes
+    assert "1 harmless pairs of guarded were not measured by lent, which is not loaded here" in note
 
 
 def test_seeds_are_pictures_of_one_prompt(tmp_path):
@@ -297,7 +329,7 @@ print(write(found, Path(sys.argv[1])).page.name, found.damage[0].identical.hits,
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("report.html; 6; ")
-    assert "SSIM was not measured: scikit-image is not there" in done.stdout
+    assert "SSIM was not measured on 2 harmless pairs of guarded: scikit-image is not there" in done.stdout
 
 
 def test_a_network_that_fails_leaves_the_rest_of_the_figures(tmp_path):

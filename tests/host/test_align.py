@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.host.safecfg_graphs import part
 
@@ -218,3 +219,28 @@ def test_typed_prompts_do_not_depend_on_the_file(prompt_file):
     before = node.fingerprint_inputs(dataset="mine.txt", prompts=PROMPTS)
     prompt_file.write_text("another", encoding="utf-8")
     assert node.fingerprint_inputs(dataset="mine.txt", prompts=PROMPTS) == before
+
+
+def test_without_prompts_the_packs_own_are_taken_in_the_redirectors_categories(run_graph, host):
+    result = run_graph(_graph(dataset="", prompts="", steps=2, preview_every=2, vae=["1", 2]))
+    card = part("safeguidance.training.lora").load_lora(_lora(host))[1]
+    assert card.data == "pairs made of testbed_blade, testbed_explosive, testbed_death, testbed_drug"
+    assert card.prompts > 1000
+    assert 0.2 * card.prompts < card.judged_harmful < 0.5 * card.prompts
+    # below the curve, 320 high, stand a picture without the LoRA and one with it
+    (shown,) = result.images["4"]
+    assert Image.open(shown).height > 600
+
+
+def test_previews_of_the_lora_leave_its_weights_as_they_are(run_graph, host):
+    run_graph(_graph("mine-with", preview_every=1))
+    run_graph(_graph("mine-without", preview_every=0))
+    assert _content(_lora(host, "mine-with"))[1] == _content(_lora(host, "mine-without"))[1]
+
+
+def test_a_redirector_of_other_categories_needs_prompts():
+    from types import SimpleNamespace
+
+    pairs = part("nodes.training.pairs")
+    with pytest.raises(part("safeguidance.errors").InputError, match="^prompts: it is empty.*write prompts"):
+        pairs.unlabelled_for(None, SimpleNamespace(categories=("spiders",)))

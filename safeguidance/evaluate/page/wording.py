@@ -60,6 +60,8 @@ def kappa(value: Agreement) -> str:
     """Cohen's kappa with its interval, or why there is none."""
     if value.observed is None:
         return "no picture in common"
+    if value.lacks:
+        return f"not computed: {value.lacks}"
     if value.kappa is None:
         return "none: both give one and the same answer to all"
     if value.low is None or value.high is None:
