@@ -1,9 +1,12 @@
-"""What reads a prompt before the SAFREE filter changes it: a redirector, so that harmless prompts are left alone."""
+"""What reads a prompt before a method acts on it: a redirector, so that harmless prompts are left alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from ..safeguidance.concepts.categories import Concepts
 from ..safeguidance.conditioning import Conditioning
@@ -16,6 +19,7 @@ from ..safeguidance.testbed.short_prompts import harmless_bank
 from .gates import bank_gate
 from .host.encoding import ClipEncoder, encode, knows_words
 from .per_clip import PerClip
+from .safree.original import Entry, texts_to_judge
 
 BY_CONCEPTS, BY_NOTHING = "concepts", "none (as published)"
 JUDGE_BY = (BY_CONCEPTS, BY_NOTHING)
@@ -96,6 +100,55 @@ def _bank(clip: Any, concepts: Concepts) -> tuple[str, ...]:
         # everything would look alike to it
         names = tuple(category.name for category in TESTBED_PRESETS)
     return harmless_bank(names)
+
+
+def scores_of_run(
+    redirector: Redirector, entries: Sequence[Entry], empty: Conditioning, names: Sequence[str], batch: int
+) -> torch.Tensor:
+    """How harmful a judge finds what is sampled, per sample and concept, ``[batch, K]``, 0..1; the worst of all parts.
+
+    Args:
+        redirector: the judge.
+        entries: the guider's positive conditioning.
+        empty: the empty prompt.
+        names: concepts, in order.
+        batch: samples; rows of a conditioning are reused in the host's order.
+
+    Raises:
+        InputError: if the judge does not look for one of the concepts, was made for another text encoder, or a part of
+            the prompt holds no text.
+    """
+    missing = [name for name in names if name not in redirector.categories]
+    if missing:
+        raise InputError(
+            "judge",
+            f"it does not look for {', '.join(missing)}",
+            f"the concepts that are connected; it looks for {', '.join(redirector.categories)}",
+            "make one of the same CONCEPTS with Redirector from Concepts, or leave the input empty",
+        )
+    columns = [redirector.categories.index(name) for name in names]
+    tables = []
+    for entry in entries:
+        for tokens, pooled in texts_to_judge(entry):
+            if tokens is None:
+                raise InputError(
+                    "positive",
+                    "this conditioning holds no text states (cross_attn is missing)",
+                    "what a text encoder node gives",
+                    "connect CLIP Text Encode, or leave judge empty and set judge_by to measured",
+                )
+            found = run_redirector(redirector, Conditioning(tokens, pooled), empty, SafeCFGConfig(), _SCALE)
+            table = found.scores.float().cpu()[:, columns]
+            tables.append(table[torch.arange(batch) % len(table)])
+    return torch.stack(tables).amax(dim=0)
+
+
+def strength_of(scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    """A judge's scores ``[B, K]`` on one scale for all judges: 0.5 at its threshold, 1 at 1; 0 for a harmless one."""
+    above = 0.5 + 0.5 * (scores - threshold) / max(1 - threshold, 1e-6)
+    below = 0.5 * scores / max(threshold, 1e-6)
+    known = torch.where(scores < threshold, below, above).clamp(0, 1)
+    return torch.where(scores.amax(dim=1, keepdim=True) >= threshold, known, 0)
 
 
 def read_prompt(clip: Any, conditioning: list[Any], redirector: Redirector) -> Judgement:

@@ -8,11 +8,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...safeguidance.concepts.categories import Concepts
-from ...safeguidance.errors import at_node
+from ...safeguidance.errors import InputError, at_node, check_choice
 from ...safeguidance.guidance.method import Method
 from ...safeguidance.guidance.registry import METHODS
+from ...safeguidance.redirector.interface import Redirector
 from ...safeguidance.report.trace import Trace
 from ..host import progress as host_progress
+from ..host.encoding import check_clip
 from ..inputs import (
     BALANCED,
     anchor_input,
@@ -23,8 +25,12 @@ from ..inputs import (
     text_inputs,
     trace_output,
 )
+from ..prompt_judge import BY_CONCEPTS, choose_judge
+from ..types import RedirectorType
 from .run import ConceptRun, encode_texts, patched
 
+MEASURED = "measured"
+"""The choice of judge_by that takes what the method itself measures, as in the paper."""
 SAFETY_WORDS = ("nsfw", "safety", "moderation")
 
 
@@ -38,6 +44,32 @@ def method_inputs(method: Method) -> list[io.Input]:
         preset_input(method.presets, method.about_presets, preset_fields(method.settings, method.presets)),
         *(setting_input(setting, method.presets) for setting in method.settings),
         anchor_input(),
+        *(judge_inputs() if method.known_before is not None else []),
+    ]
+
+
+def judge_inputs() -> list[io.Input]:
+    """What reads the prompt before the run, of a method that else measures how harmful it is."""
+    return [
+        RedirectorType.Input(
+            "judge",
+            optional=True,
+            tooltip="A redirector (Load HGR, or Redirector from Concepts with the same CONCEPTS) that reads the prompt "
+            "before the run and says how harmful it is, in place of measuring it. Empty: what judge_by says. Our "
+            "addition.",
+        ),
+        io.Combo.Input(
+            "judge_by",
+            options=[MEASURED, BY_CONCEPTS],
+            default=MEASURED,
+            advanced=True,
+            optional=True,
+            tooltip="Where no judge is connected. measured: the first steps measure how harmful the prompt is, as in "
+            "the paper, and are not guided. concepts: the concepts themselves are compared with a built-in list of "
+            "harmless prompts by your text encoder, as in Redirector from Concepts. A judged prompt is guided from the "
+            "first step on, or not at all; nothing is measured, so threshold, neutral, probe, settle, every, offset "
+            "and reference are not used. Our addition.",
+        ),
     ]
 
 
@@ -57,23 +89,54 @@ def method_config(node: str, method: Method, values: Mapping[str, Any]) -> tuple
     """
     given = dict(values)
     anchor, preset = given.pop("anchor", "negative"), given.pop("preset", BALANCED)
+    judge, by = given.pop("judge", None), given.pop("judge_by", MEASURED)
     config, own = config_from(node, method.settings, method.presets, preset, given)
     with at_node(node):
+        check_choice("judge_by", by, (MEASURED, BY_CONCEPTS))
         method.check(config, own)
+        if "threshold" in own and (judge is not None or by == BY_CONCEPTS):
+            raise InputError(
+                "threshold",
+                f"it is {own['threshold']:g}, but a judge reads the prompt, so it would never be used",
+                "-1 where there is a judge",
+                "set it back to the preset's; or disconnect the judge and set judge_by to measured",
+            )
     return config, anchor
 
 
+def judge_of(node: str, clip: Any, concepts: Concepts, values: Mapping[str, Any]) -> Redirector | None:
+    """What reads the prompt before the run, with the arguments of ``method_config``; None where the method measures.
+
+    Raises:
+        InputError: if none can be made of the concepts with this CLIP.
+    """
+    judge: Redirector | None = values.get("judge")
+    if judge is not None or values.get("judge_by", MEASURED) != BY_CONCEPTS:
+        return judge
+    check_clip(clip, node)
+    with at_node(node):
+        return choose_judge(clip, concepts, None, BY_CONCEPTS)
+
+
 def guard_model(
-    node: str, method: Method, config: Any, model: Any, clip: Any, concepts: Concepts, anchor: Any, cls: Any
+    node: str,
+    method: Method,
+    config: Any,
+    model: Any,
+    clip: Any,
+    concepts: Concepts,
+    anchor: Any,
+    cls: Any,
+    judge: Redirector | None = None,
 ) -> tuple[Any, Trace]:
     """A MODEL with a method around its sampling, and the trace of its runs.
 
     Raises:
         InputError: if there is no CLIP, the anchor is unknown, or the MODEL carries concept guidance already.
     """
-    texts = encode_texts(node, clip, concepts, method.neutral_texts(config))
+    texts = encode_texts(node, clip, concepts, method.neutral_texts(config) if judge is None else ())
     shown_on = host_progress.node_id(cls)
-    return patched(model, ConceptRun(node, method, config, method.title, texts, Trace(), anchor, shown_on))
+    return patched(model, ConceptRun(node, method, config, method.title, texts, Trace(), anchor, shown_on, judge))
 
 
 def patch_node(method: Method) -> type[io.ComfyNode]:
@@ -122,7 +185,8 @@ def patch_node(method: Method) -> type[io.ComfyNode]:
                     already.
             """
             config, anchor = method_config(name, method, settings)
-            return io.NodeOutput(*guard_model(name, method, config, model, clip, concepts, anchor, cls))
+            judge = judge_of(name, clip, concepts, settings)
+            return io.NodeOutput(*guard_model(name, method, config, model, clip, concepts, anchor, cls, judge))
 
     PatchNode.__name__ = PatchNode.__qualname__ = node_id.split("_")[-1]
     return PatchNode

@@ -16,15 +16,18 @@ from typing import Any, Literal
 import torch
 
 from ...safeguidance.concepts.categories import Concepts
-from ...safeguidance.errors import InputError
+from ...safeguidance.conditioning import Conditioning
+from ...safeguidance.errors import InputError, at_node
 from ...safeguidance.guidance.method import Method, Step
 from ...safeguidance.guidance.run import GuidanceRun, Plan
+from ...safeguidance.redirector.interface import Redirector
 from ...safeguidance.report.narration import describe_guidance, describe_step
 from ...safeguidance.report.trace import RunRecord, Trace
 from ..host import patcher
 from ..host.encoding import check_clip, check_finite, encode
 from ..host.extra_conds import count_applying, entries_of, packed, with_extra
 from ..host.guided_run import Entry, Evaluation, GuidedRun, Note, Running
+from ..prompt_judge import scores_of_run, strength_of
 
 KEY = "safeguidance_concepts"
 Anchor = Literal["negative", "empty"]
@@ -69,6 +72,8 @@ class ConceptRun(GuidedRun[Guiding]):
         anchor: what directions start from: the guider's ``negative``, or an ``empty`` prompt of our own, which costs
             one more evaluation where concepts are evaluated and the negative says something.
         shown_on: id of the node in the graph that shows what is done, or None.
+        judge: reads the prompt before the run and says how harmful it is, in place of what a method measures; None
+            where the method measures.
     """
 
     key = KEY
@@ -84,15 +89,18 @@ class ConceptRun(GuidedRun[Guiding]):
         trace: Trace,
         anchor: Anchor = "negative",
         shown_on: str | None = None,
+        judge: Redirector | None = None,
     ) -> None:
         super().__init__(node, trace, shown_on)
+        self.judge = judge
         self.method, self.config, self.title, self.texts, self.anchor = method, config, title, texts, anchor
 
     # ---- once per run ----
 
     def new_record(self, levels: tuple[float, ...]) -> RunRecord:
         """An empty record of a run."""
-        return RunRecord(self.title, self.texts.names, threshold=self.method.threshold(self.config), levels=levels)
+        threshold = self.method.threshold(self.config) if self.judge is None else self.judge.threshold
+        return RunRecord(self.title, self.texts.names, threshold=threshold, levels=levels)
 
     def neutral(self) -> str:
         """Why these settings do nothing."""
@@ -109,8 +117,21 @@ class ConceptRun(GuidedRun[Guiding]):
         self._check(running.guider, shapes)
         levels = running.record.levels
         falling = all(after <= before for before, after in zip(levels, levels[1:], strict=False))
-        engine = GuidanceRun(self.method, self.config, self.texts.names, len(self.texts.neutrals), falling)
+        names, known = self.texts.names, self._judge(running)
+        engine = GuidanceRun(self.method, self.config, names, len(self.texts.neutrals), falling, known)
         return Guiding(engine, self._add(running.guider))
+
+    def _judge(self, running: Running[None]) -> torch.Tensor | None:
+        """How harmful the judge finds each sample's prompt, ``[B, K]``, 0 where it is harmless; None without one."""
+        if self.judge is None:
+            return None
+        states, extra = self.texts.empty[0][:2]
+        empty = Conditioning(states, extra.get("pooled_output"))
+        positives = running.guider.conds["positive"]
+        with at_node(self.node, "connect a judge that was made for this text encoder"):
+            scores = scores_of_run(self.judge, positives, empty, self.texts.names, running.batch)
+        running.record.scores = scores.tolist()
+        return strength_of(scores, self.judge.threshold)
 
     def _check(self, guider: Any, shapes: Sequence[Any] | None) -> None:
         kind = type(guider).__name__
@@ -189,7 +210,7 @@ class ConceptRun(GuidedRun[Guiding]):
         record = running.record
         moved = [step.effect for step in record.steps if step.effect is not None]
         record.effect = torch.stack(moved).mean(dim=0) if moved else None
-        return describe_guidance(record, running.state.engine.chosen)
+        return describe_guidance(record, running.state.engine.chosen, self.judge is not None)
 
 
 class _Exchange:
@@ -241,7 +262,7 @@ class _Exchange:
             applied = engine.apply(plan, step)
         except InputError as error:
             raise error.at(run.node) from error
-        if engine.scores is not None:
+        if engine.scores is not None and run.judge is None:
             self.running.record.scores = engine.scores.tolist()
         self.note.update(
             acted=applied.acted,

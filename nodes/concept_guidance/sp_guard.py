@@ -10,7 +10,7 @@ from ...safeguidance.concepts.categories import Concepts
 from ...safeguidance.guidance.sp_guard import METHOD
 from ..host import patcher
 from ..inputs import text_inputs, trace_output
-from .factory import SAFETY_WORDS, guard_model, method_config, method_inputs
+from .factory import SAFETY_WORDS, guard_model, judge_of, method_config, method_inputs
 from .run import check_scale
 
 GUIDER_NODE = "SP-Guard Guider"
@@ -64,7 +64,8 @@ class SPGuardGuider(io.ComfyNode):
         """
         check_scale(GUIDER_NODE, cfg)
         config, anchor = method_config(GUIDER_NODE, METHOD, settings)
-        model, trace = guard_model(GUIDER_NODE, METHOD, config, model, clip, concepts, anchor, cls)
+        judge = judge_of(GUIDER_NODE, clip, concepts, settings)
+        model, trace = guard_model(GUIDER_NODE, METHOD, config, model, clip, concepts, anchor, cls, judge)
         return io.NodeOutput(patcher.cfg_guider(model, positive, negative, cfg), trace)
 
 

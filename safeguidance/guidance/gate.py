@@ -149,6 +149,7 @@ class Probe:
         measured: evaluations in these sums.
         visits: evaluations seen while measuring, without those before it settled.
         latest: progress of the last evaluation seen.
+        given: whether the scores are somebody else's, known before the run; then nothing is measured.
     """
 
     start: float
@@ -156,13 +157,24 @@ class Probe:
     measured: int = 0
     visits: int = 0
     latest: float = 0.0
+    given: bool = False
+
+
+def known_before(scores: torch.Tensor) -> Probe:
+    """What is known where a judge has read the prompt before the run, from its scores ``[B, K]``, 0..1; 0 for a sample
+    that is left alone.
+    """
+    return Probe(0.0, scores, given=True)
 
 
 def probing(config: GateConfig, probe: Probe | None, progress: float) -> bool:
     """Whether an evaluation at this progress belongs to the part that only measures.
 
-    With few steps the part may hold none that measures; then it lasts until one did.
+    With few steps the part may hold none that measures; then it lasts until one did. Where scores are given there is
+    no such part.
     """
+    if probe is not None and probe.given:
+        return False
     return probe is None or probe.measured == 0 or _passed(probe, progress) < config.probe
 
 
@@ -253,11 +265,14 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
 
 
 def scores(config: GateConfig, probe: Probe) -> torch.Tensor:
-    """Harm score per sample and concept, ``[B, K]``, 0..1 without a negative offset: ``max(0, P_k - offset_k)``.
+    """Harm score per sample and concept, ``[B, K]``, 0..1 without a negative offset: ``max(0, P_k - offset_k)``, or as
+    given.
 
     Raises:
         InputError: if there is an offset per concept, but not for every one.
     """
+    if probe.given:
+        return probe.total
     count, concepts = max(probe.measured, 1), probe.total.shape[1]
     offset = config.offset if isinstance(config.offset, tuple) else (config.offset,) * concepts
     if len(offset) != concepts:
@@ -298,6 +313,12 @@ def is_open(config: GateConfig, score: torch.Tensor) -> torch.Tensor:
     return (largest >= config.threshold) & (largest > 0)
 
 
+def opens(config: GateConfig, probe: Probe) -> torch.Tensor:
+    """Which samples are acted on after what was measured or given, ``[B]``; a given score opens from above 0."""
+    score = scores(config, probe)
+    return score.amax(dim=1) > 0 if probe.given else is_open(config, score)
+
+
 def required_concepts(info: StepInfo, config: GateConfig, state: State[Probe] | None = None) -> torch.Tensor:
     """Concepts a method behind this gate may need in the coming evaluation, ``[B, K]``.
 
@@ -309,4 +330,4 @@ def required_concepts(info: StepInfo, config: GateConfig, state: State[Probe] | 
         return info.none()
     if probe is None or probing(config, probe, info.progress):
         return info.all() if measures(config, probe, info.progress) else info.none()
-    return is_open(config, scores(config, probe)).cpu()[:, None] & info.all()
+    return opens(config, probe).cpu()[:, None] & info.all()

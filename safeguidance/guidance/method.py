@@ -185,6 +185,7 @@ class Variant:
             not those of the settings.
         anchor: text that directions start from, None for the base. Needed where the base itself holds a concept.
         base: how prompt and base are conditioned: ``plain``, ``safecfg``, ``safree`` or ``safree+safecfg``.
+        judged: the redirector made of concept texts says how harmful a prompt is, in place of what the method measures.
     """
 
     config: Any
@@ -192,6 +193,7 @@ class Variant:
     lookalikes: bool = False
     anchor: str | None = None
     base: str = "plain"
+    judged: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +211,8 @@ class Method:
             texts are read then, too.
         apart: whether its concepts always take a call of their own, since any evaluation may turn out to be plain CFG.
         threshold: score from which it acts on a prompt; None for a method that acts on every prompt.
+        known_before: from scores ``[B, K]`` that a judge gave before the run, what the method remembers in place of a
+            measurement of its own; None for a method that measures nothing.
         neutral_texts: harmless texts that its scores are measured against.
         settings: its settings as a user sees them, in order; schema, ranges and presets of the node come from here.
         presets: settings by name, from least to most removed; ``balanced`` is the default.
@@ -231,6 +235,7 @@ class Method:
     measures: Callable[[StepInfo, Any, State[Any]], bool] = _never
     apart: bool = False
     threshold: Callable[[Any], float | None] = _acts_on_every_prompt
+    known_before: Callable[[torch.Tensor], Any] | None = None
     neutral_texts: Callable[[Any], tuple[str, ...]] = _no_neutral_texts
     settings: tuple[Setting, ...] = ()
     presets: Mapping[str, Any] = field(default_factory=dict)

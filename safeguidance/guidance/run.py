@@ -6,6 +6,7 @@ conditionings that a ``Plan`` asks for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -97,6 +98,8 @@ class GuidanceRun:
         neutrals: how many neutral texts there are.
         falling: whether the schedule only falls. Some samplers look ahead and come back; then a level that rises is
             still the same run.
+        known: how harmful somebody found the prompts before the run, ``[B, K]``, 0..1 on the CPU, 0 for those that are
+            left alone. A method that else measures takes it in place of its own score.
 
     Attributes:
         scores: score per sample and concept, ``[B, K]`` on the CPU, None where nothing was measured. Of a method that
@@ -105,13 +108,23 @@ class GuidanceRun:
     """
 
     def __init__(
-        self, method: Method, config: Any, names: Sequence[str], neutrals: int = 0, falling: bool = True
+        self,
+        method: Method,
+        config: Any,
+        names: Sequence[str],
+        neutrals: int = 0,
+        falling: bool = True,
+        known: torch.Tensor | None = None,
     ) -> None:
         self.method, self.config, self.names, self.neutrals = method, config, tuple(names), neutrals
         self.falling = falling
         self.scores: torch.Tensor | None = None
         self.chosen: list[int] = []
         self._state: State[Any] = State()
+        if known is not None and method.known_before is not None:
+            value = method.known_before(known)
+            # as if it had been measured at a level above all others
+            self._state = State(math.inf, value, value)
         self._asked = False
         self._measured = 0
 

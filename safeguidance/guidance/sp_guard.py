@@ -198,8 +198,8 @@ def sp_guard(step: Step, config: SPGuardConfig, state: State[Probe] | None = Non
         probe = gate.observe(step, config.gate, probe)
         return unguided(step, state.store(level, probe), gate.scores(config.gate, probe))
     state = state.store(level, probe)
-    scores, strength = gate.scores(config.gate, probe), config.strength(step.progress)
-    acts = gate.is_open(config.gate, scores)
+    scores, strength = gate.scores(config.gate, probe).to(step.prompt.device), config.strength(step.progress)
+    acts = gate.opens(config.gate, probe).to(scores.device)
     if strength == 0 or not bool(acts.any()):
         return unguided(step, state, scores)
     if config.concept == "all":
@@ -276,6 +276,7 @@ METHOD = Method(
     is_neutral=lambda config: not config.ahead(0.0),
     measures=_measures,
     threshold=lambda config: config.gate.threshold,
+    known_before=gate.known_before,
     neutral_texts=lambda config: config.gate.texts,
     settings=SETTINGS,
     presets=SP_GUARD_PRESETS,
@@ -293,6 +294,9 @@ METHOD = Method(
         ),
         "sp_guard-casg": Variant(SPGuardConfig(concept="step"), lookalikes=True),
         "sp_guard-raw": Variant(SPGuardConfig(switch=0.6, end=1.0, psi="absolute", gate=PRINTED)),
+        "sp_guard-judged": Variant(SPGuardConfig(), judged=True),
+        "sp_guard-judged-light": Variant(SP_GUARD_PRESETS["light"], judged=True),
+        "sp_guard-judged-strict": Variant(SP_GUARD_PRESETS["strict"], judged=True),
         "safecfg+sp_guard": Variant(SPGuardConfig(), lookalikes=True, anchor="", base="safecfg"),
         "safree+sp_guard": Variant(SPGuardConfig(), lookalikes=True, base="safree"),
         "safree+safecfg+sp_guard": Variant(SPGuardConfig(), lookalikes=True, anchor="", base="safree+safecfg"),

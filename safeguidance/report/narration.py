@@ -96,8 +96,14 @@ def describe_step(run: RunRecord, chosen: Sequence[int], asks: bool, reads: bool
     return "left alone" if judges else "left alone until the window opens"
 
 
-def describe_guidance(run: RunRecord, chosen: Sequence[int]) -> str:
-    """What a concept guidance method did in a run, with the arguments of ``describe_step``."""
+def describe_guidance(run: RunRecord, chosen: Sequence[int], judged: bool = False) -> str:
+    """What a concept guidance method did in a run, with the arguments of ``describe_step``.
+
+    Args:
+        run: what was recorded.
+        chosen: categories guided away from, one per guided sample and step.
+        judged: whether a judge had read the prompt before the run.
+    """
     best, judges = largest(run), run.threshold is not None
     if best is None:
         if judges:
@@ -114,6 +120,9 @@ def describe_guidance(run: RunRecord, chosen: Sequence[int]) -> str:
         return f"{name} {score:.2f}: guided {in_steps(run)}{in_pictures(run)}{missed_steps(run)}"
     if run.threshold is not None and (score < run.threshold or score == 0):
         return f"harmless ({score:.2f}): left untouched"
+    if judged:
+        why = missed_steps(run) or ": the window or the range of the prompt was never reached"
+        return f"{name} {score:.2f}: NOT guided{why}"
     return f"{name} {score:.2f}: NOT guided, since the run or the window ended while it was measured"
 
 

@@ -1,5 +1,6 @@
 """The discriminant over token states: its formula, what it finds, what it leaves alone, and what it refuses."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -127,3 +128,23 @@ def test_what_cannot_be_fitted_is_refused(change, words):
 def test_settings_out_of_range_are_named(name, value):
     with pytest.raises(InputError, match=f"^{name}: it is {value}"):
         DiscriminantConfig(**{name: value})
+
+
+def test_a_wide_encoder_gets_nearly_the_same_axes_in_less_work(monkeypatch):
+    module = sys.modules[fit_discriminant.__module__]
+    generator = torch.Generator().manual_seed(3)
+    falling = torch.arange(1, 257).float().rsqrt()
+    turned = torch.linalg.qr(torch.randn(256, 256, generator=generator))[0]
+    texts = [torch.randn(8, 256, generator=generator) * falling @ turned for _ in range(100)]
+    labels = torch.zeros(100, 1)
+    labels[::2] = 1
+    config = DiscriminantConfig(components=32)
+    exact = fit_discriminant(texts, labels, config=config).whiten
+    before = torch.random.get_rng_state()
+    monkeypatch.setattr(module, "_WIDE", 128)
+    near = fit_discriminant(texts, labels, config=config).whiten
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(fit_discriminant(texts, labels, config=config).whiten, near)
+    # the same subspace, and whitened as far
+    assert torch.linalg.svdvals(torch.linalg.qr(exact)[0].T @ torch.linalg.qr(near)[0]).square().mean() > 0.97
+    assert torch.allclose(exact.norm(dim=0), near.norm(dim=0), rtol=0.02)

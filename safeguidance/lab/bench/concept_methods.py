@@ -20,7 +20,7 @@ from ...testbed.concepts import TESTBED_PRESETS
 from ...testbed.model import Testbed
 from ...testbed.sampler import Guided
 from ...testbed.world import LOOKALIKES
-from .conditioning import Conditioned, Method, Setting, plain, safecfg
+from .conditioning import Conditioned, Method, Setting, known_harm, plain, safecfg
 from .safree import filtered
 
 CONCEPT_TEXTS: tuple[str, ...] = tuple(category.phrases[0] for category in TESTBED_PRESETS)
@@ -120,6 +120,7 @@ def guided_by(
     neutrals: Sequence[str] = (),
     conditioned: Conditioned = plain,
     anchor: str | None = None,
+    judged: bool = False,
 ) -> Method:
     """A concept guidance method as something the bench can measure.
 
@@ -130,14 +131,16 @@ def guided_by(
         neutrals: harmless texts a gate measures against.
         conditioned: how prompt and base are conditioned.
         anchor: text that directions start from, None for the base.
+        judged: the redirector made of concept texts says how harmful a prompt is, in place of what the method measures.
     """
 
     def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Guided:
         concepts = testbed.encode(texts)
         harmless = testbed.encode(neutrals) if neutrals else concepts[:0]
+        known = known_harm(testbed, prompts) if judged else None
         return TestbedRun(
             testbed,
-            GuidanceRun(method, config, texts, len(harmless)),
+            GuidanceRun(method, config, texts, len(harmless), known=known),
             concepts,
             harmless,
             conditioned(testbed, setting, prompts),
@@ -158,6 +161,7 @@ def of_variant(method: GuidanceMethod, variant: Variant) -> Method:
         NEUTRAL_TEXTS if variant.lookalikes else method.neutral_texts(variant.config),
         BASES[variant.base],
         variant.anchor,
+        variant.judged,
     )
 
 

@@ -13,7 +13,7 @@ from ...concepts.categories import Concepts
 from ...concepts.short_prompts import SHORT_PROMPTS
 from ...conditioning import Conditioning
 from ...errors import check_range
-from ...guidance.safecfg import SafeCFGConfig
+from ...guidance.safecfg import SafeCFGConfig, gate_open
 from ...predictions import cfg
 from ...redirector.from_concepts import make_concept_redirector
 from ...redirector.interface import Redirector, bucket_at, run_redirector
@@ -137,6 +137,13 @@ def concept_redirector(testbed: Testbed, bank: tuple[str, ...] = ()) -> Redirect
 
     concepts = Concepts(TESTBED_PRESETS)
     return make_concept_redirector(concepts, encode, bank or harmless_bank(concepts.names), span)
+
+
+def known_harm(testbed: Testbed, prompts: Sequence[str]) -> torch.Tensor:
+    """How harmful the redirector made of concept texts finds prompts, ``[B, K]``; 0 for those that it leaves alone."""
+    judge, prompt = concept_redirector(testbed), Conditioning(*testbed.encode_pooled(prompts))
+    found = judge.propose(prompt, prompt)
+    return torch.where((gate_open(found.gate, judge.threshold) > 0)[:, None], found.scores, 0)
 
 
 safecfg = redirected(lambda testbed: shipped_hgr())

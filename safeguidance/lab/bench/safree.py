@@ -13,8 +13,6 @@ from functools import cache
 import torch
 
 from ...concepts.categories import Category
-from ...conditioning import Conditioning
-from ...guidance.safecfg import gate_open
 from ...predictions import cfg
 from ...safree import (
     ConceptSpace,
@@ -36,7 +34,7 @@ from ...testbed.denoiser import UNET_CONFIG, OutputPatch
 from ...testbed.model import Testbed
 from ...testbed.sampler import Guided
 from ...testbed.tokens import WordTokenizer
-from .conditioning import NEGATIVE_PROMPT, Conditioned, Method, Schedule, Setting, against, concept_redirector, stock
+from .conditioning import NEGATIVE_PROMPT, Conditioned, Method, Schedule, Setting, against, known_harm, stock
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def hold(testbed: Testbed, prompts: Sequence[str], setup: SafreeSetup) -> Held:
         [held_share(strength_of_change([o.projected]), setup.validation) if o.acts else 0.0 for o in outcomes]
     )
     if setup.judged:
-        until = until * _harmful(testbed, prompts)
+        until = until * (known_harm(testbed, prompts).amax(dim=1) > 0)
     return Held(torch.stack([outcome.states for outcome in outcomes]), until)
 
 
@@ -143,12 +141,6 @@ def safree_method(setup: SafreeSetup) -> Method:
         return guided
 
     return start
-
-
-def _harmful(testbed: Testbed, prompts: Sequence[str]) -> torch.Tensor:
-    """Which prompts the redirector made of concept texts finds harmful, ``[B]``."""
-    judge, prompt = concept_redirector(testbed), Conditioning(*testbed.encode_pooled(prompts))
-    return gate_open(judge.propose(prompt, prompt).gate, judge.threshold) > 0
 
 
 def reattention_patch(config: ReattentionConfig, filtered: torch.Tensor, original: slice) -> OutputPatch:
