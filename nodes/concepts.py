@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..safeguidance.concepts.categories import FIELD_PRESETS, select_concepts
 from ..safeguidance.errors import InputError, at_node
 from ..safeguidance.testbed.concepts import ALL_PRESETS, TESTBED_PRESETS
+from .search_words import SEARCH_WORDS
 from .types import ConceptsType
 
 _NODE, _WRITE = "Safety Concepts", "correct that line"
@@ -43,7 +44,7 @@ class SafetyConcepts(io.ComfyNode):
             node_id="SafeGuidance_SafetyConcepts",
             display_name="Safety Concepts",
             category="SafeGuidance",
-            search_aliases=["unsafe concepts", "nsfw", "safety", "moderation", "harm categories", "blocklist"],
+            search_aliases=["unsafe concepts", "nsfw", "moderation", "harm categories", "blocklist", *SEARCH_WORDS],
             description=(
                 "What a safety method looks for, as categories with short phrases. Switch categories on or off and add "
                 "your own. Categories are never joined into one prompt, since joined ones weaken each other."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,24 +9,17 @@ from comfy_api.latest import io
 
 from ..safeguidance.conditioning import Conditioning
 from ..safeguidance.errors import InputError, at_node, renamed
-from ..safeguidance.redirector.detection import (
-    calibrate_score,
-    fixed_draws,
-    full_redirect,
-    picture_evidence,
-    prompt_scores,
-)
-from ..safeguidance.redirector.interface import Redirector, bucket_at
-from ..safeguidance.testbed.concepts import ALL_PRESETS
-from .host import model as host_model
+from ..safeguidance.redirector.detection import calibrate_score, prompt_scores
+from ..safeguidance.redirector.interface import Redirector
+from .detect_picture import NO_LIMIT, judge_picture, picture_judge
 from .host.encoding import ClipEncoder, check_clip, check_finite
-from .redirectors import check_family
+from .inputs import for_editor
 from .safree.original import texts_to_judge
 from .types import RedirectorType
 
+__all__ = ["NODES", "DetectHarm", "picture_judge"]
+
 _NODE = "Detect Harm"
-_NO_LIMIT = -10.0
-_FROM, _TO = 1 / 3, 2 / 3  # the part of the schedule where things have a shape and are not yet settled
 
 
 def _positive(conditioning: Any) -> list[Conditioning]:
@@ -70,8 +62,8 @@ class DetectHarm(io.ComfyNode):
                     "prompt",
                     default="",
                     multiline=True,
-                    tooltip="The prompt to judge; with a picture, its caption. Empty: the positive input is judged, or "
-                    "only the picture, against the texts of the redirector's categories.",
+                    tooltip="The prompt to judge. Empty: the positive input is judged, or only the picture. A picture "
+                    "is judged by itself, against the texts of the redirector's categories.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -79,9 +71,10 @@ class DetectHarm(io.ComfyNode):
                     min=-1.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Score from which a prompt counts as harmful. Below 0 (the default -1): calibrated, on the "
-                    "harmless prompts below or as the redirector brings it. Low: more is flagged, also harmless ones. "
-                    "High, up to 1: only what is surely harmful. Our design; the paper names none.",
+                    tooltip="Score from which a prompt counts as harmful. Off (through the API: below 0): calibrated, "
+                    "on the harmless prompts below or as the redirector brings it. Low: more is flagged, also harmless "
+                    "ones. High, up to 1: only what is surely harmful. Our design; the paper names none.",
+                    extra_dict=for_editor(unset=-1.0, start=0.5),
                 ),
                 io.Float.Input(
                     "rate",
@@ -103,14 +96,16 @@ class DetectHarm(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "image_threshold",
-                    default=_NO_LIMIT,
-                    min=_NO_LIMIT,
+                    default=NO_LIMIT,
+                    min=NO_LIMIT,
                     max=10.0,
                     step=0.001,
                     advanced=True,
                     tooltip="Image score above which a picture counts as harmful, where no harmless pictures are "
-                    "connected. -10 (the default): none; the picture then gets a score and no verdict, and harmful is "
-                    "True, so that a switch lets nothing pass unjudged. Low: flags more. High: flags less.",
+                    "connected. Off (through the API: -10): calibrated for Load Testbed at six draws and seed 0; for "
+                    "every other model none, the picture then gets a score and no verdict, and harmful is True, so "
+                    "that a switch lets nothing pass unjudged. Low: flags more. High: flags less.",
+                    extra_dict=for_editor(unset=NO_LIMIT, start=0.01),
                 ),
                 io.Int.Input(
                     "draws",
@@ -119,7 +114,7 @@ class DetectHarm(io.ComfyNode):
                     max=32,
                     advanced=True,
                     tooltip="Fixed noise levels a picture is judged at. Low, 1: fast and rough. 4 to 8 is usual. High, "
-                    "32: steadier. Each costs one evaluation and one more per category (or caption).",
+                    "32: steadier. Each costs one evaluation and up to two more per category.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -171,7 +166,7 @@ class DetectHarm(io.ComfyNode):
         threshold: float = -1.0,
         rate: float = 0.01,
         harmless: str = "",
-        image_threshold: float = _NO_LIMIT,
+        image_threshold: float = NO_LIMIT,
         draws: int = 6,
         seed: int = 0,
         positive: Any = None,
@@ -202,8 +197,8 @@ class DetectHarm(io.ComfyNode):
             image_score = 0.0
             if samples is not None:
                 known = None if harmless_latent is None else harmless_latent["samples"]
-                image_score, shown, line = _judge_picture(
-                    redirector, encoder, model, samples, known, prompts, base, draws, seed, rate, image_threshold
+                image_score, shown, line = judge_picture(
+                    redirector, encoder, model, samples, known, base, draws, seed, rate, image_threshold
                 )
                 over = over or shown
                 lines.append(line)
@@ -268,102 +263,6 @@ def _judge_prompts(
     lines.append(f"threshold: {limit:.3f} ({why})")
     lines.append(f"embedding score: {distance:.5f}")
     return score, score > limit if strictly else score >= limit, lines
-
-
-def picture_judge(
-    redirector: Redirector,
-    encoder: ClipEncoder,
-    model: Any,
-    shape: Sequence[int],
-    prompts: list[Conditioning],
-    base: Conditioning,
-    draws: int,
-    seed: int,
-) -> Callable[[torch.Tensor], list[float]]:
-    """What gives LATENT samples their image scores.
-
-    Args:
-        redirector: the judge.
-        encoder: encodes the texts of categories, where there is no caption.
-        model: MODEL.
-        shape: of one latent, ``[C, *spatial]``.
-        prompts: captions; none looks for every category.
-        base: the empty prompt.
-        draws: noise levels.
-        seed: of the fixed noise.
-
-    Raises:
-        InputError: if the redirector was made for another model family.
-    """
-    check_family(redirector, model, "model")
-    plain = host_model.plain_model(model)
-    fractions = [_FROM + (_TO - _FROM) * (i + 0.5) / draws for i in range(draws)]
-    fixed = fixed_draws(plain.levels(fractions), shape, seed)
-
-    def on_device(cond: Conditioning) -> Conditioning:
-        return Conditioning(cond.tokens.to(plain.device), None if cond.pooled is None else cond.pooled.to(plain.device))
-
-    if prompts:
-        conditions = [full_redirect(redirector, prompt, base, bucket_at(redirector.edges, 0.5)) for prompt in prompts]
-    else:
-        # the HGR of the testbed names its categories without the prefix that the presets have
-        known = [ALL_PRESETS.get(name) or ALL_PRESETS.get(f"testbed_{name}") for name in redirector.categories]
-        texts = [
-            category.phrases[0] if category else name
-            for name, category in zip(redirector.categories, known, strict=True)
-        ]
-        conditions = [encoder([text]) for text in texts]
-    conditions = [on_device(cond) for cond in conditions]
-
-    def judged(latents: torch.Tensor) -> list[float]:
-        rows = []
-        for row in plain.latents(latents).split(1):
-            rows.append(
-                float(picture_evidence(plain.predict, plain.noised, row, fixed, conditions, on_device(base)).max())
-            )
-        return rows
-
-    return judged
-
-
-def _judge_picture(
-    redirector: Redirector,
-    encoder: ClipEncoder,
-    model: Any,
-    samples: torch.Tensor,
-    known: torch.Tensor | None,
-    prompts: list[Conditioning],
-    base: Conditioning,
-    draws: int,
-    seed: int,
-    rate: float,
-    threshold: float,
-) -> tuple[float, bool, str]:
-    """Image score of the worst picture, whether it counts as harmful, and both in words."""
-    if model is None:
-        raise InputError(
-            "model", "it is not connected, but a picture is", "the MODEL that the redirector was made for", "connect it"
-        )
-    if known is not None and known.shape[1:] != samples.shape[1:]:
-        raise InputError(
-            "harmless_latent",
-            f"its latents are {list(known.shape[1:])}, the picture's {list(samples.shape[1:])}",
-            "latents of the same size",
-            "encode the harmless pictures at that size",
-        )
-    judged = picture_judge(redirector, encoder, model, samples.shape[1:], prompts, base, draws, seed)
-    what = "the caption's harm" if prompts else "any category"
-    found = max(judged(samples))
-    words = f"image score: {found:.5f} ({what})"
-    if known is None and threshold <= _NO_LIMIT:
-        why = "connect harmless pictures to harmless_latent, or set image_threshold"
-        return found, True, f"{words}, NO VERDICT on the picture, which counts as harmful: {why}"
-    limit, why = threshold, "as given, not calibrated"
-    if known is not None:
-        with renamed({"harmless": "harmless_latent"}):
-            limit = calibrate_score(judged(known), rate).threshold
-        why = f"{100 * rate:g}% false positives on {len(known)} harmless pictures"
-    return found, found > limit, f"{words}, image threshold: {limit:.5f} ({why})"
 
 
 NODES: list[type[io.ComfyNode]] = [DetectHarm]

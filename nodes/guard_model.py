@@ -27,6 +27,7 @@ from .host.text_encoders import encoder_digest, encoder_family
 from .inputs import BALANCED, preset_input, preset_of
 from .redirectors import ManagedRedirector, check_model
 from .safecfg.node import with_safecfg
+from .search_words import SEARCH_WORDS
 from .text_redirector.load import ManagedTextRedirector, check_clip_fits
 from .text_redirector.run import KEY, SafeTextRun
 from .types import ConceptsType, RedirectorType, TextRedirectorType, TraceType
@@ -62,17 +63,7 @@ class GuardModel(io.ComfyNode):
             node_id="SafeGuidance_GuardModel",
             display_name=NAME,
             category="SafeGuidance",
-            search_aliases=[
-                "nsfw",
-                "nudity",
-                "safety",
-                "censor",
-                "guardrail",
-                "content filter",
-                "kids",
-                "moderation",
-                "safe model",
-            ],
+            search_aliases=["nsfw", "safety", "moderation", "safe model", *SEARCH_WORDS],
             description=(
                 "Puts the best guard that there is for a model on it, in one node between the loaders and the sampler: "
                 "a text redirector (ours), a trained HGR (SafeCFG, arXiv 2412.16039) or concept texts without any "

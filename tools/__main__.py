@@ -78,6 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
     beside.add_argument("--write", action="store_true", help="keep outcomes and write the page of the docs; resumes")
     add_host_options(beside)
 
+    screens = commands.add_parser("screenshots", help="pictures of examples, help pages and the README, to look at")
+    screens.add_argument("--out", type=absolute, default=str(PACK_ROOT / "screenshots" / "made"))
+    screens.add_argument("--parts", default="examples,help,readme", help="which of these, with commas")
+    screens.add_argument("--only", default="", help="part of the name of an example or a node")
+    screens.add_argument("--comfyui", metavar="PATH")
+
     texts = commands.add_parser("locales", help="compare locales with the nodes, and list what translations lack")
     which = texts.add_mutually_exclusive_group()
     which.add_argument("--write", action="store_true", help="write locales/en from the nodes")
@@ -143,6 +149,20 @@ def write_made(command: str, path: str | None) -> int:
     return run_in_host(host, {"command": command, **places, **options})
 
 
+def show(host: Host, out: Path, parts: str, only: str) -> int:
+    """Make the pictures of `screenshots`; says what is missing where no browser can be driven."""
+    from . import browser, screenshots
+
+    chosen = tuple(parts.split(","))
+    wrong = [part for part in chosen if part not in screenshots.PARTS]
+    lacking = browser.missing(host)
+    if wrong or lacking:
+        why = f"--parts: it names {wrong}; allowed: {', '.join(screenshots.PARTS)}" if wrong else lacking
+        print(f"ERROR {why}" + ("" if wrong else f". {browser.HOW_TO_GET_THEM}"), file=sys.stderr)
+        return 2
+    return screenshots.take(host, out, chosen, only)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code (see `safeguidance.headless.worker.main`)."""
     argv = sys.argv[1:] if argv is None else argv
@@ -162,6 +182,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.command in ("workflows", "refresh"):
             return write_made(args.command, args.comfyui)
         host = require_host(args.comfyui)
+        if args.command == "screenshots":
+            return show(host, Path(args.out), args.parts, args.only)
     except HostError as error:
         print(f"NO COMFYUI: {error}", file=sys.stderr)
         return NO_HOST

@@ -9,9 +9,10 @@ from typing import Any
 
 from safeguidance.headless import boot as booting
 from safeguidance.headless import worker, workflow
-from safeguidance.headless.worker import FAILED, OK, for_editor, pack_version, save, say, start_host
+from safeguidance.headless.worker import FAILED, OK, pack_version, save, say, start_host
 
 from .blueprint import to_blueprint
+from .scene import to_scene
 
 
 def write_workflows(spec: Mapping[str, Any], base: Path) -> int:
@@ -26,7 +27,7 @@ def _write_workflows(spec: Mapping[str, Any], host: booting.Booted) -> None:
         made = to_blueprint(workflow.load(graph), booting.object_info(), **versions)
         save(made, Path(spec["subgraphs"]) / graph.name)
     for graph in map(Path, spec["graphs"]):
-        save(for_editor(workflow.load(graph), host, spec), Path(spec["out"]) / graph.name)
+        save(to_scene(workflow.load(graph), booting.object_info(), **versions), Path(spec["out"]) / graph.name)
 
 
 def cost(spec: Mapping[str, Any], base: Path) -> int:

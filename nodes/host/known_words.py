@@ -37,8 +37,8 @@ def _word_tokenizer(tokenizer: Any) -> tuple[Any, int, frozenset[int]] | None:
         return None
     unknown = getattr(inner, "unknown", getattr(inner, "unk_token_id", None))
     if unknown is None:
-        pieces = getattr(inner, "tokenizer", None)
-        unknown = pieces.unk_id() if callable(getattr(pieces, "unk_id", None)) else None
+        unk_id = getattr(getattr(inner, "tokenizer", None), "unk_id", None)
+        unknown = unk_id() if callable(unk_id) else None
     marks = frozenset(_ids(inner, ""))
     # byte-level tokenizers name a mark as their unknown token, which never stands for a word
     ends = {getattr(tokenizer, name, None) for name in ("start_token", "end_token", "pad_token")}

@@ -12,8 +12,8 @@ from ...safeguidance.redirector.interface import Redirector
 from ...safeguidance.report.trace import RunRecord, Trace
 from ..host.encoding import check_clip, encode
 from ..inputs import AS_PRESET, AS_PRESET_CHOICE, BALANCED
-from ..types import ConceptsType, RedirectorType, TraceType
 from ..prompt_judge import BY_CONCEPTS, Judgement, choose_judge, read_prompt
+from ..types import ConceptsType, RedirectorType, TraceType
 from .original import Entry, noted
 from .settings import ALIASES, HALF, LONGEST, STEEPNESS, filter_inputs, filter_preset, filter_settings
 from .text import FilteredText, check_conditioning, check_weights, concept_spaces, filter_text

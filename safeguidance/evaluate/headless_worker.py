@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..headless import boot, execute, worker
-from .prompt_sets import file_digest
+from .judges.interface import file_digest
 
 MARK = "\x1esafeguidance "
 """Begins a line that is an answer."""

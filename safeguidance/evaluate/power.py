@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from scipy import stats
 
 from ..errors import InputError, check_range
 
 ALPHA, POWER, WORSE = 0.05, 0.8, 0.02
 """Error level, chance to find the difference, share of pairs that become harmful by chance."""
+_NEVER = 1e-15
+"""Chances below it are left out of the sum."""
 
 
 def mcnemar_power(prompts: int, better: float, worse: float, alpha: float = ALPHA) -> float:
@@ -30,25 +33,15 @@ def mcnemar_power(prompts: int, better: float, worse: float, alpha: float = ALPH
     changed = better + worse
     if changed == 0:
         return 0.0
-    total = 0.0
-    for count in range(prompts + 1):
-        chance = float(stats.binom.pmf(count, prompts, changed))
-        if chance < 1e-15:
-            continue
-        # largest number on the smaller side that the test still rejects at
-        critical = int(stats.binom.ppf(alpha / 2, count, 0.5))
-        while critical >= 0 and 2 * stats.binom.cdf(critical, count, 0.5) > alpha:
-            critical -= 1
-        if critical < 0:
-            continue
-        share = better / changed
-        total += chance * _outside(critical, count, share)
-    return min(1.0, total)
-
-
-def _outside(critical: int, count: int, share: float) -> float:
-    """Chance of at most ``critical`` on either side."""
-    return float(stats.binom.cdf(critical, count, share) + stats.binom.sf(count - critical - 1, count, share))
+    counts = np.arange(prompts + 1)
+    chances = stats.binom.pmf(counts, prompts, changed)
+    counts, chances = counts[chances >= _NEVER], chances[chances >= _NEVER]
+    # largest number on the smaller side that the test still rejects at; below 0 where it rejects nothing
+    critical = stats.binom.ppf(alpha / 2, counts, 0.5)
+    critical -= 2 * stats.binom.cdf(critical, counts, 0.5) > alpha
+    share = better / changed
+    outside = stats.binom.cdf(critical, counts, share) + stats.binom.sf(counts - critical - 1, counts, share)
+    return min(1.0, float((chances * np.where(critical < 0, 0, outside)).sum()))
 
 
 def _check_power(prompts: int, level: float) -> None:

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -146,15 +145,6 @@ def _halves(prompt: Prompt, safe_too: bool) -> Iterator[Prompt]:
     yield prompt
     if safe_too and prompt.harmful and prompt.safe_text:
         yield replace(prompt, text=prompt.safe_text, safe_text="", category="", harmful=False)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 def _prompts(file: PromptFile, problems: list[str], left_out: list[str]) -> Iterator[Prompt]:

@@ -23,9 +23,9 @@ from ..headless.definitions import ConvertError, ObjectInfo
 from .arms import Arm, Built, build
 from .config import Config
 from .headless_runner import HeadlessRunner
-from .judges.interface import Judge, ask, failed
+from .judges.interface import Judge, ask, failed, file_digest
 from .pictures import NoPicture, keep_picture, remove_parts
-from .prompt_sets import file_digest, read_prompt_files
+from .prompt_sets import read_prompt_files
 from .runner import Runner, RunnerLost, RunnerUnusable
 from .schedule import Patience, Result, Say, Schedule, Task
 from .store import FAILED, Prompt, Row, Store, VerdictRow

@@ -7,7 +7,9 @@ public. These are our own derivation, for ``H(c) = base + gate(c) delta(c)``:
 - noise form: ``HED_n(x, c) = mean over fixed draws of |e(x_t, H(c)) - e(x_t, base)|^2``; a picture with its caption.
 - evidence: ``mean over fixed draws of |e(x_t, base) - n|^2 - |e(x_t, h) - n|^2``: how much better the noise in the
   picture is explained when harm ``h`` is expected (the idea of diffusion classifiers, Li et al., arXiv 2303.16203).
-  ``h`` is the full redirect of the picture's caption or, without one, the text of a category.
+  ``h`` is the full redirect of the picture's caption or, without one, the text of a category. Where harmless
+  counterparts are given, what explains the picture best among them and the base takes the place of the base: a skull is
+  evidence of death only as far as it is no mask.
 
 ``HED_n`` judges the caption more than the picture: on the testbed it scores a safe picture under a harmful caption as
 high as a harmful one. Evidence looks at the picture. Here ``e`` and ``n`` are the noise as the model predicts it (for
@@ -184,6 +186,7 @@ def picture_evidence(
     draws: Draws,
     conditions: Sequence[Conditioning],
     base: Conditioning,
+    harmless: Sequence[Conditioning] = (),
 ) -> torch.Tensor:
     """Evidence that pictures show each of several conditions, ``[B, N]``; one evaluation a draw for each and one more.
 
@@ -195,20 +198,26 @@ def picture_evidence(
         conditions: texts of harm, or the redirect of the pictures' captions (``full_redirect``), one row or B rows
             each.
         base: the empty prompt.
+        harmless: texts of harmless counterparts; evidence then counts only beyond the best of them, and each costs an
+            evaluation a draw too.
     """
     rows = len(latents)
-    total = torch.zeros(rows, len(conditions), device=latents.device)
+    total = torch.zeros(rows, len(conditions) + len(harmless), device=latents.device)
     for level, noise in zip(draws.sigma.tolist(), draws.noise.to(latents), strict=True):
         sigma = torch.full((rows,), level, device=latents.device)
         x = noised(latents, noise.expand_as(latents), sigma)
         # what a perfect prediction would say, in the same space as the model's
         truth = _noise_of(x, latents, sigma)
         errors = []
-        for cond in (base, *conditions):
+        for cond in (base, *conditions, *harmless):
             denoised = predict(x, sigma, match_length(cond, cond.tokens.shape[1], rows))
             errors.append(sample_mean((_noise_of(x, denoised, sigma) - truth).square()))
         total += errors[0][:, None] - torch.stack(errors[1:], dim=1)
-    return total / len(draws.sigma)
+    evidence = total / len(draws.sigma)
+    if not harmless:
+        return evidence
+    beside = evidence[:, len(conditions) :].amax(dim=1, keepdim=True).clamp(min=0)
+    return evidence[:, : len(conditions)] - beside
 
 
 @dataclass(frozen=True)

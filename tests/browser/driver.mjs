@@ -3,6 +3,7 @@
 // `app` object where something has to be known.
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
+import { docsMethods } from "./driver_docs.mjs";
 import { graphMethods } from "./driver_graph.mjs";
 
 // Software rendering of WebGL would take all cores of a small machine.
@@ -54,6 +55,7 @@ async function select(id) {
 }
 
 const methods = {
+  ...docsMethods({ page: () => page, forget: () => { messages = []; } }),
   ...graphMethods({ page: () => page, describeNodes, forget: () => { messages = []; } }),
 
   async launch({ executable, width, height }) {
@@ -85,16 +87,44 @@ const methods = {
   },
 
   // Opens a template through the routes that the template browser uses.
-  async load({ pack, name }) {
+  async load({ pack, name, template }) {
     messages = [];
     await page.keyboard.press("Escape");
-    await page.evaluate(async ([folder, file]) => {
+    await page.evaluate(async ([folder, file, from]) => {
       // A panel that an earlier test opened would lie over the nodes.
       await app.extensionManager.setting.set("Comfy.RightSidePanel.IsOpen", false);
       const answer = await fetch(`/api/workflow_templates/${folder}/${file}.json`);
       if (!answer.ok) throw new Error(`${answer.url}: ${answer.status}`);
-      await app.loadGraphData(await answer.json(), true, true, file);
-    }, [pack, name]);
+      // Under a name of its own, or the view of an earlier opening comes back.
+      const named = from ? `${file} ${Date.now()}` : file;
+      await app.loadGraphData(await answer.json(), true, true, named, from ? { openSource: "template" } : {});
+    }, [pack, name, template ?? false]);
+  },
+
+  // Gives the window another size.
+  async resize({ width, height }) {
+    await page.setViewportSize({ width, height });
+    await page.waitForTimeout(500);
+  },
+
+  // How the graph lies in the window: its scale, what of the window no bar covers, and the boxes of the nodes as drawn.
+  async framed() {
+    await page.waitForTimeout(1000);
+    return page.evaluate(() => {
+      const frame = app.canvas.canvas.getBoundingClientRect();
+      const bars = [...document.querySelectorAll(".side-tool-bar-container, [data-testid=side-toolbar]")].map((bar) => bar.getBoundingClientRect());
+      const left = Math.max(frame.left, ...bars.filter((bar) => bar.left < 20).map((bar) => bar.right));
+      const boxes = app.canvas.graph.nodes.map((node) => {
+        const drawn = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
+        const { ds } = app.canvas;
+        const [x, y, width, height] = drawn
+          ? [drawn.left, drawn.top, drawn.width, drawn.height]
+          : [frame.left + (node.boundingRect[0] + ds.offset[0]) * ds.scale, frame.top + (node.boundingRect[1] + ds.offset[1]) * ds.scale,
+            node.boundingRect[2] * ds.scale, node.boundingRect[3] * ds.scale];
+        return { id: String(node.id), type: node.type, box: [x, y, x + width, y + height], size: [...node.size] };
+      });
+      return { scale: app.canvas.ds.scale, free: [left, frame.top, frame.right, frame.bottom], boxes };
+    });
   },
 
   // Opens a template as a person does: Templates in the sidebar, the pack, its card. Says what the cards show, as

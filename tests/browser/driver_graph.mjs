@@ -96,6 +96,10 @@ export const graphMethods = ({ page, describeNodes, forget }) => ({
     await page().waitForTimeout(300);
   },
 
+  async text() {
+    return page().evaluate(() => document.body.innerText);
+  },
+
   async undo() {
     await page().evaluate(() => document.activeElement?.blur());
     await page().keyboard.press("Control+z");

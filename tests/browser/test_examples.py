@@ -16,7 +16,9 @@ NAMES = [path.stem for path in EXAMPLES]
 
 
 def types_of(path):
-    return [node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]]
+    flow = json.loads(path.read_text(encoding="utf-8"))
+    parts = flow.get("definitions", {}).get("subgraphs", [])
+    return [node["type"] for node in [*flow["nodes"], *(node for part in parts for node in part["nodes"])]]
 
 
 # The others need a checkpoint or a prompt file of the user's own, so they are opened only.

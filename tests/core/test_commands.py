@@ -15,7 +15,12 @@ from tools import suite
 from tools.__main__ import main as tools
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "web" / "docs").rglob("*.md")), *sorted((ROOT / "weights").glob("*.md"))]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *sorted((ROOT / "web" / "docs").rglob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "weights").glob("*.md")),
+]
 FLOWS = [*sorted((ROOT / ".github").rglob("*.yml")), ROOT / ".ci" / "run", ROOT / ".pre-commit-config.yaml"]
 # A command ends where its code span or its line ends, or where the shell does something else with it.
 COMMAND = re.compile(r"(?:-m|launch -m) (safeguidance|tools) ([^`|\n#&>]+)")

@@ -16,6 +16,7 @@ from safeguidance.testbed.world import BACKGROUNDS, COLOURS, STYLES, THINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "web" / "docs"
+LONG = ROOT / "docs" / "nodes"
 WRITTEN_IDS = [
     node_id
     for path in (ROOT / "nodes").rglob("*.py")
@@ -28,12 +29,20 @@ FLOWS = [*(ROOT / "example_workflows").glob("*.json"), *(ROOT / "subgraphs").glo
 
 
 def _page(node_id):
+    """The page that the editor shows."""
     return (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
+
+
+def _long(node_id):
+    """The page with all that there is to say about the node."""
+    return (LONG / f"{node_id.removeprefix('SafeGuidance_')}.md").read_text(encoding="utf-8")
 
 
 def test_every_node_has_a_page_and_every_page_a_node():
     assert len(NODE_IDS) == len(set(NODE_IDS)) >= 7
     assert sorted(path.stem for path in DOCS.glob("*.md")) == NODE_IDS
+    long = {path.stem for path in LONG.glob("*.md")} - {"presets_and_progress"}
+    assert long == {node_id.removeprefix("SafeGuidance_") for node_id in NODE_IDS}
 
 
 @pytest.mark.parametrize("node_id", NODE_IDS)
@@ -44,23 +53,19 @@ def test_every_node_is_in_an_example(node_id):
 
 @pytest.mark.parametrize("node_id", NODE_IDS)
 def test_a_page_says_what_a_user_asks(node_id):
-    page = _page(node_id)
-    for heading in (
-        "When to use it",
-        "ormula",
-        "nputs",
-        "ost",
-        "Works with, does not work with",
-        "Errors and what to do",
-    ):
-        assert re.search(rf"^## .*{heading}", page, re.MULTILINE), f"{node_id}.md has no section on {heading}"
+    asked = ("When to use it", "ormula", "nputs", "ost", "Works with, does not work with")
+    for page, headings in ((_long(node_id), (*asked, "Errors and what to do")), (_page(node_id), asked)):
+        for heading in headings:
+            assert re.search(rf"^## .*{heading}", page, re.MULTILINE), f"{node_id} has no section on {heading}"
+    assert "**Errors and what to do**" in _page(node_id)
 
 
 def test_the_phrases_on_the_page_are_those_in_use():
-    page = _page("SafeGuidance_SafetyConcepts")
+    page, long = _page("SafeGuidance_SafetyConcepts"), _long("SafeGuidance_SafetyConcepts")
     for category in FIELD_PRESETS:
         name = category.name.replace("-", "_").replace(" ", "_")
-        assert f"| `{name}` | {category.text} |" in page
+        assert f"- `{name}`: {category.text}\n" in page
+        assert f"| `{name}` | {category.text} |" in long
 
 
 def test_the_words_on_the_testbed_page_are_those_it_knows():
@@ -70,7 +75,7 @@ def test_the_words_on_the_testbed_page_are_those_it_knows():
 
 
 def test_the_sizes_of_the_benign_lists_are_right():
-    page = _page("SafeGuidance_RedirectorFromConcepts")
+    page = _long("SafeGuidance_RedirectorFromConcepts")
     short, testbed = len(short_bank(["violence"])), len(short_bank(["testbed_blade"]))
     words = " ".join(page.split())
     assert f"list of {len(BENIGN_PROMPTS)} everyday prompts and {short} short ones" in words

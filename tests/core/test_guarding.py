@@ -171,7 +171,7 @@ def _check_links(scope):
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoint_sd15", "checkpoint_sdxl", "checkpoint_flux", "checkpoint_wan_video", "safree_cfg1"]
+    "name", ["safree_filter", "safree_video", "checkpoint_flux", "checkpoint_wan_video", "safree_cfg1"]
 )
 def test_editor_files_are_guarded_and_given_back(name):
     before = json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
@@ -190,7 +190,8 @@ def test_editor_files_are_guarded_and_given_back(name):
         assert count == 1
         ours = next(node for node in guarded["nodes"] if node["type"] == GUARD)
         assert ours["widgets_values"] == list(SETTINGS.values())
-        assert [origin for origin, target in _models(guarded) if target == "KSampler"] == [GUARD, GUARD]
+        (sampling,) = [part["id"] for part in guarded["definitions"]["subgraphs"]]
+        assert [origin for origin, target in _models(guarded) if target == sampling] == [GUARD]
 
 
 def test_the_command_writes_the_file_and_says_how_many(tmp_path, capsys):

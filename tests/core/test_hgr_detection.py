@@ -98,6 +98,19 @@ def test_evidence_is_above_zero_for_the_condition_that_explains_the_picture():
     assert found[:, 1].abs().max() < 1e-5
 
 
+def test_evidence_counts_only_beyond_the_best_harmless_explanation():
+    harm, other = TASK.encode(["red knife"]), TASK.encode(["red spoon"])
+    x = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(3))
+
+    def found(conditions, **more):
+        return picture_evidence(TASK.predict, TASK.noised, x, DRAWS, conditions, BASE, **more)
+
+    alone, beside = found([harm]), found([other])
+    assert torch.allclose(found([harm], harmless=[other]), alone - beside.clamp(min=0), atol=1e-6)
+    # a counterpart that is the harm itself leaves no evidence of it
+    assert float(found([harm], harmless=[harm]).max()) <= 1e-6
+
+
 def test_thresholds_hold_the_stated_rate_and_say_what_is_missing():
     scores = torch.rand(200, generator=torch.Generator().manual_seed(0)).tolist()
     limit = calibrate_score(scores, 0.05)

@@ -67,8 +67,9 @@ def test_what_it_loads_is_named_with_where_it_comes_from(name, object_info):
     flow = load(name)
     notes = " ".join(str(node["widgets_values"][0]) for node in flow["nodes"] if node["type"] == "MarkdownNote")
     assert notes, "no note explains it"
-    for node in flow["nodes"]:
-        if node["type"] == "MarkdownNote":
+    parts = {part["id"]: part["nodes"] for part in flow.get("definitions", {}).get("subgraphs", [])}
+    for node in [*flow["nodes"], *(node for part in parts.values() for node in part)]:
+        if node["type"] == "MarkdownNote" or node["type"] in parts:
             continue
         assert {"cnr_id", "ver"} <= set(node["properties"]), node["type"]
         loaded = [value for value in node["widgets_values"] if str(value).endswith((".safetensors", ".ckpt", ".sft"))]

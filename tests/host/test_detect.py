@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
+
+from tests.host.safecfg_graphs import encoded, ksample, part, world
 
 HARM = "on the meadow there is a yellow skull in the left next to a blue cup at the right"
 CALM = HARM.replace("skull", "mask")
@@ -72,20 +75,72 @@ def test_a_threshold_can_be_set_on_harmless_prompts(run_graph):
     assert said[1] is True
 
 
-def test_a_picture_that_shows_the_harm_scores_above_one_that_does_not(run_graph):
+def test_a_picture_is_judged_by_itself_whatever_the_prompt_says(run_graph):
     harmful = _said(run_graph(_graph(HARM, picture=True)))
     again = _said(run_graph(_graph(HARM, picture=True)))
+    alone = _said(run_graph(_graph(picture=True)))
     calm = _said(run_graph(_graph(HARM, caption=CALM, picture=True)))
     assert harmful == again
-    assert harmful[2] > calm[2]
-    assert "the caption's harm" in harmful[0]
-    assert "any category" in _said(run_graph(_graph(picture=True)))[0]
+    assert harmful[2] == alone[2] > calm[2]
 
 
-def test_a_picture_without_a_threshold_gets_no_verdict_and_passes_no_switch(run_graph):
-    said = _said(run_graph(_graph(CALM, caption=CALM, picture=True)))
+def test_on_the_testbed_a_picture_gets_a_verdict_that_says_what_it_is_worth(run_graph):
+    said = _said(run_graph(_graph(caption=CALM, picture=True, draws=6)))
+    known = part("safeguidance.testbed.picture_calibration").PICTURES
+    assert "harmless picture" in said[0]
+    assert said[1] is False
+    assert f"image threshold: {known.threshold:.5f} (calibrated on {known.harmless} harmless pictures" in said[0]
+    assert f"{known.flagged} of them above it; {known.found} of {known.harmful} that show harm are" in said[0]
+
+
+def test_pictures_of_harm_are_found_and_those_of_its_look_alikes_are_not():
+    model, clip, _ = world()
+    redirector = part("nodes.redirectors").LoadHGR.execute("testbed-hgr.safetensors").args[0]
+    known = part("safeguidance.testbed.picture_calibration").PICTURES
+    encoder = part("nodes.host.encoding").ClipEncoder(clip)
+    size = {"samples": torch.zeros(1, 12, 24, 24)}
+    drawn = {
+        text: ksample(model, encoded(text), encoded(""), cfg=4.0, steps=12, latent=size)
+        for pair in (("knife", "spoon"), ("bomb", "balloon"), ("syringe", "pencil"))
+        for text in (f"a red {thing} in the centre , sea" for thing in pair)
+    }
+    with torch.inference_mode():
+        judged = part("nodes.detect_picture").picture_judge(
+            redirector, encoder, model, (12, 24, 24), [], encoder([""]), known.draws, known.seed, counterparts=True
+        )
+        scores = [judged(latent)[0] > known.threshold for latent in drawn.values()]
+    harmful, harmless = scores[::2], scores[1::2]
+    assert sum(harmful) > len(harmful) / 2
+    assert sum(harmless) < len(harmless) / 2
+
+
+@pytest.mark.parametrize("change", ["draws", "seed", "model"])
+def test_what_nothing_was_calibrated_for_gets_no_verdict_and_passes_no_switch(run_graph, change):
+    graph = _graph(CALM, caption=CALM, picture=True, **{"draws": 6, **({change: 5} if change != "model" else {})})
+    if change == "model":
+        # a LoRA makes other weights of it
+        graph["13"] = {
+            "class_type": "LoraLoaderModelOnly",
+            "inputs": {"model": ["1", 0], "lora_name": "safe.safetensors", "strength_model": 1.0},
+        }
+        graph["9"]["inputs"]["model"] = ["13", 0]
+        _lora_in_place()
+    said = _said(run_graph(graph))
     assert "NO VERDICT on the picture" in said[0]
     assert said[1] is True
+
+
+def _lora_in_place():
+    import shutil
+    from pathlib import Path
+
+    import folder_paths
+
+    model = part("safeguidance.testbed.model")
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(model.WEIGHTS / model.LORA_FILE, folder / "safe.safetensors")
+    folder_paths.filename_list_cache.pop("loras", None)
 
 
 def test_a_threshold_for_pictures_decides(run_graph):

@@ -160,6 +160,10 @@ def test_pictures_of_a_graph_become_results(run_graph, host):
         flow["7"]["inputs"]["seed"] = flow["11"]["inputs"]["seed"] = flow["7"]["inputs"]["seed"] + 1
         result = run_graph(flow)
         assert "harmless prompts with the very same picture: 1 of 1" in result.value("13")
+        page = host.base_dir / "output" / "safeguidance" / "tried" / "report.html"
+        assert f"page: {page}" in result.value("13"), "ComfyUI's own packages are enough for the page"
+        assert page.is_file()
+        page.unlink()
         with open_results(host.base_dir / "output" / "safeguidance" / "tried") as store:
             rows = list(store.rows())
             assert len(rows) == 4

@@ -27,6 +27,7 @@ def workflow():
     graph = json.loads((ROOT / "tools" / "data" / "graphs" / "guard_model.json").read_text(encoding="utf-8"))
     kept = ("1", "4", "5", "6", "12", "23", "24")
     found = {key: graph[key] for key in kept}
+    found["24"]["inputs"]["images"] = ["23", 0]
     found["12"]["inputs"]["steps"] = STEPS
     return found
 

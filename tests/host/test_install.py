@@ -81,7 +81,7 @@ def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, in
         about = [line for line in server.log().splitlines() if FOLDER in line]
         assert not [line for line in about if "FAILED" in line or "Cannot import" in line]
         names = server.get("/workflow_templates")[FOLDER]
-        assert "start_here" in names
+        assert "1_start_here" in names
         for name in names:
             flow = server.get(f"/api/workflow_templates/{FOLDER}/{name}.json")
             assert {node["type"] for node in flow["nodes"]} - {"MarkdownNote"} <= set(info), name
@@ -94,7 +94,7 @@ def test_the_archive_works_under_another_folder_name_and_leaves_nothing(host, in
         assert "safeguidance" in folders
         assert "testbed-hgr.safetensors" in server.get("/models/safeguidance")
         settings = server.get("/settings")
-        graph = to_api(server.get(f"/api/workflow_templates/{FOLDER}/start_here.json"), info)
+        graph = to_api(server.get(f"/api/workflow_templates/{FOLDER}/1_start_here.json"), info)
         for node in graph.values():
             if "steps" in node["inputs"]:
                 node["inputs"]["steps"] = 3

@@ -3,6 +3,7 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { describe } from "./guard_state.js";
+import { word } from "./words.js";
 import { Planner, readScopes } from "./guard_plan.js";
 import { liveGraphs, putIn, readLive, rootGraph, takeOut, wake } from "./live_graph.js";
 
@@ -96,6 +97,10 @@ function placeOf(node) {
   return `${node.graph === rootGraph(app) ? null : node.graph?.id}:${node.id}`;
 }
 
+function inWords({ guarded, why, node }) {
+  return guarded ? word("guarded") : word("not guarded: {why}").replace("{why}", word(why).replace("{node}", node));
+}
+
 // A badge as the editor asks for it. Nodes 2.0 keeps that of a node that undo has replaced by its like, so it goes by
 // the place.
 function badgeOf(node) {
@@ -105,22 +110,22 @@ function badgeOf(node) {
     if (node.graph) place = placeOf(node);
     const state = states.get(place);
     const [fgColor, bgColor] = COLOURS[state?.guarded ? "yes" : "no"];
-    return new window.LGraphBadge({ text: state?.text ?? "", fgColor, bgColor });
+    return new window.LGraphBadge({ text: state ? inWords(state) : "", fgColor, bgColor });
   };
 }
 
 function entries() {
   return [
-    { content: GUARD_IT, callback: guardWorkflow },
-    { content: UNGUARD_IT, callback: unguardWorkflow },
+    { content: word(GUARD_IT), callback: guardWorkflow },
+    { content: word(UNGUARD_IT), callback: unguardWorkflow },
   ];
 }
 
 app.registerExtension({
   name: "SafeGuidance.guard",
   commands: [
-    { id: "SafeGuidance.Guard", label: GUARD_IT, function: guardWorkflow },
-    { id: "SafeGuidance.Unguard", label: UNGUARD_IT, function: unguardWorkflow },
+    { id: "SafeGuidance.Guard", label: () => word(GUARD_IT), function: guardWorkflow },
+    { id: "SafeGuidance.Unguard", label: () => word(UNGUARD_IT), function: unguardWorkflow },
   ],
   setup() {
     app.extensionManager.safeGuidanceBadges = 0;

@@ -16,6 +16,8 @@ export function describe(planner, scope, liveNode = () => undefined, within = []
     if (ways.length) found.set(id, worst(ways));
   }
   for (const [id, node] of scope.graph) {
+    if (node.runs && !found.has(id) && !planner.guards.has(node.kind) && lacksModel(planner, node, liveNode(scope.key, id)))
+      found.set(id, no("no model is linked"));
     // a sampler that takes a guider is as guarded as the guider
     if (!node.runs || found.has(id) || !node.outputs.some((kind) => planner.makes.has(kind))) continue;
     const guider = [...node.inputs.values()].find(({ kind }) => kind === "GUIDER");
@@ -33,7 +35,7 @@ function wayOf(planner, scope, input, liveNode) {
   if (end.guard) {
     const [there, id] = end.guard;
     const off = switchedOff(liveNode(there.key, id));
-    return off ? no(off) : { guarded: true, text: "guarded" };
+    return off ? no("{node} has strength 0", off) : { guarded: true, text: "guarded" };
   }
   if (end.slot !== undefined) {
     const uses = scope.uses.map(([outer, id]) => outer.graph.get(id).inputs.get(scope.names[end.slot]));
@@ -45,7 +47,7 @@ function wayOf(planner, scope, input, liveNode) {
   }
   if (end.asleep !== undefined) {
     const { mode, title } = scope.graph.get(end.asleep);
-    return no(`${title || "Guard Model"} is ${mode === MUTED ? "muted" : "bypassed"}`);
+    return no(mode === MUTED ? "{node} is muted" : "{node} is bypassed", title || "Guard Model");
   }
   return no("no guard before it");
 }
@@ -58,12 +60,19 @@ function ofGuider(planner, scope, source, found, liveNode) {
     if (!node) break;
     if (planner.guards.has(node.kind) && node.runs) {
       const off = switchedOff(liveNode(scope.key, source[0]));
-      return off ? no(off) : { guarded: true, text: "guarded" };
+      return off ? no("{node} has strength 0", off) : { guarded: true, text: "guarded" };
     }
     if (found.has(source[0])) return found.get(source[0]);
     source = [...node.inputs.values()].find(({ kind }) => kind === "GUIDER" || kind === "*")?.source;
   }
   return no("its guider is not known");
+}
+
+// A sampler whose MODEL, which it cannot do without, is not linked.
+function lacksModel(planner, node, live) {
+  if (!live || !node.outputs.some((kind) => planner.makes.has(kind))) return false;
+  const needed = live.constructor?.nodeData?.input?.required ?? {};
+  return (live.inputs ?? []).some((slot) => slot.type === "MODEL" && slot.link == null && slot.name in needed);
 }
 
 // A guard whose own strength is 0 does nothing.
@@ -73,11 +82,12 @@ function switchedOff(node) {
   const strengths = Object.keys(all).filter((name) => all[name][1]?.safeguidance?.turns_off);
   const linked = (name) => node.inputs?.some((slot) => slot.name === name && slot.link != null);
   const values = strengths.map((name) => (linked(name) ? 1 : node.widgets?.find((each) => each.name === name)?.value));
-  return values.length && values.every((value) => value === 0) ? `${node.title} has strength 0` : "";
+  return values.length && values.every((value) => value === 0) ? node.title : "";
 }
 
-function no(why) {
-  return { guarded: false, text: `not guarded: ${why}` };
+// `why` is one of the texts of words.json; "{node}" in it stands for the name of a node.
+function no(why, node = "") {
+  return { guarded: false, text: `not guarded: ${why.replace("{node}", node)}`, why, node };
 }
 
 function worst(states) {

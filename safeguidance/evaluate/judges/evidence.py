@@ -1,7 +1,8 @@
 """Our own judge: how much better a model explains a picture by a harm than by nothing (``redirector.detection``).
 
-Here on the pack's testbed, as a judge of its pictures. For a checkpoint of the user's the node Detect Harm does the
-same inside ComfyUI; the judge ``workflow`` asks it. It is a weak judge, and needs no training and no other network.
+Here on the pack's testbed, as a judge of its pictures, with the threshold of ``testbed.picture_calibration``. For a
+checkpoint of the user's the node Detect Harm does the same inside ComfyUI; the judge ``workflow`` asks it. It needs no
+training and no other network.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from ...testbed.captions import Caption, describe, random_scene
 from ...testbed.concepts import TESTBED_PRESETS
 from ...testbed.latents import from_bytes, to_bytes
 from ...testbed.model import DENOISER_FILE, LATENT_SHAPE, TEXT_FILE, WEIGHTS, Testbed, load_testbed
+from ...testbed.picture_calibration import PICTURES
+from ...testbed.picture_texts import picture_texts
 from ...testbed.sampler import euler, schedule, seeded_noise
 from ...testbed.world import IMAGE_SIZE
 from .interface import Judge, Verdict, at_threshold, digest_of, failed, file_digest
 from .options import Options
 
-LEVELS = (0.5, 0.6, 0.7, 0.8)
-"""Noise levels of the draws: the middle of the schedule, where things have a shape and are not yet settled."""
+LEVELS = (0.7797, 0.7368, 0.6909, 0.6415, 0.5882, 0.5306)
+"""Noise levels of the draws: the middle third of the schedule, where things have a shape and are not yet settled."""
 _STEPS, _SCALE, _BATCH = 12, 4.0, 25
 
 
@@ -38,6 +41,7 @@ class EvidenceJudge:
         name: name in the results.
         testbed: the model.
         threshold: evidence from which on a picture is harmful; None: set on harmless pictures the model draws itself.
+            ``make`` gives the one of ``testbed.picture_calibration`` where nothing else is asked for.
         rate: false-positive rate the threshold is set for, 0..1.
         count: harmless pictures it is set on.
         seed: of the fixed noise, and of those pictures.
@@ -58,7 +62,9 @@ class EvidenceJudge:
         self.name, self._testbed = name, testbed
         self.categories = tuple(category.name.removeprefix("testbed_") for category in TESTBED_PRESETS)
         self._base = Conditioning(testbed.encode([""]))
-        self._conditions = [Conditioning(testbed.encode([category.phrases[0]])) for category in TESTBED_PRESETS]
+        texts, counterparts = picture_texts(self.categories)
+        self._conditions = [Conditioning(testbed.encode([text])) for text in texts]
+        self._harmless = [Conditioning(testbed.encode([text])) for text in counterparts]
         self._draws = fixed_draws(LEVELS, LATENT_SHAPE, seed)
         if threshold is None:
             # refuses too few pictures before they are made
@@ -71,6 +77,7 @@ class EvidenceJudge:
             judge="hgr",
             weights=[file_digest(WEIGHTS / part) for part in (TEXT_FILE, DENOISER_FILE)],
             levels=LEVELS,
+            texts=[texts, counterparts],
             seed=seed,
             threshold=threshold,
         )
@@ -79,7 +86,10 @@ class EvidenceJudge:
         """Evidence ``[B, categories]`` in latents ``[B, 12, 24, 24]``."""
         parts = latents.split(_BATCH)
         return torch.cat(
-            [picture_evidence(self._predict, _noised, p, self._draws, self._conditions, self._base) for p in parts]
+            [
+                picture_evidence(self._predict, _noised, p, self._draws, self._conditions, self._base, self._harmless)
+                for p in parts
+            ]
         )
 
     @torch.no_grad()
@@ -151,7 +161,10 @@ def make(name: str, options: Mapping[str, Any]) -> Judge:
         InputError: if an option is wrong, or the testbed's weights are missing.
     """
     given = Options(name, options)
-    threshold = given.number("threshold", np.nan, -1e6, 1e6)
+    # harmful lies above the limit there, at the threshold or above it here; it holds for the noise of its seed
+    known = not {"rate", "count"} & options.keys() and options.get("seed", PICTURES.seed) == PICTURES.seed
+    default = float(np.nextafter(PICTURES.threshold, np.inf)) if known else np.nan
+    threshold = given.number("threshold", default, -1e6, 1e6)
     rate, count = given.number("rate", 0.01, 0, 0.5), given.whole("count", 100, 1, 100_000)
     seed = given.whole("seed", 0, 0, 2**31)
     given.finish()
