@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import statistics
+import sys
 import tempfile
 import time
 import urllib.request
@@ -68,7 +71,7 @@ def seconds(server: ComfyServer, seed: int, steps: int, size: int) -> float:
     with opener.open(urllib.request.Request(f"{server.url}/prompt", data=body, method="POST")) as answer:
         prompt_id = json.loads(answer.read())["prompt_id"]
     while not (entry := server.get(f"/history/{prompt_id}").get(prompt_id)):
-        time.sleep(0.05)
+        time.sleep(1)  # being asked is work for the server too
     times = {kind: data["timestamp"] for kind, data in entry["status"]["messages"]}
     if "execution_success" not in times:
         raise InputError("graph", f"the prompt failed: {entry['status']['messages'][-1]}", "one that both servers run")
@@ -76,16 +79,16 @@ def seconds(server: ComfyServer, seed: int, steps: int, size: int) -> float:
 
 
 def processor_seconds(server: ComfyServer) -> float:
-    """Processor time of a server's process so far, where the system tells (Linux); else 0.
+    """Processor time of all threads of a server's process so far, where the system tells (Linux); else 0.
 
-    It does not change with what else the machine does.
+    It changes less than the time on the clock with what else the machine does, though a shared core and its caches
+    still show in it.
     """
-    process = server._process
-    stat = Path(f"/proc/{process.pid if process else 0}/stat")
-    if not stat.is_file():
-        return 0.0
-    fields = stat.read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / float(os.sysconf("SC_CLK_TCK"))
+    process, used = server._process, 0.0
+    for path in Path(f"/proc/{process.pid if process else 0}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # the thread ended
+            used += float(path.read_text().split()[0]) / 1e9
+    return used
 
 
 def measure(host: Host, prompts: int, steps: int, size: int) -> dict[str, Any]:
@@ -97,15 +100,17 @@ def measure(host: Host, prompts: int, steps: int, size: int) -> dict[str, Any]:
         with ComfyServer(host) as plain, named, ComfyServer(host) as armed:
             servers = {"unarmed": plain, "armed": armed}
             found: dict[str, list[float]] = {name: [] for name in servers}
+            used: dict[str, list[float]] = {name: [] for name in servers}
             for server in servers.values():
                 seconds(server, 0, 2, size)
-            before = {name: processor_seconds(server) for name, server in servers.items()}
             for number in range(1, prompts + 1):
                 # in turns, the first one alternating, so that what else the machine does meets both
                 for name in sorted(servers, reverse=bool(number % 2)):
+                    before = processor_seconds(servers[name])
                     found[name].append(seconds(servers[name], number, steps, size))
-            used = {name: processor_seconds(server) - before[name] for name, server in servers.items()}
-    pairs = [one / other for one, other in zip(found["armed"], found["unarmed"], strict=True)]
+                    used[name].append(processor_seconds(servers[name]) - before)
+                pair = [f"{name} {found[name][-1]:.3f} s, processor {used[name][-1]:.3f} s" for name in servers]
+                print("; ".join(pair), file=sys.stderr, flush=True)
     return {
         "host": host.label,
         "prompts": prompts,
@@ -113,11 +118,27 @@ def measure(host: Host, prompts: int, steps: int, size: int) -> dict[str, Any]:
         "size": size,
         **{f"{name}_seconds": round(statistics.median(times), 4) for name, times in found.items()},
         "ratio_of_medians": round(statistics.median(found["armed"]) / statistics.median(found["unarmed"]), 4),
-        "ratio_of_pairs": round(statistics.median(pairs), 4),
         "ratio_of_fastest": round(min(found["armed"]) / min(found["unarmed"]), 4),
-        "ratio_of_processor_time": round(used["armed"] / used["unarmed"], 4) if used["unarmed"] else None,
+        "ratio_of_pairs": ratio_of_pairs(found["armed"], found["unarmed"]),
+        "ratio_of_processor_time": ratio_of_pairs(used["armed"], used["unarmed"]) if all(used["unarmed"]) else None,
         "goal": GOAL,
     }
+
+
+def ratio_of_pairs(ones: Sequence[float], others: Sequence[float]) -> dict[str, float]:
+    """Median ratio of pairs with its 95% interval, which assumes nothing of how they are spread.
+
+    The interval lies between two of the sorted ratios: those that the median of as many draws falls outside of with a
+    chance of at most 2.5% on each side. With fewer than six pairs there is none, and it is their whole range.
+    """
+    ratios = sorted(one / other for one, other in zip(ones, others, strict=True))
+    count, place, tail = len(ratios), 0, 0.5 ** len(ratios)
+    while place < count // 2 and tail <= 0.025:
+        place += 1
+        tail += math.comb(count, place) * 0.5**count
+    low = max(place - 1, 0)
+    values = {"median": statistics.median(ratios), "low": ratios[low], "high": ratios[count - 1 - low]}
+    return {name: round(value, 4) for name, value in values.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -56,7 +56,7 @@ def _gates(host: Any, desk: Desk) -> None:
 
     import nodes
 
-    from . import decoding, entry, loaded, prediction, previews, sampling
+    from . import decoding, entry, loaded, prediction, previews, sampling, userdata
     from .guards import check_level
     from .models import Models, guard_loading
     from .prune import OWN, origin, prune
@@ -86,6 +86,7 @@ def _gates(host: Any, desk: Desk) -> None:
     decoding.gate_outputs(armed, pictures, record)
     loaded.gate(armed)
     previews.gate(armed, pictures)
+    userdata.gate(armed)
     entry.gate(armed, models, record)
     armed.audit.check()
     desk.open(armed, models, record)

@@ -17,6 +17,7 @@ from .notice import notice
 from .record import Record
 from .refusal import Refused
 from .sampling import is_blank
+from .settings import check_settings
 from .state import PROMPT, Armed, Job
 
 
@@ -160,6 +161,7 @@ def gate_outputs(armed: Armed, pictures: Pictures, record: Record) -> None:
                 armed.replaced.check()
                 shows = _shows(obj)
                 check_node(armed, type(obj))  # those of expanded subgraphs too
+                check_settings(type(obj), values)
                 if checks and shows and pictures.judges(job.level):
                     values = pictures.leaving(values, job)
                 out = await before(prompt_id, unique_id, obj, values, *args, **kwargs)

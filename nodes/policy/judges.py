@@ -15,10 +15,10 @@ from ...safeguidance.policy.schema import Judge
 from ...safeguidance.redirector.weights import load_hgr, read_card
 from ...safeguidance.weight_files import WeightFileError
 from ..detect import picture_judge
-from ..host import patcher
+from ..host import files, patcher
 from ..host.encoding import ClipEncoder
 from ..redirectors import ManagedRedirector
-from ..weight_search import weight_files
+from ..weight_search import HGRS, weight_files
 from .prediction import own_prediction
 from .refusal import Refused
 
@@ -141,11 +141,22 @@ class Evidence:
 
     Args:
         judge: of the policy.
+
+    Raises:
+        InputError: if its file is not there, or has another digest.
     """
 
     def __init__(self, judge: Judge) -> None:
-        self._judge, self._redirectors = judge, dict[str, Any]()
+        self._redirectors: dict[str, Any] = {}
         self.thresholds: Mapping[str, float] = {}
+        named = [path for name, path in weight_files(HGRS.part) if judge.file in ("", name)]
+        if judge.file and not named:
+            allowed = f"a file in {files.user_folder()}"
+            raise InputError("judge.file", f"{judge.file!r} is not there", allowed)
+        digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in named} if judge.sha256 else {}
+        self._files = [path for path in named if digests.get(path, "") == judge.sha256]
+        if named and not self._files:
+            raise InputError("judge.sha256", "no HGR that may be used has this digest", "that of the file")
 
     def scores(self, pictures: torch.Tensor) -> list[dict[str, float]]:
         """Score per category of each picture; what speaks against a category is 0.
@@ -166,11 +177,7 @@ class Evidence:
     def _redirector(self, model: Any) -> Any:
         family = patcher.model_family(model)
         if family not in self._redirectors:
-            for name, path in weight_files("hgr"):
-                if self._judge.file not in ("", name):
-                    continue
-                if self._judge.sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != self._judge.sha256:
-                    continue
+            for path in self._files:
                 try:
                     _, card = read_card(path)
                 except WeightFileError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ...safeguidance.errors import InputError
@@ -25,6 +27,7 @@ class Record:
 
     def __init__(self, armed: Armed, models: Models) -> None:
         self._armed, self._models = armed, models
+        self._beside = ThreadPoolExecutor(1, "safeguidance-audit")
 
     def event(
         self,
@@ -40,9 +43,16 @@ class Record:
         Raises:
             Refused: if it could not be written and the policy refuses then.
         """
+        self._write(self._event_of(job, action, stage, scores or {}, category, reason))
+
+    def _event_of(
+        self, job: Job, action: str, stage: str, scores: Mapping[str, float], category: str, reason: str
+    ) -> Event:
         digests = {name: digest or self._models.digest_of(name) for name, digest in job.files.items()}
         user, level, text = job.caller.user, job.level.name, "\n".join(job.texts)
-        event = Event(job.prompt_id, user, level, action, stage, text, scores or {}, category, digests, reason)
+        return Event(job.prompt_id, user, level, action, stage, text, scores, category, digests, reason)
+
+    def _write(self, event: Event) -> None:
         try:
             self._armed.audit.write(event)
         except InputError as error:
@@ -52,11 +62,42 @@ class Record:
         """A request was refused."""
         self.event(Job("", caller, active=False), "refuse", "request", reason=refused.reason)
 
-    def sampled(self, job: Job, run: Supervised | None, decision: Decision) -> None:
-        """A run was allowed, guarded, or replaced."""
+    def passing(self, job: Job, run: Supervised, decision: Decision) -> Future[None]:
+        """A prompt was judged harmless; the line is written while the model works.
+
+        The disk takes longer than all other checks together. Nothing leaves the run before ``sampled`` has seen the
+        line on the disk.
+        """
+        event = self._event_of(job, decision.action, "prompt", _found(run)[0], decision.category, decision.reason)
+        return self._beside.submit(self._write, event)
+
+    def sampled(
+        self, job: Job, run: Supervised | None, decision: Decision, written: Future[None] | None = None
+    ) -> None:
+        """A run was allowed, guarded, or replaced.
+
+        Args:
+            job: whose run it is.
+            run: the guard.
+            decision: after the run.
+            written: what ``passing`` gave, None where it was not called.
+
+        Raises:
+            Refused: if it could not be written and the policy refuses then.
+        """
         job.decided(decision)
+        if written is not None:
+            written.result()
+            if decision.action == "pass":
+                return
         scores, told = _found(run)
         self.event(job, decision.action, "prompt", scores, decision.category, decision.reason or told)
+
+    def settle(self, written: Future[None] | None) -> None:
+        """Wait for a line, so that what is written next comes behind it; whether it failed is found again then."""
+        if written is not None:
+            with contextlib.suppress(Refused):
+                written.result()
 
     def stopped(self, job: Job, run: Supervised | None, error: Exception) -> None:
         """A run was refused."""

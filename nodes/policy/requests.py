@@ -18,6 +18,8 @@ from .state import CALLER, Armed, Caller, Job
 from .views import BEGINNINGS, RULES, Asked
 
 _LOGGER = logging.getLogger(__name__)
+TOLD = "safeguidance.refused"
+"""Kind of the message to the page whose workflow was refused before it was queued."""
 Handler = Callable[[Any], Awaitable[Any]]
 ROUTE = "/safeguidance/policy"
 """Says that the server is armed, and with which policy."""
@@ -128,8 +130,18 @@ class Desk:
                 check_graph(server, self._models, Job("", caller, active=False), prompt)
         except Refused as refused:
             self._record.request(caller, refused)
+            _tell(server, caller, body.get("client_id"), refused)
             return self.web.json_response(as_json(refused, prompt), status=403)
         return None
+
+
+def _tell(server: Armed, caller: Caller, client_id: object, refused: Refused) -> None:
+    """Send the sentence to the page that asked: the editor marks the node, and hides what the answer says."""
+    if isinstance(client_id, str) and client_id and server.may_send_to(client_id, caller.user):
+        from server import PromptServer
+
+        # never without a client: the host would send it to everybody
+        PromptServer.instance.send_sync(TOLD, {"message": refused.message, "node": refused.node}, client_id)
 
 
 def route_of(request: Any) -> str:

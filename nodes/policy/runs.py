@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...safeguidance.policy.decision import Decision, decide
@@ -14,6 +14,8 @@ from ..safecfg.run import SafeCFGRun
 from ..text_redirector.run import SafeTextRun
 from .prediction import Token
 from .refusal import BROKEN, Refused
+
+OWN_PROMPT = "A node brings in a prompt of its own, which this server cannot check. Remove it, or use KSampler alone."
 
 
 class NotDrawn(Exception):
@@ -28,14 +30,17 @@ class Supervised:
         token: what the model asks for.
         made: the record of the run; None before it began.
         decision: what the level says to the scores; None before they are known.
+        on_pass: told of a prompt that was judged harmless before the first step.
     """
 
     level: Level
     token: Token
     made: RunRecord | None = None
     decision: Decision | None = None
+    on_pass: Callable[[Decision], None] | None = None
     _texts: Sequence[Any] = ()
     _entries: Sequence[Any] | None = None
+    _known: set[Any] | None = None
 
     @property
     def calibrated(self) -> Mapping[str, float]:
@@ -72,7 +77,9 @@ class Supervised:
         self.check_scale(float(running.guider.cfg))  # type: ignore[attr-defined]  # before the model is run at all
         state = super().prepare(running, shapes)  # type: ignore[misc]
         if running.record.scores:
-            self._rule()
+            decision = self._rule()
+            if self.on_pass is not None and decision.action == "pass":
+                self.on_pass(decision)
         self._texts = [entry.get("cross_attn") for entry in running.guider.conds["positive"]]
         return state
 
@@ -81,6 +88,18 @@ class Supervised:
         self._check_text(executor.class_obj)
         with self.token.watched():
             return super().around_step(executor, x, sigma, *args, **kwargs)  # type: ignore[misc]
+
+    def around_batch(self, executor: Any, model: Any, conds: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        """One evaluation of the model, of prompts that belong to this run.
+
+        Raises:
+            Refused: if a node brings in a prompt of its own, which no guard reads.
+        """
+        if self._known is not None:
+            for entry in (entry for entries in conds for entry in entries or ()):
+                if entry.get("uuid") not in self._known:
+                    raise Refused(OWN_PROMPT, "a prompt that is none of the guider's")
+        return executor(model, conds, *args, **kwargs)
 
     def _check_text(self, guider: Any) -> None:
         """See that the text of this step is the one that was judged.
@@ -92,6 +111,7 @@ class Supervised:
         if self._entries is None:
             known = {id(text) for text in self._texts}
             self._entries = entries if all(id(entry.get("cross_attn")) in known for entry in entries) else []
+            self._known = {entry.get("uuid") for found in guider.conds.values() for entry in found or ()} - {None}
         same = len(entries) == len(self._entries)
         if not same or any(one is not other for one, other in zip(entries, self._entries, strict=True)):
             raise Refused("A node changes the prompt while it is drawn, so it was stopped.", "another text at a step")

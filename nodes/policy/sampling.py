@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,23 +37,27 @@ def gate(armed: Armed, record: Record) -> None:
             self: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any
         ) -> Any:
             job, run = armed.job(), None
+            written: list[Future[None]] = []
             try:
                 armed.replaced.check()
                 if sigmas.shape[-1] == 0:  # the host gives back the very latent that it got
                     return before(self, noise, latent_image, sampler, sigmas, *args, **kwargs)
-                run = _guard(guards, job, self)
+                run = guard = _guard(guards, job, self)
+                guard.on_pass = lambda decision: written.append(record.passing(job, guard, decision))
                 with _around(self, run):
                     out = before(self, noise, latent_image, sampler, sigmas, *args, **kwargs)
-                record.sampled(job, run, run.verify())
+                record.sampled(job, run, run.verify(), next(iter(written), None))
                 return out
             except NotDrawn:
                 record.sampled(job, run, run.decision if run and run.decision else Decision("replace"))
                 job.replaced = True
                 return blank(latent_image)
             except (Refused, InputError) as error:
+                record.settle(next(iter(written), None))
                 record.stopped(job, run, error)
                 raise
             except BaseException as error:
+                record.settle(next(iter(written), None))
                 record.stage(job, "stopped", "prompt", type(error).__name__)
                 raise
 
@@ -157,4 +162,5 @@ def _last(wrappers: dict[str, dict[str, list[Any]]], run: AnyGuard) -> dict[str,
 
     wrappers.setdefault(WrappersMP.OUTER_SAMPLE, {})[run.key] = [run.around_run]
     wrappers.setdefault(WrappersMP.PREDICT_NOISE, {})[run.key] = [run.around_step]
+    wrappers.setdefault(WrappersMP.CALC_COND_BATCH, {})[run.key] = [run.around_batch]
     return wrappers

@@ -282,6 +282,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/queue"): change_queue,
     ("POST", "/interrupt"): interrupt,
     ("POST", "/free"): managed,
+    ("POST", "/users"): managed,
     ("GET", "/jobs"): jobs,
     ("GET", "/jobs/{job_id}"): one_job,
     ("POST", "/jobs/{job_id}/cancel"): cancel,

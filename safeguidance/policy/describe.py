@@ -67,8 +67,10 @@ def _identity(policy: Policy) -> list[str]:
             users = sorted(user for user, named in identity.users.items() if named == level)
             if users:
                 lines.append(f"{level}: {_some(users)}.")
-    seen = "only their own pictures, queue and history" if identity.private else "everybody's pictures and history"
-    return [*lines, f"Users see {seen}" + (", supervisors everybody's." if identity.private else ".")]
+    if not identity.private:
+        return [*lines, "Users see everybody's pictures and history."]
+    lines.append("Users see only their own pictures, queue and history, supervisors everybody's.")
+    return [*lines, *(["Settings and saved workflows are each user's own."] if identity.header else [])]
 
 
 def _level(level: Level) -> list[str]:
@@ -102,9 +104,8 @@ def _guard(guard: GuardRule) -> str:
 
 def _judge(judge: Judge) -> str:
     who = f"The HGR {judge.file or 'of the model'}" if judge.kind == "redirector" else f"The classifier {judge.file}"
-    start = "its own threshold" if judge.threshold is None else f"a score of {judge.threshold:g}"
     same = f", and its file must have the digest {judge.sha256[:12]}..." if judge.sha256 else ""
-    return f"{who} looks at each finished picture; from {start}, {_ACTIONS[judge.action]}{same}."
+    return f"{who} looks at each finished picture; from a score of {judge.threshold:g}, {_ACTIONS[judge.action]}{same}."
 
 
 def _nodes(policy: Policy) -> list[str]:

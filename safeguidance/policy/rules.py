@@ -33,7 +33,7 @@ class Identity:
         header: HTTP header in which a reverse proxy names the user; "" for none, then all get the strictest level.
         trusted_addresses: addresses or networks of that proxy. The header of any other sender is ignored.
         users: user -> level; anyone else gets the strictest.
-        private: whether a user sees only own pictures, queue entries and history.
+        private: whether a user sees only own pictures, queue entries and history, settings and saved workflows.
 
     Raises:
         InputError: if a name or address is none, or parts do not go together.

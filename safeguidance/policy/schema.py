@@ -129,7 +129,8 @@ class Judge:
         file: the HGR's name in the model folder, "" for the one that fits the model; the classifier's folder.
         sha256: digest that the weight file must have; "" for any.
         labels: label of the classifier -> category. Labels that are not named are harmless.
-        threshold: score from which a picture is harmful, 0..1; None takes the file's own.
+        threshold: score from which a picture is harmful, 0..1. The evidence of an HGR is small: set it between what
+            harmless and harmful pictures of yours get, as the log says; on the testbed that is near 0.01.
         action: what happens to such a picture where its category's rule says guard; one of ``PICTURE_ACTIONS``.
 
     Raises:
@@ -154,10 +155,11 @@ class Judge:
                 raise InputError("file", "it is missing", "the folder of the classifier")
             if not self.labels:
                 raise InputError("labels", "it is missing", "at least one label of the classifier and its category")
-            if self.threshold is None:
-                raise InputError("threshold", "it is missing", "a number from 0 to 1; a classifier has none of its own")
         elif self.labels:
             raise InputError("labels", "a redirector has none", "labels with kind = 'classifier' only")
+        if self.threshold is None:
+            allowed = f"a number from 0 to 1; a {self.kind} has none of its own for pictures"
+            raise InputError("threshold", "it is missing", allowed)
         object.__setattr__(self, "labels", frozen(self.labels))
 
 

@@ -39,7 +39,7 @@ FULL = {
                 "labels": {"nsfw": "sexual"},
             },
         },
-        "adult": {"supervisor": True, "judge": {"kind": "redirector"}},
+        "adult": {"supervisor": True, "judge": {"kind": "redirector", "threshold": 0.01}},
     },
     "identity": {
         "header": "X-Remote-User",

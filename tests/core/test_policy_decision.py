@@ -98,11 +98,18 @@ def test_a_level_that_refuses_prompts_refuses_before_sampling():
 @pytest.mark.parametrize("score", [math.nan, math.inf, -0.1, 1.1, None, "0.1", True, 10**400])
 @pytest.mark.parametrize("stage", ["prompt", "picture"])
 def test_a_score_that_is_none_refuses(score, stage):
-    rules = level({ANY: CategoryRule()}, judge=Judge())
+    rules = level({ANY: CategoryRule()}, judge=Judge(threshold=0.5))
     found = decide(rules, {"hate": 0.0, "sexual": score}, {"hate": 0.5, "sexual": 0.5}, stage)
     assert found.action == "refuse"
     assert found.category == "sexual"
     assert found.message == rules.message
+
+
+@pytest.mark.parametrize("more", [{}, {"kind": "classifier", "file": "judge", "labels": {"nsfw": "sexual"}}])
+def test_a_judge_of_pictures_needs_a_threshold(more):
+    with pytest.raises(InputError, match="threshold: it is missing"):
+        Judge(**more)
+    assert Judge(**more, threshold=0.5).threshold == 0.5
 
 
 @pytest.mark.parametrize("threshold", [math.nan, math.inf, -1.0, 2.0, None])

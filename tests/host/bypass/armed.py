@@ -9,8 +9,8 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 
 from safeguidance.headless.boot import PACK_FOLDER
 from safeguidance.headless.hosts import PACK_ROOT, make_host
-from tools.server import ComfyServer
+from tools.server import ComfyServer, ServerError
 
 PACKS = Path(__file__).parent / "packs"
 ROOT = Path(os.environ.get("SAFEGUIDANCE_PACK", str(PACK_ROOT)))
@@ -67,6 +67,12 @@ method = "concepts"
 [[levels.spguard.guards]]
 method = "sp-guard"
 
+[levels.spstrict]
+[levels.spstrict.categories]
+"*" = { threshold = 0.01, action = "refuse" }
+[[levels.spstrict.guards]]
+method = "sp-guard"
+
 [levels.safree]
 [[levels.safree.guards]]
 method = "safree"
@@ -90,6 +96,7 @@ nora = "notice"
 hugo = "hgr"
 cora = "concepts"
 sven = "spguard"
+sia = "spstrict"
 sara = "safree"
 nils = "none"
 tom = "teacher"
@@ -133,17 +140,26 @@ class Done:
 class Armed(ComfyServer):
     """A server that a policy arms, with a spy in it."""
 
-    def __init__(self, host: Any, folder: Path, policy: str = POLICY, packs: bool = True, **settings: Any) -> None:
+    def __init__(
+        self,
+        host: Any,
+        folder: Path,
+        policy: str = POLICY,
+        packs: Sequence[str] = ("bypass_pack", "bypass_spy"),
+        python: Path | None = None,
+        **settings: Any,
+    ) -> None:
         self.policy_path, self.spied = folder / "policy.toml", folder / "spied"
         self.policy_path.write_text(policy, encoding="utf-8")
         self.spied.mkdir()
         base = folder / "base"
         (base / "custom_nodes").mkdir(parents=True)
-        names = [path.name for path in PACKS.iterdir() if path.is_dir()] if packs else []
-        for name in names:
+        for name in packs:
             shutil.copytree(PACKS / name, base / "custom_nodes" / name, ignore=shutil.ignore_patterns("__pycache__"))
-        arguments = ("--whitelist-custom-nodes", PACK_FOLDER, *names, *settings.pop("arguments", ()))
-        super().__init__(make_host(host.path), pack=ROOT, base_dir=base, arguments=arguments, **settings)
+        arguments = ("--whitelist-custom-nodes", PACK_FOLDER, *packs, *settings.pop("arguments", ()))
+        made = make_host(host.path)
+        made = made if python is None else replace(made, python=python)
+        super().__init__(made, pack=ROOT, base_dir=base, arguments=arguments, **settings)
         self.audit_path, self.ready_path = folder / "audit.jsonl", folder / "ready.json"
 
     def _start(self) -> None:
@@ -257,6 +273,24 @@ class Armed(ComfyServer):
     def audit(self) -> list[dict[str, Any]]:
         """Lines of the audit log."""
         return [json.loads(line) for line in self.audit_path.read_text(encoding="utf-8").splitlines()]
+
+
+def start(host: Any, folder: Path, text: str, variables: Mapping[str, str], arguments: Sequence[str]) -> str:
+    """What a server says that does not start; "" where it does.
+
+    Args:
+        host: where to start it.
+        folder: for it, which is made.
+        text: of its policy.
+        variables: of its environment.
+        arguments: more of main.py.
+    """
+    folder.mkdir()
+    try:
+        with mock.patch.dict("os.environ", variables), Armed(host, folder, text, arguments=tuple(arguments)):
+            return ""
+    except ServerError as error:
+        return str(error)
 
 
 def new_id() -> str:

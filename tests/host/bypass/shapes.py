@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.host.bypass import hooks, patches
 from tests.host.bypass.armed import CUP
 from tests.host.bypass.graphs import (
     Graph,
@@ -212,9 +213,13 @@ def _basic(text: str) -> Graph:
     return custom(node("BasicGuider", model=["m", 0], conditioning=["p", 0]), text)
 
 
-def _unclip(text: str) -> Graph:
-    parts = {"conditioning": ["p", 0], "clip_vision_output": ["seen", 0], "strength": 0.0, "noise_augmentation": 0.0}
-    return _conditioned(text, seen=node("BypassVision"), c=node("unCLIPConditioning", **parts))
+def _unclip(strength: float) -> Callable[[str], Graph]:
+    def make(text: str) -> Graph:
+        parts = {"conditioning": ["p", 0], "clip_vision_output": ["seen", 0]}
+        parts |= {"strength": strength, "noise_augmentation": 0.0}
+        return _conditioned(text, seen=node("BypassVision"), c=node("unCLIPConditioning", **parts))
+
+    return make
 
 
 def _token(text: str) -> Graph:
@@ -275,6 +280,7 @@ def _mixed(kind: str, **settings: Any) -> Callable[[str], Graph]:
     return make
 
 
+FURTHER = {name: Shape(*entry) for name, entry in {**hooks.SHAPES, **patches.SHAPES}.items()}
 AVERAGE = {"conditioning_to": ["p", 0], "conditioning_from": ["q", 0], "conditioning_to_strength": 0.9}
 SHAPES: dict[str, Shape] = {
     "KSampler": Shape(plain),
@@ -312,7 +318,9 @@ SHAPES: dict[str, Shape] = {
     "area": Shape(_area),
     "mask": Shape(_mask),
     "timestep range": Shape(_ranged),
-    "unCLIP": Shape(_unclip, alone=True),
+    "unCLIP": Shape(_unclip(0.0), alone=True),
+    "unCLIP of strength 1": Shape(_unclip(1.0), alone=True),
+    **FURTHER,
     "batch": Shape(_batch),
     "one of a batch": Shape(_from_batch),
     "repeated latent": Shape(_repeated),

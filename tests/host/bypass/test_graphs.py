@@ -8,6 +8,7 @@ import pytest
 import nodes
 from tests.host.bypass.armed import CUP, SKULL
 from tests.host.bypass.graphs import seeded
+from tests.host.bypass.hooks import LORA, put_lora
 from tests.host.bypass.shapes import GUARDED, SHAPES
 from tests.host.safecfg_graphs import encoded
 
@@ -24,6 +25,15 @@ def raw(graph):
     """The states of every text of a graph as it is written."""
     texts = [node["inputs"]["text"] for node in graph.values() if node["class_type"] == "CLIPTextEncode"]
     return [encoded(text)[0][0] for text in texts if "skull" in text]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def lora(armed, host):
+    """The LoRA that some graphs use, on both servers."""
+    put_lora(armed.base_dir)
+    put_lora(host.base_dir)
+    yield
+    (host.base_dir / "models" / "loras" / LORA).unlink()
 
 
 @pytest.mark.parametrize(("number", "shape"), CASES)

@@ -21,7 +21,7 @@ threshold = 0.5
 action = "ACTION"
 labels = { red = "sexual" }
 """
-NAMES = ("youth", "adult", "pupil", "notice", "hgr", "concepts", "spguard", "safree", "none", "teacher")
+NAMES = ("youth", "adult", "pupil", "notice", "hgr", "concepts", "spguard", "spstrict", "safree", "none", "teacher")
 VIEW = {"subfolder": "", "type": "output"}
 
 

@@ -78,6 +78,20 @@ def test_sp_guard_runs_as_a_guard_of_the_policy(armed):
     assert line["scores"]
 
 
+@pytest.mark.parametrize("steps", [10, 2], ids=["measured", "too few steps to measure"])
+def test_what_sp_guard_refuses_after_the_run_has_no_picture(armed, steps):
+    graph = seeded(plain(SKULL), 612 + steps)
+    graph["s"]["inputs"]["steps"] = steps
+    done = armed.draw(graph, "sia")
+    assert (done.status, done.node) == ("error", "s")
+    assert not done.images
+    assert not armed.noted("picture", done.prompt_id)
+    # it was sampled, which is when this guard measures
+    assert armed.noted("text", done.prompt_id)
+    (line,) = [entry for entry in armed.audit() if entry["prompt_id"] == done.prompt_id]
+    assert line["action"] == "refuse"
+
+
 @pytest.mark.parametrize("user", ["hugo", "cora"])
 def test_a_method_that_cannot_act_refuses(armed, user):
     basic = custom(node("BasicGuider", model=["m", 0], conditioning=["p", 0]), SKULL)

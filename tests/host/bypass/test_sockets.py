@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 
 import aiohttp
 import pytest
 
 from tests.host.bypass.armed import CUP
 from tests.host.bypass.graphs import node, plain, seeded
+from tests.host.bypass.listening import listen, previews
 
 pytestmark = [pytest.mark.long_setup, pytest.mark.usefixtures("pack")]
-PREVIEWS = (1, 2, 4)
-
-
-async def listen(armed, user, client, during, headers=None):
-    """Messages that a client gets while something is done: texts as tables, binary ones as numbers of their kind."""
-    found = []
-    head = {"X-Remote-User": user, **(headers or {})} if user else {}
-    address = f"{armed.url}/ws" + (f"?clientId={client}" if client else "")
-    async with aiohttp.ClientSession() as session, session.ws_connect(address, headers=head) as socket:
-        await socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
-
-        async def read():
-            async for message in socket:
-                if message.type == aiohttp.WSMsgType.BINARY:
-                    found.append(struct.unpack(">I", message.data[:4])[0])
-                elif message.type == aiohttp.WSMsgType.TEXT:
-                    found.append(message.json())
-
-        reading = asyncio.create_task(read())
-        await asyncio.to_thread(during)
-        await asyncio.sleep(0.2)
-        reading.cancel()
-    return found
 
 
 def test_no_preview_is_sent_whatever_a_prompt_asks_for(armed):
@@ -46,7 +23,7 @@ def test_no_preview_is_sent_whatever_a_prompt_asks_for(armed):
 
     found = asyncio.run(listen(armed, "ann", "client-ann", during))
     assert [entry for entry in found if isinstance(entry, dict) and entry["type"] == "executed"], found
-    assert not [entry for entry in found if entry in PREVIEWS]
+    assert not previews(found)
 
 
 def test_a_client_id_belongs_to_one_user_at_a_time(armed):
@@ -84,3 +61,24 @@ def test_a_broadcast_names_nothing_of_another_user(armed):
 
     found = asyncio.run(listen(armed, "bob", "", during))
     assert not [entry for entry in found if isinstance(entry, dict) and "output" in entry.get("data", {})]
+
+
+def test_the_page_that_asked_is_told_why_and_nobody_else(armed):
+    picture = {**plain(CUP), "l": node("LoadImage", image="x.png")}
+
+    def during():
+        assert armed.queue(picture, "ann", client_id="anns-page").status == "refused"
+        assert armed.queue(picture, "bob", client_id="anns-page").status == "refused"
+        assert armed.queue(picture, "ann", client_id=None).status == "refused"
+
+    told = [
+        entry["data"]
+        for entry in asyncio.run(listen(armed, "ann", "anns-page", during))
+        if isinstance(entry, dict) and entry["type"] == "safeguidance.refused"
+    ]
+    # of bob's request ann's page hears nothing
+    assert len(told) == 1
+    assert told[0]["node"] == "l"
+    assert told[0]["message"].startswith("Pictures from outside are not allowed")
+    found = asyncio.run(listen(armed, "bob", "", during))
+    assert not [entry for entry in found if isinstance(entry, dict) and entry["type"] == "safeguidance.refused"]

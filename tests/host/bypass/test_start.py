@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from unittest import mock
 
 import pytest
 
-from tests.host.bypass.armed import POLICY, ROOT, Armed
+from safeguidance.headless.hosts import make_host
+from tests.host.bypass.armed import POLICY, ROOT, Armed, start
 from tools.server import ServerError
 
 pytestmark = pytest.mark.usefixtures("pack")
@@ -26,16 +26,6 @@ BROKEN = {
 }
 
 
-def start(host, folder, text, variables, arguments):
-    """What a server says that does not start; "" where it does."""
-    folder.mkdir()
-    try:
-        with mock.patch.dict("os.environ", variables), Armed(host, folder, text, arguments=arguments):
-            return ""
-    except ServerError as error:
-        return str(error)
-
-
 def test_a_server_that_cannot_be_armed_does_not_start_and_says_why(host, tmp_path):
     def one(name):
         text, variables, arguments, _ = BROKEN[name]
@@ -47,6 +37,43 @@ def test_a_server_that_cannot_be_armed_does_not_start_and_says_why(host, tmp_pat
     for name, (_, _, _, wanted) in BROKEN.items():
         assert "stopped with exit code 1" in said[name], (name, said[name][-800:])
         assert wanted in said[name], (name, said[name][-1500:])
+
+
+MANAGER = """
+from aiohttp import web
+
+def prestartup(): pass
+
+def start(): pass
+
+def should_be_disabled(path): return False
+
+def create_middleware():
+    @web.middleware
+    async def passes(request, handler): return await handler(request)
+    return passes
+"""
+
+
+def test_a_server_with_the_manager_does_not_start(host, tmp_path):
+    """ComfyUI-Manager is stood in for by a package of its name, as ComfyUI ignores the flag where there is none."""
+    package = tmp_path / "lent" / "comfyui_manager"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(MANAGER)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{package.parent}" exec "{make_host(host.path).python}" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "server").mkdir()
+    with (
+        pytest.raises(ServerError, match="it lets users install code") as found,
+        Armed(host, tmp_path / "server", arguments=("--enable-manager",), python=python),
+    ):
+        pass
+    assert "stopped with exit code 1" in str(found.value)
+    # the same without the flag: nothing but the flag keeps it from starting
+    (tmp_path / "without").mkdir()
+    with Armed(host, tmp_path / "without", python=python) as server:
+        assert server.json("/safeguidance/policy")["armed"] is True
 
 
 UNARMED = """

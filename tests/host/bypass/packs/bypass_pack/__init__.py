@@ -3,12 +3,15 @@
 import asyncio
 import threading
 
+import comfy.clip_vision
 import comfy.sample
 import comfy.samplers
 import folder_paths
 import torch
 from aiohttp import web
 from comfy.patcher_extension import WrappersMP
+from PIL import Image
+from protocol import BinaryEventTypes
 from server import PromptServer
 
 KEPT = {}
@@ -231,7 +234,22 @@ def replaces_a_gate():
     return (torch.zeros(1, 48, 48, 3),)
 
 
+def sees():
+    """An image prompt as CLIP Vision gives it, without a picture."""
+    seen = comfy.clip_vision.Output()
+    seen.image_embeds = torch.ones(1, 8)
+    return (seen,)
+
+
+def shows_a_preview(red, green, blue):
+    """Send a picture of one colour as a preview, the way that nodes of packs do."""
+    server, image = PromptServer.instance, Image.new("RGB", (64, 64), (red, green, blue))
+    server.send_sync(BinaryEventTypes.UNENCODED_PREVIEW_IMAGE, ("PNG", image, 64), server.client_id)
+    return (torch.zeros(1, 48, 48, 3),)
+
+
 _MODEL = {"model": "MODEL"}
+_COLOUR = dict.fromkeys(("red", "green", "blue"), "INT")
 _TEXT = {**_MODEL, "positive": "CONDITIONING"}
 _BOTH = {**_TEXT, "negative": "CONDITIONING"}
 _OPTIONS = (["sampler", "LoadImage", "BypassForbidden"],)
@@ -252,7 +270,9 @@ NODE_CLASS_MAPPINGS = {
     "BypassDropNote": _node({"positive": "CONDITIONING"}, ("CONDITIONING",), drops_the_note),
     "BypassExpand": _node({**_BOTH, "vae": "VAE", "kind": _OPTIONS}, ("IMAGE",), expands),
     "BypassReplaceGate": _node({}, ("IMAGE",), replaces_a_gate),
-    "BypassVision": _node({}, ("CLIP_VISION_OUTPUT",), lambda: (object(),)),
+    "BypassVision": _node({}, ("CLIP_VISION_OUTPUT",), sees),
+    "BypassBoxes": _node({}, ("GLIGEN",), lambda: (object(),)),
+    "BypassPreview": _node(_COLOUR, ("IMAGE",), shows_a_preview),
     "BypassForbidden": _node({}, ("IMAGE",), lambda: (torch.zeros(1, 48, 48, 3),)),
 }
 

@@ -4,6 +4,7 @@ It is loaded as a pack of its own, so that it stands in the host before the serv
 """
 
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from server import PromptServer
 
 NODE_CLASS_MAPPINGS = {}
 FOLDER = Path(os.environ["BYPASS_SPY"])
+# packages that this server shall have besides those of its host
+sys.path += filter(None, [os.environ.get("BYPASS_PATH")])
 _LOCK, _COUNT = threading.Lock(), [0]
 
 
