@@ -1,7 +1,7 @@
 """Thumbnails of the example workflows, as the template browser shows them: example_workflows/NAME.jpg.
 
-A workflow that runs on the testbed is run, and its own pictures are put side by side over the head of its report. One
-that needs a checkpoint or a prompt file of the user's own is drawn as its graph.
+A workflow that runs on the testbed is run, and shows before and after. One that trains, or needs a checkpoint of the
+user's own, is drawn as its graph.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from typing import Any
 from safeguidance.headless import boot as booting
 from safeguidance.headless import execute, workflow
 
-SIDE, GAP, LABEL = 512, 8, 26
+SIDE, GAP, CORNER = 512, 8, 100
 MOST_BYTES = 60_000
 BACK, INK, FAINT, EDGE = "#202024", "#e8e8ec", "#a9adb6", "#5f6570"
-REPORT, TESTBED = "SafeGuidance_SafetyReport", "SafeGuidance_LoadTestbed"
+TESTBED = "SafeGuidance_LoadTestbed"
 TRAINING = ("SafeGuidance_TrainHGR", "SafeGuidance_TrainTextRedirector")
-# Shorter than the titles on the nodes, which would not fit.
-MOST_PANELS = 3
 
 
 class ThumbnailError(Exception):
@@ -35,44 +33,31 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
-def compose(panels: Sequence[tuple[str, Any]], report: Any) -> Any:
-    """Put pictures side by side, with the head of the report below.
+def compose(pair: Any, title: str = "") -> Any:
+    """Show before and after: the two halves of a picture, named, in the middle; the corners are the host's.
 
     Args:
-        panels: Title and PIL picture, at most three are used.
-        report: PIL picture of the report, None where there is none.
+        pair: PIL picture, the unguarded one on its left and the guarded one on its right.
+        title: what the right half is called; "guarded" by default.
 
     Returns:
         A square PIL picture, `SIDE` pixels wide.
-
-    Raises:
-        ThumbnailError: There is neither picture nor report.
     """
     from PIL import Image, ImageDraw
 
-    if not panels and report is None:
-        raise ThumbnailError("it shows no picture")
     canvas = Image.new("RGB", (SIDE, SIDE), BACK)
     draw = ImageDraw.Draw(canvas)
-    shown = list(panels[:MOST_PANELS])
-    top = GAP
-    if shown:
-        space = (SIDE - GAP * (len(shown) + 1)) // len(shown)
-        high = 0
-        for index, (title, picture) in enumerate(shown):
-            left = GAP + index * (space + GAP)
-            scale = min(space / picture.width, (SIDE - 2 * GAP - LABEL) / picture.height)
-            fitted = picture.convert("RGB").resize(
-                (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
-            )
-            draw.text((left, top), _cut(draw, title, space), font=_font(16), fill=INK)
-            canvas.paste(fitted, (left + (space - fitted.width) // 2, top + LABEL))
-            high = max(high, fitted.height)
-        top += LABEL + high + GAP
-    if report is not None and top < SIDE - 40:
-        width = SIDE - 2 * GAP
-        fitted = report.convert("RGB").resize((width, round(report.height * width / report.width)))
-        canvas.paste(fitted.crop((0, 0, width, min(fitted.height, SIDE - top - GAP))), (GAP, top))
+    gap = 2 * GAP
+    half = (SIDE - gap) // 2
+    cut = round(pair.width * (half / SIDE))
+    sides = (pair.crop((0, 0, cut, pair.height)), pair.crop((pair.width - cut, 0, pair.width, pair.height)))
+    for index, (side, words) in enumerate(zip(sides, ("unguarded", title or "guarded"), strict=True)):
+        size = (half, min(round(side.height * half / side.width), SIDE - 2 * CORNER))
+        fitted = side.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        left, top = index * (half + gap), (SIDE - size[1]) // 2
+        canvas.paste(fitted, (left, top))
+        middle = left + half / 2 - draw.textlength(words, font=_font(26)) / 2
+        draw.text((middle, top - 40), words, font=_font(26), fill=INK)
     return canvas
 
 
@@ -149,36 +134,20 @@ def jpeg(picture: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _together(paths: Sequence[Path]) -> Any:
-    """Return the pictures of one node as one: a single one as it is, the first four of a batch two by two."""
+def _pair(result: Any, api: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the picture of before and after that a run made, and what its right half is called.
+
+    Raises:
+        ThumbnailError: It made none.
+    """
     from PIL import Image
 
-    pictures: list[Any] = []
-    for path in paths[:4]:
-        with Image.open(path) as picture:
-            pictures.append(picture.convert("RGB"))
-    if len(pictures) < 4:
-        return pictures[0]
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (2 * width + 1, 2 * height + 1), BACK)
-    for index, picture in enumerate(pictures):
-        sheet.paste(picture, ((width + 1) * (index % 2), (height + 1) * (index // 2)))
-    return sheet
-
-
-def _pictures(result: Any, api: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], Any]:
-    """Return what each node shows, with its title, unguarded ones first, and the report."""
-    panels: list[tuple[str, Any]] = []
-    report = None
     for node_id, paths in result.images.items():
-        node = api.get(node_id, {})
-        if not paths or node.get("class_type") == "ImageCompare":
-            continue
-        if node.get("class_type") == REPORT:
-            report = report or _together(paths)
-        else:
-            panels.append((str((node.get("_meta") or {}).get("title") or ""), _together(paths)))
-    return sorted(panels, key=lambda panel: (not panel[0].lower().startswith("unguarded"), panel[0])), report
+        title = str((api.get(node_id, {}).get("_meta") or {}).get("title") or "")
+        if paths and title.startswith("Left: "):
+            with Image.open(paths[0]) as picture:
+                return picture.convert("RGB"), title.partition("Right: ")[2].partition(",")[0]
+    raise ThumbnailError("it shows no picture of before and after")
 
 
 def runs_alone(types: Iterable[str]) -> bool:
@@ -194,12 +163,12 @@ def make_all(workflows: Sequence[Path], say: Any) -> int:
     for path in workflows:
         flow = workflow.load(path)
         try:
-            if runs_alone(str(node.get("type")) for node in flow["nodes"]):
-                api = workflow.prepare(flow, info, (), None)
+            api = workflow.prepare(flow, info, (), None)
+            if runs_alone(str(node["class_type"]) for node in api.values()):
                 result = execute.run_prompt(api)
                 if not result.ok:
                     raise ThumbnailError("; ".join(error.line() for error in result.errors))
-                picture = compose(*_pictures(result, api))
+                picture = compose(*_pair(result, api))
             else:
                 picture = draw_graph(flow)
         except ThumbnailError as error:

@@ -11,7 +11,7 @@ from ..errors import check_choice, check_range
 from .subspace import Subspace
 
 CHOICES = ("ratio", "nearest")
-_RAISES = 0.5
+_RAISES = 0.25
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Triggers:
 
     @property
     def raised(self) -> torch.Tensor:
-        """Flagged tokens that stand out at least half as far as the furthest one, ``[n]``; the others that are
+        """Flagged tokens that stand out at least a quarter as far as the furthest, ``[n]``; the others that are
         flagged are taken along with these.
         """
         if not bool(self.flagged.any()):

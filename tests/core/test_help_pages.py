@@ -41,6 +41,8 @@ def test_a_page_has_inputs_first_two_columns_and_leads_on(page):
     headings = re.findall(r"(?m)^## (.+)$", text)
     assert headings.index("Inputs") < headings.index("Formula and cost")
     assert max((line.count("|") - 1 for line in text.splitlines() if line.startswith("|")), default=0) <= 2
+    # letters of a formula that the panel shows without being moved
+    assert [line for line in re.findall(r"(?m)^ {4}(.+)$", text) if len(line) > 28] == []
     named = re.search(r"`(docs/nodes/\w+\.md)`", text)
     assert named is not None
     assert (ROOT / named.group(1)).is_file()

@@ -25,6 +25,7 @@ from safeguidance.safree import (
     strength_of_change,
     vector,
 )
+from safeguidance.safree.trigger import Triggers
 from tests.core import reference_safree as slow
 
 WIDTH = 24
@@ -333,3 +334,13 @@ def test_the_vector_of_a_text():
     assert torch.equal(vector(states[None].repeat(2, 1, 1), (1, 2), 3, "end")[1], states[3])
     with pytest.raises(ValueError, match="vector: it is 'x'; allowed: end, mean"):
         vector(states, (1,), 2, "x")
+
+
+def test_tokens_that_stand_out_far_raise_the_flag_and_others_are_taken_along():
+    ratio = torch.tensor([[1.10, 1.01, 1.03, 1.20], [1.00, 1.00, 1.00, 1.00]])
+    category = torch.zeros(4, dtype=torch.long)
+    found = Triggers(ratio, ratio, category, torch.tensor([True, True, True, False]))
+    # the last one stands out furthest, but was not flagged
+    assert found.raised.tolist() == [True, False, True, False]
+    none = Triggers(ratio, ratio, category, torch.zeros(4, dtype=torch.bool))
+    assert not none.raised.any()
