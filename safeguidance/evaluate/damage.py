@@ -251,11 +251,7 @@ class _Both:
         self._opened: tuple[Image.Image, Image.Image] | None = None
 
     def pictures(self) -> tuple[Image.Image, Image.Image]:
-        """Both as RGB.
-
-        Raises:
-            _Unreadable: if one cannot be read.
-        """
+        """Both as RGB; ``_Unreadable`` where one cannot be read."""
         if self._opened is None:
             first = _open(self._store, self._rows[0])
             self._opened = first, first if self.same else _open(self._store, self._rows[1])

@@ -22,6 +22,7 @@ PUBLISHED = {
     "safeguidance",
     "weights",
     "web",
+    "docs",
     "locales",
     "subgraphs",
     "example_workflows",
