@@ -1,0 +1,168 @@
+"""Training the denoiser of the world of drawings (rectified flow, velocity prediction) over frozen text states."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from ...predictions import per_sample
+from ...testbed.denoiser import Denoiser
+from ...testbed.drawings.captions import Caption, attacked_caption
+from ...testbed.drawings.encoder import TextEncoder, encode
+from ...testbed.drawings.latents import from_bytes
+from ...testbed.drawings.shape import DENOISER_CONFIG
+from ...testbed.drawings.wordpieces import MAX_LENGTH, WordPieces
+from ...training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from .draw import Painter
+
+POOL = 4096
+"""The latest captions, whose states are kept: encoding costs as much as a quarter of a training step."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run.
+
+    Args:
+        steps: training steps.
+        batch: scenes a step.
+        fresh: new captions a step; the others are drawn anew from the latest ``POOL``.
+        rate: peak learning rate.
+        seed: seed of data, weights and noise.
+        drop: share of empty captions, which teaches the unconditional prediction.
+        decay: decay of the running mean of the weights that is kept.
+    """
+
+    steps: int = 40_000
+    batch: int = 32
+    fresh: int = 8
+    rate: float = 8e-4
+    seed: int = 0
+    drop: float = 0.1
+    decay: float = 0.9995
+
+
+class CaptionStates:
+    """Captions by number with their states; number ``n`` depends on the seed and ``n`` only.
+
+    Args:
+        encoder: the frozen text encoder.
+        pieces: its word pieces.
+        seed: seed of the captions.
+    """
+
+    def __init__(self, encoder: TextEncoder, pieces: WordPieces, seed: int) -> None:
+        self._encoder, self._pieces, self._seed = encoder, pieces, seed
+        self._states: dict[int, torch.Tensor] = {}
+        self.empty = encode(encoder, pieces, [""])[0]
+        self.caption: Callable[[int], Caption] = lru_cache(maxsize=2 * POOL)(self._caption)
+
+    def _caption(self, number: int) -> Caption:
+        rng = np.random.default_rng((self._seed, 1, number))
+        while True:
+            found = attacked_caption(rng)
+            if len(self._pieces.numbers(found.text)) <= MAX_LENGTH:
+                return found
+
+    def __call__(self, numbers: list[int]) -> torch.Tensor:
+        """States ``[B, L, D]`` of captions."""
+        missing = sorted({number for number in numbers if number not in self._states})
+        if missing:
+            with torch.autocast("cpu", torch.bfloat16):
+                found = encode(self._encoder, self._pieces, [self.caption(number).text for number in missing])
+            self._states.update(zip(missing, found.bfloat16().clone(), strict=True))
+        while len(self._states) > 2 * POOL:
+            self._states.pop(next(iter(self._states)))
+        return torch.stack([self._states[number] for number in numbers]).float()
+
+
+def caption_numbers(config: TrainConfig, step: int, rng: np.random.Generator) -> list[int]:
+    """Which captions a step trains on: its new ones and others from the latest ``POOL``."""
+    end = (step + 1) * config.fresh
+    first = max(0, end - POOL)
+    return [*range(end - config.fresh, end), *rng.integers(first, end, size=config.batch - config.fresh).tolist()]
+
+
+def rate_at(config: TrainConfig, step: int) -> float:
+    """Learning rate: constant, then straight down over the last third, so that a run can be made longer until then."""
+    return config.rate * min(1.0, (step + 1) / 200, max(0.02, (config.steps - step) / config.steps / 0.33))
+
+
+def train(
+    config: TrainConfig, painter: Painter, encoder: TextEncoder, pieces: WordPieces, folder: Path, minutes: float = 4
+) -> Denoiser:
+    """Train; a killed run goes on from its last checkpoint.
+
+    Args:
+        config: settings; ``steps`` may differ from those of the checkpoint.
+        painter: draws the scenes.
+        encoder: the text encoder, frozen.
+        pieces: its word pieces.
+        folder: where the checkpoint is.
+        minutes: time between checkpoints.
+
+    Returns:
+        The running mean of the weights.
+
+    Raises:
+        SettingsMismatch: if ``folder`` holds a run of other settings.
+    """
+    torch.manual_seed(config.seed)
+    model = Denoiser(DENOISER_CONFIG)
+    mean = copy.deepcopy(model).requires_grad_(False)
+    modules: dict[str, nn.Module] = {"model": model, "mean": mean}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, weight_decay=0.01, betas=(0.9, 0.98))
+    settings = {name: value for name, value in asdict(config).items() if name != "steps"}
+    start = load_checkpoint(folder, modules, optimizer, settings).step
+    states = CaptionStates(encoder, pieces, config.seed)
+    smooth, saved = 0.0, time.monotonic()
+    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="denoiser", mininterval=20)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(config, step)
+        loss = _loss(model, painter, states, config, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        _follow(mean, model, min(config.decay, (step + 1) / (step + 20)))
+        smooth = loss.item() if step == start else 0.98 * smooth + 0.02 * loss.item()
+        bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+        if time.monotonic() - saved > 60 * minutes or step + 1 == config.steps:
+            save_checkpoint(folder, modules, optimizer, settings, Checkpoint(step + 1, values={"loss": smooth}))
+            saved = time.monotonic()
+    return mean
+
+
+def _loss(model: Denoiser, painter: Painter, states: CaptionStates, config: TrainConfig, step: int) -> torch.Tensor:
+    rng = np.random.default_rng((config.seed, 2, step))
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    numbers = caption_numbers(config, step, rng)
+    pictures = np.stack([painter(states.caption(number).scene, rng) for number in numbers])
+    latent = from_bytes(torch.from_numpy(pictures))
+    context = states(numbers)
+    dropped = torch.from_numpy(rng.random(len(numbers)) < config.drop)
+    context = torch.where(dropped[:, None, None], states.empty.float(), context)
+    noise = torch.randn(latent.shape, generator=generator)
+    # more mass at high noise, where the layout of a scene is decided
+    sigma = torch.sigmoid(1.2 * torch.randn(len(latent), generator=generator) + 0.6)
+    level = per_sample(sigma, latent)
+    with torch.autocast(latent.device.type, torch.bfloat16):
+        velocity = model((1 - level) * latent + level * noise, 1000 * sigma, context)
+    return functional.mse_loss(velocity.float(), noise - latent)
+
+
+@torch.no_grad()
+def _follow(mean: nn.Module, model: nn.Module, decay: float) -> None:
+    for kept, new in zip(mean.parameters(), model.parameters(), strict=True):
+        kept.lerp_(new, 1 - decay)

@@ -1,0 +1,108 @@
+"""Pictures of the world of drawings without the artwork: latents, scenes, and what the oracle is taught."""
+
+import numpy as np
+import pytest
+import torch
+
+from safeguidance.errors import InputError
+from safeguidance.lab.world import artwork
+from safeguidance.lab.world.draw import Painter
+from safeguidance.lab.world.oracle import Oracle, drawn, goals
+from safeguidance.lab.world.train import POOL, TrainConfig, caption_numbers, rate_at
+from safeguidance.testbed.drawings.latents import EDGE, LATENT_CHANNELS, from_bytes, to_bytes, to_image, to_latent
+from safeguidance.testbed.drawings.world import BACKGROUNDS, IMAGE_SIZE, Scene, things
+
+
+@pytest.fixture(scope="module")
+def painter():
+    drawings = np.zeros((len(things()), artwork.SIDE, artwork.SIDE, 4), np.uint8)
+    drawings[:, 8:-8, 8:-8, 3] = 255
+    drawings[..., 0] = np.arange(len(things()))[:, None, None] * 2
+    return Painter(drawings)
+
+
+def test_latents_come_back_from_their_own_pictures():
+    latent = torch.randn(3, LATENT_CHANNELS, EDGE, EDGE, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(to_latent(to_image(latent)), latent, rtol=1e-4, atol=1e-4)
+
+
+def test_smooth_pictures_survive_the_latents():
+    y, x = torch.meshgrid(torch.linspace(0, 1, IMAGE_SIZE), torch.linspace(0, 1, IMAGE_SIZE), indexing="ij")
+    picture = (torch.stack([x, y, 1 - x * y], dim=-1) * 255).to(torch.uint8)[None]
+    assert (to_bytes(from_bytes(picture)).int() - picture.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+@pytest.mark.parametrize("style", ["drawn", "pencil"])
+def test_every_background_looks_the_same_from_a_seed_and_unlike_the_others(painter, background, style):
+    kind = next(iter(things()))
+    first, again = (painter(Scene((kind,), background, style), np.random.default_rng(5)) for _ in range(2))
+    assert first.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
+    np.testing.assert_array_equal(first, again)
+    for other in BACKGROUNDS:
+        if other != background:
+            assert (painter(Scene((kind,), other, style), np.random.default_rng(5)) != first).any()
+
+
+def test_things_lie_where_the_painter_says_and_two_never_overlap(painter):
+    first, second = list(things())[:2]
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        layout = "beside" if seed % 2 else "above"
+        picture, (a, b) = painter.paint(Scene((first, second), "snow", "drawn", layout), rng)
+        for x, y, edge in (a, b):
+            assert min(x, y) >= 0
+            assert max(x, y) + edge <= IMAGE_SIZE
+            centre = picture[y + edge // 2, x + edge // 2]
+            assert centre[1] == centre[2] == 0
+        along = 0 if layout == "beside" else 1
+        # drawings have a margin of an eighth
+        assert a[along] + a[2] - b[along] <= (a[2] + b[2]) / 8
+
+
+def test_the_oracle_is_taught_each_thing_at_its_centre(painter):
+    pictures, scenes, boxes = drawn(painter, np.random.default_rng(0), 100)
+    kind, ground, style = goals(scenes, boxes)
+    number = {name: place for place, name in enumerate(things())}
+    for b, scene in enumerate(scenes):
+        marked = set(kind[b].flatten().tolist()) - {-1, len(number)}
+        assert marked == {number[name] for name in scene.kinds}
+        for name, (x, y, edge) in zip(scene.kinds, boxes[b], strict=True):
+            assert kind[b, int(y + edge / 2) // 8, int(x + edge / 2) // 8] == number[name]
+        assert list(BACKGROUNDS)[int(ground[b])] == scene.background
+    assert pictures.shape == (100, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert style.shape == (100,)
+
+
+def test_an_untrained_oracle_reads_any_picture(painter):
+    pictures, _, _ = drawn(painter, np.random.default_rng(1), 4)
+    for reading in Oracle(width=32).read(pictures):
+        assert 1 <= len(reading.scene.kinds) <= 2
+        assert len(reading.harm) == 5
+        assert 0 < reading.confidence <= 1
+
+
+def test_a_resumed_run_sees_the_captions_that_an_unbroken_one_sees():
+    config = TrainConfig()
+    numbers = [caption_numbers(config, step, np.random.default_rng((0, step))) for step in (0, 10, 9000)]
+    assert [len(row) for row in numbers] == [config.batch] * 3
+    assert numbers[2] == caption_numbers(config, 9000, np.random.default_rng((0, 9000)))
+    for step, row in zip((0, 10, 9000), numbers, strict=True):
+        end = (step + 1) * config.fresh
+        assert row[: config.fresh] == list(range(end - config.fresh, end))
+        assert min(row) >= max(0, end - POOL)
+        assert max(row) < end
+
+
+def test_a_run_can_be_made_longer_before_its_rate_falls():
+    short, long = TrainConfig(steps=30_000), TrainConfig(steps=60_000)
+    assert rate_at(short, 15_000) == rate_at(long, 15_000) == short.rate
+    assert rate_at(short, 29_999) < 0.03 * short.rate
+
+
+def test_artwork_that_is_missing_or_changed_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is missing"):
+        artwork.load(tmp_path)
+    (tmp_path / artwork.NEW.archive).write_bytes(b"something else")
+    with pytest.raises(InputError, match="has the digest"):
+        artwork.load(tmp_path)
