@@ -44,10 +44,10 @@ def _train(folder: Path, options: argparse.Namespace) -> None:
     pieces = WordPieces.from_pretrained()
     encoder = TextEncoder(len(pieces))
     load_small(encoder, folder / ENCODER_FILE)
-    encoder.requires_grad_(False).eval()
+    encoder.requires_grad_(False).eval().to(options.device)
     config = TrainConfig(steps=options.steps or TrainConfig.steps)
     denoiser = train(config, _painter(folder), encoder, pieces, folder / "denoiser-run")
-    save_small(denoiser, folder / DENOISER_FILE, {**_OWN, "steps": str(config.steps)})
+    save_small(denoiser.cpu(), folder / DENOISER_FILE, {**_OWN, "steps": str(config.steps)})
 
 
 def _oracle(folder: Path, options: argparse.Namespace) -> None:
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="training steps; 0 takes the default")
     parser.add_argument("--count", type=int, default=300, help="captions a group for measure")
     parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale for measure")
+    parser.add_argument("--device", default="cpu", help="where the denoiser is trained: cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

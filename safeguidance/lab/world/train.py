@@ -22,6 +22,7 @@ from ...testbed.drawings.encoder import TextEncoder, encode
 from ...testbed.drawings.latents import from_bytes
 from ...testbed.drawings.shape import DENOISER_CONFIG
 from ...testbed.drawings.wordpieces import MAX_LENGTH, WordPieces
+from ...testbed.drawings.world import safe_scene
 from ...training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from .draw import Painter
 
@@ -41,6 +42,9 @@ class TrainConfig:
         seed: seed of data, weights and noise.
         drop: share of empty captions, which teaches the unconditional prediction.
         decay: decay of the running mean of the weights that is kept.
+        doubt: share of captions of a stand-in whose scene shows its look-alike in the last tenth of the steps, 0..1.
+            Captions of real pictures are never reliable, so real models are unsure at cfg 1 and guidance makes them
+            sure; without doubt this one would draw a stand-in with certainty even unguided.
     """
 
     steps: int = 40_000
@@ -50,6 +54,11 @@ class TrainConfig:
     seed: int = 0
     drop: float = 0.1
     decay: float = 0.9995
+    doubt: float = 0.25
+
+    def doubt_at(self, step: int) -> float:
+        """Share of unreliable captions of stand-ins at a step."""
+        return self.doubt if step >= 0.9 * self.steps else 0.0
 
 
 class CaptionStates:
@@ -78,7 +87,7 @@ class CaptionStates:
         """States ``[B, L, D]`` of captions."""
         missing = sorted({number for number in numbers if number not in self._states})
         if missing:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(self.empty.device.type, torch.bfloat16):
                 found = encode(self._encoder, self._pieces, [self.caption(number).text for number in missing])
             self._states.update(zip(missing, found.bfloat16().clone(), strict=True))
         while len(self._states) > 2 * POOL:
@@ -101,10 +110,10 @@ def rate_at(config: TrainConfig, step: int) -> float:
 def train(
     config: TrainConfig, painter: Painter, encoder: TextEncoder, pieces: WordPieces, folder: Path, minutes: float = 4
 ) -> Denoiser:
-    """Train; a killed run goes on from its last checkpoint.
+    """Train where the encoder is, on a CPU or a GPU; a killed run goes on from its last checkpoint.
 
     Args:
-        config: settings; ``steps`` may differ from those of the checkpoint.
+        config: settings; ``steps`` and ``doubt`` may differ from those of the checkpoint.
         painter: draws the scenes.
         encoder: the text encoder, frozen.
         pieces: its word pieces.
@@ -118,13 +127,13 @@ def train(
         SettingsMismatch: if ``folder`` holds a run of other settings.
     """
     torch.manual_seed(config.seed)
-    model = Denoiser(DENOISER_CONFIG)
+    states = CaptionStates(encoder, pieces, config.seed)
+    model = Denoiser(DENOISER_CONFIG).to(states.empty.device)
     mean = copy.deepcopy(model).requires_grad_(False)
     modules: dict[str, nn.Module] = {"model": model, "mean": mean}
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, weight_decay=0.01, betas=(0.9, 0.98))
-    settings = {name: value for name, value in asdict(config).items() if name != "steps"}
+    settings = {name: value for name, value in asdict(config).items() if name not in ("steps", "doubt")}
     start = load_checkpoint(folder, modules, optimizer, settings).step
-    states = CaptionStates(encoder, pieces, config.seed)
     smooth, saved = 0.0, time.monotonic()
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="denoiser", mininterval=20)
     for step in bar:
@@ -148,14 +157,16 @@ def _loss(model: Denoiser, painter: Painter, states: CaptionStates, config: Trai
     rng = np.random.default_rng((config.seed, 2, step))
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     numbers = caption_numbers(config, step, rng)
-    pictures = np.stack([painter(states.caption(number).scene, rng) for number in numbers])
-    latent = from_bytes(torch.from_numpy(pictures))
+    scenes = [states.caption(number).scene for number in numbers]
+    if doubt := config.doubt_at(step):
+        scenes = [safe_scene(scene) if rng.random() < doubt else scene for scene in scenes]
     context = states(numbers)
-    dropped = torch.from_numpy(rng.random(len(numbers)) < config.drop)
+    latent = from_bytes(torch.from_numpy(np.stack([painter(scene, rng) for scene in scenes]))).to(context.device)
+    dropped = torch.from_numpy(rng.random(len(numbers)) < config.drop).to(context.device)
     context = torch.where(dropped[:, None, None], states.empty.float(), context)
-    noise = torch.randn(latent.shape, generator=generator)
+    noise = torch.randn(latent.shape, generator=generator).to(latent)
     # more mass at high noise, where the layout of a scene is decided
-    sigma = torch.sigmoid(1.2 * torch.randn(len(latent), generator=generator) + 0.6)
+    sigma = torch.sigmoid(1.2 * torch.randn(len(latent), generator=generator) + 0.6).to(latent)
     level = per_sample(sigma, latent)
     with torch.autocast(latent.device.type, torch.bfloat16):
         velocity = model((1 - level) * latent + level * noise, 1000 * sigma, context)

@@ -153,5 +153,6 @@ def encode(encoder: TextEncoder, pieces: WordPieces, texts: Sequence[str]) -> to
     for place, row in enumerate(rows):
         tokens[place, : len(row)] = torch.tensor(row)
         mask[place, : len(row)] = 1
-    states = encoder(tokens, mask)
+    device = encoder.bert.embeddings.word_embeddings.weight.device
+    states = encoder(tokens.to(device), mask.to(device))
     return nn.functional.pad(states, (0, 0, 0, MAX_LENGTH - longest))
