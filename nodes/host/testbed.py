@@ -5,7 +5,7 @@ Everything of the host is imported inside functions, so that the pack can be imp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,22 @@ from torch import nn
 from ...safeguidance.errors import InputError
 
 
+def pixel_colours(patch: int) -> list[list[float]]:
+    """Preview colours of latents that hold pixel blocks: channel k is one pixel of colour ``k // patch^2``."""
+    return [
+        [1 / patch**2 if channel // patch**2 == colour else 0.0 for colour in range(3)]
+        for channel in range(3 * patch**2)
+    ]
+
+
 def testbed_model(
-    family: str, unet_config: Mapping[str, Any], shift: float, patch: int, state: dict[str, torch.Tensor]
+    family: str,
+    unet_config: Mapping[str, Any],
+    shift: float,
+    patch: int,
+    state: dict[str, torch.Tensor],
+    colours: Sequence[Sequence[float]] | None = None,
+    grey: Sequence[float] | None = None,
 ) -> Any:
     """A MODEL of the host's stock UNet class with flow prediction.
 
@@ -25,6 +39,8 @@ def testbed_model(
         shift: shift of the flow schedule.
         patch: side of the pixel blocks that latents hold.
         state: weights, with the UNet's keys.
+        colours: what each latent channel adds to red, green and blue of a preview, in -1..1; None for pixel blocks.
+        grey: red, green and blue of a preview of a latent of zeros; None for 0.
 
     Raises:
         InputError: if the weights are not the UNet's.
@@ -36,13 +52,10 @@ def testbed_model(
     import comfy.supported_models_base
 
     class PixelBlocks(comfy.latent_formats.LatentFormat):
-        latent_channels = 3 * patch**2
+        latent_channels = unet_config["in_channels"]
         spacial_downscale_ratio = patch
-        # channel k holds one pixel of colour k // patch^2, in -1..1 as the previewer wants it
-        latent_rgb_factors = [
-            [1 / patch**2 if channel // patch**2 == colour else 0.0 for colour in range(3)]
-            for channel in range(3 * patch**2)
-        ]
+        latent_rgb_factors = [list(row) for row in (pixel_colours(patch) if colours is None else colours)]
+        latent_rgb_factors_bias = None if grey is None else list(grey)
 
     base = comfy.supported_models_base.BASE
     config_class = type(
@@ -147,14 +160,18 @@ def testbed_clip(
 
 
 def testbed_vae(
-    encode: Callable[[torch.Tensor], torch.Tensor], decode: Callable[[torch.Tensor], torch.Tensor], patch: int
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    patch: int,
+    channels: int = 0,
 ) -> Any:
-    """A VAE that only rearranges pixels.
+    """A VAE without weights: it rearranges the pixels of blocks, or writes them in another basis.
 
     Args:
         encode: images ``[B, 3, H, W]`` in -1..1 to latents.
         decode: the way back.
         patch: how much smaller latents are.
+        channels: of the latents; 0 for all numbers of a block.
     """
     import comfy.sd
 
@@ -175,5 +192,5 @@ def testbed_vae(
     old = vae.patcher
     vae.patcher = type(old)(vae.first_stage_model, load_device=old.load_device, offload_device=old.offload_device)
     vae.downscale_ratio = vae.upscale_ratio = patch
-    vae.latent_channels = 3 * patch**2
+    vae.latent_channels = channels or 3 * patch**2
     return vae

@@ -76,3 +76,10 @@ def to_bytes(latent: torch.Tensor) -> torch.Tensor:
 def from_bytes(pictures: torch.Tensor) -> torch.Tensor:
     """``[B, H, W, 3]`` uint8 pictures to latents."""
     return to_latent(pictures.movedim(-1, 1).float() / 127.5 - 1)
+
+
+def preview_colours() -> tuple[list[list[float]], list[float]]:
+    """Red, green and blue that each channel adds to the colour of its block, ``[22, 3]``; those of zeros, ``[3]``."""
+    channels = torch.eye(LATENT_CHANNELS)[:, :, None, None]
+    grey = to_image(torch.zeros(1, LATENT_CHANNELS, 1, 1)).mean((2, 3))
+    return (to_image(channels).mean((2, 3)) - grey).tolist(), grey[0].tolist()
