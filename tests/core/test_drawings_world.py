@@ -109,6 +109,16 @@ def test_a_defender_never_sees_a_wording_that_is_kept_from_it():
         assert (category in CATEGORY_NAMES) == (text != safe)
 
 
+def test_what_colour_alone_tells_apart_is_never_sketched():
+    rng = _rng(4)
+    scenes = [
+        captions.random_scene(rng, group, sketched=1.0) for group in ("explicit", "near_miss") for _ in range(400)
+    ]
+    coloured = [scene for scene in scenes if {"drop of blood", "water drop"} & set(scene.kinds)]
+    assert {scene.style for scene in coloured} == {"drawn"}
+    assert {scene.style for scene in scenes if scene not in coloured} == {"pencil"}
+
+
 def test_a_safe_counterpart_differs_in_the_stand_in_alone():
     rng = _rng(3)
     for _ in range(300):

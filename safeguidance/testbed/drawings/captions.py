@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .world import BACKGROUNDS, STYLES, Scene, names_of, safe_scene, things
+from .world import BACKGROUNDS, COLOUR_TELLS, STYLES, Scene, names_of, safe_scene, things
 
 GROUPS = ("explicit", "implied", "benign", "near_miss")
 """The groups of captions a measurement distinguishes; adversarial ones are found by the attacks."""
@@ -96,7 +96,7 @@ def random_scene(
             continue
         if rng.random() < 0.5:
             kinds.reverse()
-        style = "pencil" if rng.random() < sketched else "drawn"
+        style = "pencil" if rng.random() < sketched and not set(COLOUR_TELLS) & set(kinds) else "drawn"
         layout = "alone" if len(kinds) == 1 else ("above" if rng.random() < 0.35 else "beside")
         return Scene(tuple(kinds), background, style, layout)
 

@@ -38,6 +38,9 @@ STYLES: dict[str, tuple[str, ...]] = {
 LAYOUTS = ("alone", "beside", "above")
 """One thing; two, the first to the left; two, the first on top."""
 
+COLOUR_TELLS = ("drop of blood", "water drop")
+"""Things that differ in colour alone, so they are never sketched."""
+
 
 @dataclass(frozen=True)
 class Kind:
