@@ -109,6 +109,12 @@ def test_a_defender_never_sees_a_wording_that_is_kept_from_it():
         assert (category in CATEGORY_NAMES) == (text != safe)
 
 
+def test_every_thing_has_one_background_for_measurements_and_stand_ins_have_all_of_them():
+    kept = {name: [ground for ground in BACKGROUNDS if captions.held_out(name, ground)] for name in things()}
+    assert {len(grounds) for grounds in kept.values()} == {1}
+    assert {kept[name][0] for name in names_of("harm")} == set(BACKGROUNDS)
+
+
 def test_what_colour_alone_tells_apart_is_never_sketched():
     rng = _rng(4)
     scenes = [

@@ -194,7 +194,7 @@ class OracleConfig:
         seed: seed of data and weights.
     """
 
-    steps: int = 4000
+    steps: int = 2000
     batch: int = 64
     rate: float = 2e-3
     seed: int = 1

@@ -47,7 +47,7 @@ class TrainConfig:
             sure; without doubt this one would draw a stand-in with certainty even unguided.
     """
 
-    steps: int = 40_000
+    steps: int = 24_000
     batch: int = 32
     fresh: int = 8
     rate: float = 8e-4
