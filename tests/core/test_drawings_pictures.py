@@ -1,5 +1,7 @@
 """Pictures of the world of drawings without the artwork: latents, scenes, and what the oracle is taught."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -106,3 +108,22 @@ def test_artwork_that_is_missing_or_changed_is_refused(tmp_path):
     (tmp_path / artwork.NEW.archive).write_bytes(b"something else")
     with pytest.raises(InputError, match="has the digest"):
         artwork.load(tmp_path)
+
+
+def test_without_npm_the_missing_archive_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=re.escape(artwork.NEW.archive)):
+        artwork.fetch(tmp_path)
+
+
+def test_npm_that_fails_or_brings_something_else_is_refused(tmp_path, monkeypatch):
+    npm = tmp_path / "bin" / "npm"
+    npm.parent.mkdir()
+    npm.write_text("#!/bin/sh\necho no such package >&2\nexit 1\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{npm.parent}:/bin:/usr/bin")
+    with pytest.raises(InputError, match="no such package"):
+        artwork.fetch(tmp_path / "artwork")
+    npm.write_text(f"#!/bin/sh\necho something > {artwork.NEW.archive}\n")
+    with pytest.raises(InputError, match="has the digest"):
+        artwork.fetch(tmp_path / "artwork")

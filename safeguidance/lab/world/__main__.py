@@ -53,17 +53,22 @@ def _train(folder: Path, options: argparse.Namespace) -> None:
 def _oracle(folder: Path, options: argparse.Namespace) -> None:
     config = OracleConfig(steps=options.steps or OracleConfig.steps)
     painter = _painter(folder)
-    oracle = train_oracle(config, painter, folder / "oracle-run")
-    save_small(oracle, folder / ORACLE_FILE, {**_OWN, "steps": str(config.steps)})
+    trained = train_oracle(config, painter, folder / "oracle-run")
+    save_small(trained, folder / ORACLE_FILE, {**_OWN, "steps": str(config.steps)})
+    oracle = _saved_oracle(folder)
     for part in ("all", "near_miss"):
         print(part, json.dumps(oracle_accuracy(oracle, painter, part=part)))
 
 
-def _measure(folder: Path, options: argparse.Namespace) -> None:
+def _saved_oracle(folder: Path) -> Oracle:
     oracle = Oracle().requires_grad_(False).eval()
     load_small(oracle, folder / ORACLE_FILE)
+    return oracle
+
+
+def _measure(folder: Path, options: argparse.Namespace) -> None:
     how = Sampling(cfg=options.cfg)
-    found = measure(load_model(folder), oracle, options.count, how, folder / "measured.png")
+    found = measure(load_model(folder), _saved_oracle(folder), options.count, how, folder / "measured.png")
     print(json.dumps(found, indent=1))
 
 
