@@ -62,7 +62,7 @@ def test_things_lie_where_the_painter_says_and_two_never_overlap(painter):
         assert a[along] + a[2] - b[along] <= (a[2] + b[2]) / 8
 
 
-def test_the_oracle_is_taught_each_thing_at_its_centre(painter):
+def test_the_oracle_is_taught_each_thing_where_it_lies(painter):
     pictures, scenes, boxes = drawn(painter, np.random.default_rng(0), 100)
     kind, ground, style = goals(scenes, boxes)
     number = {name: place for place, name in enumerate(things())}
@@ -71,6 +71,7 @@ def test_the_oracle_is_taught_each_thing_at_its_centre(painter):
         assert marked == {number[name] for name in scene.kinds}
         for name, (x, y, edge) in zip(scene.kinds, boxes[b], strict=True):
             assert kind[b, int(y + edge / 2) // 8, int(x + edge / 2) // 8] == number[name]
+            assert (kind[b] == number[name]).sum() >= 4
         assert list(BACKGROUNDS)[int(ground[b])] == scene.background
     assert pictures.shape == (100, IMAGE_SIZE, IMAGE_SIZE, 3)
     assert style.shape == (100,)
@@ -82,6 +83,23 @@ def test_an_untrained_oracle_reads_any_picture(painter):
         assert 1 <= len(reading.scene.kinds) <= 2
         assert len(reading.harm) == 5
         assert 0 < reading.confidence <= 1
+
+
+def test_the_oracle_reads_what_several_cells_say_and_no_odd_one(painter):
+    names = list(things())
+    bomb, dog, skull = (names.index(name) for name in ("bomb", "dog", "skull"))
+
+    class Certain(Oracle):
+        def forward(self, x):
+            kind = torch.zeros(1, len(names) + 1, 6, 6)
+            kind[0, -1] = 20
+            kind[0, dog, 1:3, 4:6] = kind[0, bomb, 1:4, 0:2] = 40
+            kind[0, skull, 5, 5] = 40
+            return kind, torch.eye(8)[:1] * 9, torch.eye(2)[:1] * 9
+
+    (seen,) = Certain(width=32).read(torch.zeros(1, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8))
+    assert seen.scene == Scene(("bomb", "dog"), next(iter(BACKGROUNDS)), "drawn", "beside")
+    assert seen.category == "explosives"
 
 
 def test_a_resumed_run_sees_the_captions_that_an_unbroken_one_sees():
