@@ -28,11 +28,11 @@ CONTEXT = BERT_CONFIG["hidden_size"]
 
 
 class _SelfAttention(nn.Module):
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], operations: Any) -> None:
         super().__init__()
         width = config["hidden_size"]
         self.heads = config["num_attention_heads"]
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.query, self.key, self.value = (operations.Linear(width, width) for _ in range(3))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         q, k, v = (
@@ -45,10 +45,10 @@ class _SelfAttention(nn.Module):
 class _Joined(nn.Module):
     """A projection back to the width, added to what was there and normalised."""
 
-    def __init__(self, width_in: int, config: dict[str, Any]) -> None:
+    def __init__(self, width_in: int, config: dict[str, Any], operations: Any) -> None:
         super().__init__()
-        self.dense = nn.Linear(width_in, config["hidden_size"])
-        self.LayerNorm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
+        self.dense = operations.Linear(width_in, config["hidden_size"])
+        self.LayerNorm = operations.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
 
     def forward(self, x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.LayerNorm(self.dense(x) + before)
@@ -56,10 +56,10 @@ class _Joined(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], operations: Any) -> None:
         super().__init__()
-        self.self = _SelfAttention(config)
-        self.output = _Joined(config["hidden_size"], config)
+        self.self = _SelfAttention(config, operations)
+        self.output = _Joined(config["hidden_size"], config, operations)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.output(self.self(x, mask), x)
@@ -67,20 +67,20 @@ class _Attention(nn.Module):
 
 
 class _Intermediate(nn.Module):
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], operations: Any) -> None:
         super().__init__()
-        self.dense = nn.Linear(config["hidden_size"], config["intermediate_size"])
+        self.dense = operations.Linear(config["hidden_size"], config["intermediate_size"])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.gelu(self.dense(x))
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], operations: Any) -> None:
         super().__init__()
-        self.attention = _Attention(config)
-        self.intermediate = _Intermediate(config)
-        self.output = _Joined(config["intermediate_size"], config)
+        self.attention = _Attention(config, operations)
+        self.intermediate = _Intermediate(config, operations)
+        self.output = _Joined(config["intermediate_size"], config, operations)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         x = self.attention(x, mask)
@@ -89,19 +89,19 @@ class _Layer(nn.Module):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], operations: Any) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(_Layer(config) for _ in range(config["num_hidden_layers"]))
+        self.layer = nn.ModuleList(_Layer(config, operations) for _ in range(config["num_hidden_layers"]))
 
 
 class _Embeddings(nn.Module):
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], operations: Any) -> None:
         super().__init__()
         width = config["hidden_size"]
-        self.word_embeddings = nn.Embedding(config["vocab_size"], width)
-        self.position_embeddings = nn.Embedding(config["max_position_embeddings"], width)
-        self.token_type_embeddings = nn.Embedding(config["type_vocab_size"], width)
-        self.LayerNorm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
+        self.word_embeddings = operations.Embedding(config["vocab_size"], width)
+        self.position_embeddings = operations.Embedding(config["max_position_embeddings"], width)
+        self.token_type_embeddings = operations.Embedding(config["type_vocab_size"], width)
+        self.LayerNorm = operations.LayerNorm(width, eps=config["layer_norm_eps"])
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         places = self.position_embeddings.weight[: tokens.shape[1]]
@@ -110,9 +110,9 @@ class _Embeddings(nn.Module):
 
 
 class _Bert(nn.Module):
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], operations: Any) -> None:
         super().__init__()
-        self.embeddings, self.encoder = _Embeddings(config), _Encoder(config)
+        self.embeddings, self.encoder = _Embeddings(config, operations), _Encoder(config, operations)
 
 
 class TextEncoder(nn.Module):
@@ -121,11 +121,12 @@ class TextEncoder(nn.Module):
     Args:
         vocabulary: number of tokens.
         config: shape, in BERT's words.
+        operations: namespace the layers come from; ``torch.nn`` alone, the host's in a graph.
     """
 
-    def __init__(self, vocabulary: int, config: dict[str, Any] = BERT_CONFIG) -> None:
+    def __init__(self, vocabulary: int, config: dict[str, Any] = BERT_CONFIG, operations: Any = nn) -> None:
         super().__init__()
-        self.bert = _Bert({**config, "vocab_size": vocabulary})
+        self.bert = _Bert({**config, "vocab_size": vocabulary}, operations)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """States ``[B, L, 384]`` of tokens ``[B, L]``; zero where the mask ``[B, L]`` is 0, as the host makes them."""
