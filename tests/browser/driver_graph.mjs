@@ -82,7 +82,7 @@ export const graphMethods = ({ page, describeNodes, forget }) => ({
       const drawn = [...document.querySelectorAll("[data-node-id]")].map((box) => [
         box.dataset.nodeId,
         [...new Set([...box.querySelectorAll("*")].filter((each) => !each.children.length).map((each) => each.textContent.trim()))].filter(
-          (text) => /^(not )?guarded/.test(text)),
+          (text) => /^(not |partly )?guarded/.test(text)),
       ]);
       return {
         canvas: Object.fromEntries(app.canvas.graph.nodes.map((node) => [String(node.id), own(node)])),

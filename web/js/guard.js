@@ -9,7 +9,7 @@ import { liveGraphs, putIn, readLive, rootGraph, takeOut, wake } from "./live_gr
 
 const GUARD_IT = "Guard this workflow";
 const UNGUARD_IT = "Unguard this workflow";
-const COLOURS = { yes: ["#ffffff", "#1f6b3a"], no: ["#ffffff", "#a3412c"] };
+const COLOURS = { yes: ["#ffffff", "#1f6b3a"], partly: ["#ffffff", "#7a5b12"], no: ["#ffffff", "#a3412c"] };
 
 const table = await (await fetch(new URL("guarding.json", import.meta.url))).json();
 const planner = new Planner(table);
@@ -97,7 +97,8 @@ function placeOf(node) {
   return `${node.graph === rootGraph(app) ? null : node.graph?.id}:${node.id}`;
 }
 
-function inWords({ guarded, why, node }) {
+function inWords({ guarded, partly, why, node, count, of }) {
+  if (partly) return word("partly guarded: {count} of {all} samplers").replace("{count}", count).replace("{all}", of);
   return guarded ? word("guarded") : word("not guarded: {why}").replace("{why}", word(why).replace("{node}", node));
 }
 
@@ -109,7 +110,7 @@ function badgeOf(node) {
     void app.extensionManager.safeGuidanceBadges;
     if (node.graph) place = placeOf(node);
     const state = states.get(place);
-    const [fgColor, bgColor] = COLOURS[state?.guarded ? "yes" : "no"];
+    const [fgColor, bgColor] = COLOURS[state?.guarded ? "yes" : state?.partly ? "partly" : "no"];
     return new window.LGraphBadge({ text: state ? inWords(state) : "", fgColor, bgColor });
   };
 }

@@ -13,7 +13,7 @@ export function describe(planner, scope, liveNode = () => undefined, within = []
         ? []
         : [...describe(planner, node.inside, liveNode, [...within, node.inside]).values()]
       : planner.sampledInputs(node).map((name) => wayOf(planner, scope, node.inputs.get(name), liveNode));
-    if (ways.length) found.set(id, worst(ways));
+    if (ways.length) found.set(id, node.inside ? together(ways) : worst(ways));
   }
   for (const [id, node] of scope.graph) {
     if (node.runs && !found.has(id) && !planner.guards.has(node.kind) && lacksModel(planner, node, liveNode(scope.key, id)))
@@ -92,4 +92,12 @@ function no(why, node = "") {
 
 function worst(states) {
   return states.find(({ guarded }) => !guarded) ?? states[0];
+}
+
+// What a subgraph's node says of the samplers in it; one that is compared with an unguarded one is not wholly bare.
+function together(states) {
+  const of = states.reduce((sum, state) => sum + (state.of ?? 1), 0);
+  const count = states.reduce((sum, state) => sum + (state.count ?? (state.guarded ? 1 : 0)), 0);
+  if (!count || count === of) return { ...worst(states), count, of };
+  return { guarded: false, partly: true, count, of, text: `partly guarded: ${count} of ${of} samplers` };
 }

@@ -154,11 +154,12 @@ def guided_by(
 
 def of_variant(method: GuidanceMethod, variant: Variant) -> Method:
     """A line of the bench that a method declares."""
+    measured = () if variant.judged else method.neutral_texts(variant.config)
     return guided_by(
         method,
         variant.config,
         JOINED_TEXT if variant.joined else CONCEPT_TEXTS,
-        NEUTRAL_TEXTS if variant.lookalikes else method.neutral_texts(variant.config),
+        NEUTRAL_TEXTS if variant.lookalikes else measured,
         BASES[variant.base],
         variant.anchor,
         variant.judged,
