@@ -40,7 +40,7 @@ class Supervised:
     on_pass: Callable[[Decision], None] | None = None
     _texts: Sequence[Any] = ()
     _entries: Sequence[Any] | None = None
-    _known: set[Any] | None = None
+    _known: frozenset[Any] = frozenset()
 
     @property
     def calibrated(self) -> Mapping[str, float]:
@@ -81,6 +81,8 @@ class Supervised:
             if self.on_pass is not None and decision.action == "pass":
                 self.on_pass(decision)
         self._texts = [entry.get("cross_attn") for entry in running.guider.conds["positive"]]
+        # before a guard of the graph puts its own in the negative's place for some of the steps
+        self._known = _uuids(running.guider)
         return state
 
     def around_step(self, executor: Any, x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
@@ -95,10 +97,9 @@ class Supervised:
         Raises:
             Refused: if a node brings in a prompt of its own, which no guard reads.
         """
-        if self._known is not None:
-            for entry in (entry for entries in conds for entry in entries or ()):
-                if entry.get("uuid") not in self._known:
-                    raise Refused(OWN_PROMPT, "a prompt that is none of the guider's")
+        for entry in (entry for entries in conds for entry in entries or ()):
+            if self._known and entry.get("uuid") not in self._known:
+                raise Refused(OWN_PROMPT, "a prompt that is none of the guider's")
         return executor(model, conds, *args, **kwargs)
 
     def _check_text(self, guider: Any) -> None:
@@ -111,7 +112,7 @@ class Supervised:
         if self._entries is None:
             known = {id(text) for text in self._texts}
             self._entries = entries if all(id(entry.get("cross_attn")) in known for entry in entries) else []
-            self._known = {entry.get("uuid") for found in guider.conds.values() for entry in found or ()} - {None}
+            self._known |= _uuids(guider)
         same = len(entries) == len(self._entries)
         if not same or any(one is not other for one, other in zip(entries, self._entries, strict=True)):
             raise Refused("A node changes the prompt while it is drawn, so it was stopped.", "another text at a step")
@@ -191,6 +192,11 @@ def scores_of(record: RunRecord) -> dict[str, float]:
             before = found.get(name, 0.0)
             found[name] = score if not score <= before else before
     return found
+
+
+def _uuids(guider: Any) -> frozenset[Any]:
+    """What the host tells the prompts of a guider apart by."""
+    return frozenset(entry.get("uuid") for entries in guider.conds.values() for entry in entries or ()) - {None}
 
 
 def _reason(decision: Decision) -> str:
