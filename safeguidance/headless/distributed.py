@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,12 @@ def world_size() -> int:
 def process_index() -> int:
     """Which of them this is, from 0."""
     return int(os.environ.get("RANK") or 0)
+
+
+def say(text: str) -> None:
+    """Print a line at once and in one piece: the outer command streams it, and several processes share the stream."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def lacking() -> str:

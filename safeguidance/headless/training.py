@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from ..errors import InputError
 from . import boot
 from .boot import part
-from .distributed import join, process_index
+from .distributed import join, process_index, say
 from .loading import MODEL_KEYS, load, read_config
 
 RUN_KEYS = ("out", "checkpoints", "dataset", "size", "licence", "every", "save_memory")
@@ -113,7 +113,7 @@ def _refusals(spec: Mapping[str, Any], fields: Mapping[str, str]) -> Iterator[No
 
 def _say(text: str) -> None:
     if process_index() == 0:
-        print(text, flush=True)
+        say(text)
 
 
 def _value(values: Mapping[str, Any], key: str, default: _T, section: str = "") -> _T:

@@ -20,6 +20,7 @@ from . import boot as booting
 from . import execute, workflow
 from .author import to_ui
 from .definitions import ConvertError
+from .distributed import process_index, say
 from .hosts import PACK_ROOT
 
 OK, FAILED, INVALID, NO_HOST = 0, 1, 2, 3
@@ -40,11 +41,6 @@ def pack_version(pack: Path | None) -> str:
         if equals and name.strip() == "version":
             return value.split("#")[0].strip().strip("\"'")
     return "unknown"
-
-
-def say(text: str) -> None:
-    """Print a line at once, so that the outer command streams it."""
-    print(text, flush=True)
 
 
 def _log_to(path: Path | None, verbose: bool) -> None:
@@ -79,7 +75,8 @@ def start_host(spec: Mapping[str, Any], base: Path, log: Path | None = None) -> 
     if not spec.get("verbose"):
         booting.host_module("comfy.utils").set_progress_bar_enabled(False)
     loaded = f"{len(host.pack_nodes)} nodes of the pack" if spec.get("pack") else "without the pack"
-    say(f"ComfyUI {host.version} on {host.device}, {loaded} ({time.perf_counter() - started:.1f} s)")
+    if process_index() == 0:
+        say(f"ComfyUI {host.version} on {host.device}, {loaded} ({time.perf_counter() - started:.1f} s)")
     return host
 
 
