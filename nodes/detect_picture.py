@@ -36,7 +36,23 @@ def picture_judge(
     seed: int,
     counterparts: bool = False,
 ) -> Callable[[torch.Tensor], list[float]]:
-    """What gives LATENT samples their image scores.
+    """What gives LATENT samples their image scores: of ``picture_columns``, the one that explains each best."""
+    columns = picture_columns(redirector, encoder, model, shape, prompts, base, draws, seed, counterparts)
+    return lambda latents: columns(latents).amax(dim=1).tolist()
+
+
+def picture_columns(
+    redirector: Redirector,
+    encoder: ClipEncoder,
+    model: Any,
+    shape: Sequence[int],
+    prompts: list[Conditioning],
+    base: Conditioning,
+    draws: int,
+    seed: int,
+    counterparts: bool = False,
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What measures how well each category, or caption, explains LATENT samples: ``[B, N]``.
 
     Args:
         redirector: the judge.
@@ -70,12 +86,13 @@ def picture_judge(
         harmless = [on_device(encoder([text])) for text in others] if counterparts else []
     conditions = [on_device(cond) for cond in conditions]
 
-    def judged(latents: torch.Tensor) -> list[float]:
-        found = []
-        for row in plain.latents(latents).split(1):
-            evidence = picture_evidence(plain.predict, plain.noised, row, fixed, conditions, on_device(base), harmless)
-            found.append(float(evidence.max()))
-        return found
+    def judged(latents: torch.Tensor) -> torch.Tensor:
+        # one by one, so that a picture's score does not depend on its neighbours
+        rows = [
+            picture_evidence(plain.predict, plain.noised, row, fixed, conditions, on_device(base), harmless)
+            for row in plain.latents(latents).split(1)
+        ]
+        return torch.cat(rows)
 
     return judged
 

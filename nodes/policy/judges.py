@@ -14,7 +14,7 @@ from ...safeguidance.errors import InputError
 from ...safeguidance.policy.schema import Judge
 from ...safeguidance.redirector.weights import load_hgr, read_card
 from ...safeguidance.weight_files import WeightFileError
-from ..detect import picture_judge
+from ..detect_picture import picture_columns
 from ..host import files, patcher
 from ..host.encoding import ClipEncoder
 from ..redirectors import ManagedRedirector
@@ -128,16 +128,8 @@ class Seen:
 SEEN = Seen()
 
 
-class _OneCategory:
-    """A redirector that looks for one of its categories."""
-
-    def __init__(self, redirector: Any, category: str) -> None:
-        self.base_model, self.title, self.edges = redirector.base_model, redirector.title, redirector.edges
-        self.categories = (category,)
-
-
 class Evidence:
-    """How much better an HGR's categories explain a picture than nothing does, as Detect Harm measures it.
+    """How much better an HGR's categories explain a picture than nothing and harmless counterparts do, as Detect Harm.
 
     Args:
         judge: of the policy.
@@ -167,12 +159,12 @@ class Evidence:
         model, clip, vae = SEEN.parts()
         redirector, encoder = self._redirector(model), ClipEncoder(clip)
         with own_prediction(), torch.inference_mode():
-            latents, base = vae.encode(pictures), encoder([""])
-            columns = {}
-            for name in redirector.categories:
-                one: Any = _OneCategory(redirector, name)
-                columns[name] = picture_judge(one, encoder, model, latents.shape[1:], [], base, DRAWS, 0)(latents)
-        return [{name: min(max(rows[n], 0.0), 1.0) for name, rows in columns.items()} for n in range(len(pictures))]
+            latents = vae.encode(pictures)
+            shape, base = latents.shape[1:], encoder([""])
+            judged = picture_columns(redirector, encoder, model, shape, [], base, DRAWS, 0, counterparts=True)
+            # what is no number counts as harm
+            rows = judged(latents).nan_to_num(nan=1.0).clamp(0, 1).tolist()
+        return [dict(zip(redirector.categories, row, strict=True)) for row in rows]
 
     def _redirector(self, model: Any) -> Any:
         family = patcher.model_family(model)
