@@ -9,7 +9,8 @@ from typing import Any
 
 from safeguidance.headless import boot as booting
 from safeguidance.headless import worker, workflow
-from safeguidance.headless.worker import FAILED, OK, pack_version, save, say, start_host
+from safeguidance.headless.distributed import say
+from safeguidance.headless.worker import FAILED, OK, pack_version, save, start_host
 
 from .blueprint import to_blueprint
 from .scene import to_scene

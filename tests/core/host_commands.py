@@ -65,7 +65,7 @@ def work(spec):
         for one in spec["all"]:
             code = worker.main([json.dumps({**one, "host": spec["host"]})])
             if distributed.process_index() == 0:
-                worker.say(f"{END}{code}")
+                distributed.say(f"{END}{code}")
     return 0
 
 
