@@ -52,8 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--out", type=absolute, help="folder for train_cost.json")
     add_host_options(training)
 
-    strips = commands.add_parser("strips", help="make the strips of pictures on the help pages")
+    strips = commands.add_parser("strips", help="make the strips of pictures on the help pages and README's")
     strips.add_argument("--seed", type=int, default=7)
+    strips.add_argument("--readme", action="store_true", help="only README's, docs/img/strip.png, cut out of grid.png")
     strips.add_argument("--out", type=absolute, default=str(PACK_ROOT / "web" / "docs" / "img"))
     add_host_options(strips)
 
@@ -80,8 +81,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     screens = commands.add_parser("screenshots", help="pictures of examples, help pages and the README, to look at")
     screens.add_argument("--out", type=absolute, default=str(PACK_ROOT / "screenshots" / "made"))
-    screens.add_argument("--parts", default="examples,help,readme", help="which of these, with commas")
+    screens.add_argument(
+        "--parts",
+        default="examples,help,readme",
+        help="which of these, with commas; start_here makes README's docs/img/start_here.png anew",
+    )
     screens.add_argument("--only", default="", help="part of the name of an example or a node")
+    screens.add_argument("--newest", action="store_true", help="the newest frontend in place of the host's own")
     screens.add_argument("--comfyui", metavar="PATH")
 
     texts = commands.add_parser("locales", help="compare locales with the nodes, and list what translations lack")
@@ -149,7 +155,7 @@ def write_made(command: str, path: str | None) -> int:
     return run_in_host(host, {"command": command, **places, **options})
 
 
-def show(host: Host, out: Path, parts: str, only: str) -> int:
+def show(host: Host, out: Path, parts: str, only: str, newest: bool) -> int:
     """Make the pictures of `screenshots`; says what is missing where no browser can be driven."""
     from . import browser, screenshots
 
@@ -160,7 +166,7 @@ def show(host: Host, out: Path, parts: str, only: str) -> int:
         why = f"--parts: it names {wrong}; allowed: {', '.join(screenshots.PARTS)}" if wrong else lacking
         print(f"ERROR {why}" + ("" if wrong else f". {browser.HOW_TO_GET_THEM}"), file=sys.stderr)
         return 2
-    return screenshots.take(host, out, chosen, only)
+    return screenshots.take(host, out, chosen, only, newest)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -179,11 +185,17 @@ def main(argv: list[str] | None = None) -> int:
             if args.export:
                 return locales.export(Path(args.export), print)
             return locales.take_file(Path(args.take), args.language, print)
+        if args.command == "strips" and args.readme:
+            # Needs no host either.
+            from . import strips as making
+
+            making.cut_readme_strip()
+            return 0
         if args.command in ("workflows", "refresh"):
             return write_made(args.command, args.comfyui)
         host = require_host(args.comfyui)
         if args.command == "screenshots":
-            return show(host, Path(args.out), args.parts, args.only)
+            return show(host, Path(args.out), args.parts, args.only, args.newest)
     except HostError as error:
         print(f"NO COMFYUI: {error}", file=sys.stderr)
         return NO_HOST

@@ -78,13 +78,16 @@ def missing(host: Host | None, environ: Mapping[str, str] | None = None) -> str:
 class Editor:
     """The editor of one running host. Use it as a context manager."""
 
-    def __init__(self, host: Host, pack: Path = PACK_ROOT, frontend: Path | None = None) -> None:
+    def __init__(
+        self, host: Host, pack: Path = PACK_ROOT, frontend: Path | None = None, folder: str = PACK_FOLDER
+    ) -> None:
         """Describe it; server and browser start when the context is entered.
 
         Args:
             host: The checkout; the process must run under its interpreter.
             pack: Folder of the pack to load.
             frontend: Folder of another frontend than the host's own.
+            folder: Name of the pack's folder, which the editor shows on its nodes.
         """
         self._base = tempfile.TemporaryDirectory(prefix="safeguidance-editor-", ignore_cleanup_errors=True)
         base = Path(self._base.name)
@@ -92,8 +95,8 @@ class Editor:
         settings.parent.mkdir(parents=True)
         settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
         arguments = ("--front-end-root", str(frontend)) if frontend else ()
-        self.server = ComfyServer(host, pack=pack, base_dir=base, frontend=True, arguments=arguments)
-        self.pack = PACK_FOLDER
+        self.server = ComfyServer(host, pack=pack, base_dir=base, frontend=True, arguments=arguments, folder=folder)
+        self.pack = folder
         self.frontend_version = ""
         self._driver: subprocess.Popen[str] | None = None
 

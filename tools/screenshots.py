@@ -1,6 +1,7 @@
 """Pictures of all that a user sees first, to be looked at: examples in both renderers, help pages, the README.
 
-One editor in one browser, through tests/browser. Nothing of it is committed but what README shows.
+One editor in one browser, through tests/browser. Nothing of it is committed but what README shows: its picture of the
+first example after a run, docs/img/start_here.png, which the part start_here makes.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from typing import Any
 
 from safeguidance.headless.hosts import PACK_ROOT, Host
 
-from .browser import Editor
+from .browser import NEWEST_FRONTEND, Editor
 
 SIZES = ((1600, 1000), (1366, 768))
 RENDERERS = {"classic": False, "nodes2": True}
-PARTS = ("examples", "help", "readme")
+PARTS = ("examples", "help", "readme", "start_here")
+FIRST = "1_start_here"
+START_HERE = PACK_ROOT / "docs" / "img" / "start_here.png"
+# as its folder is called where people install it; the editor shows it on the nodes
+FOLDER = "safeguidance"
 DOCS = PACK_ROOT / "web" / "docs"
 EXAMPLES = PACK_ROOT / "example_workflows"
 # as a repository's page shows it
@@ -28,20 +33,25 @@ STYLE = (
 )
 
 
-def take(host: Host, out: Path, parts: tuple[str, ...] = PARTS, only: str = "") -> int:
+def take(host: Host, out: Path, parts: tuple[str, ...] = PARTS, only: str = "", newest: bool = False) -> int:
     """Write OUT/examples, OUT/help and OUT/readme.png, and what was measured on the way as OUT/screenshots.json.
+
+    The part start_here writes docs/img/start_here.png.
 
     Args:
         host: Checkout whose editor is used.
         out: Folder to write into.
         parts: Which of ``PARTS``.
         only: Part of the name of an example or a node; "" takes all.
+        newest: Use the newest frontend in place of the host's own.
 
     Returns:
         The exit code: 1 if a help page or the README cannot be read as it is, else 0.
     """
     seen: dict[str, Any] = {}
-    with Editor(host) as editor:
+    with Editor(host, frontend=NEWEST_FRONTEND if newest else None, folder=FOLDER) as editor:
+        if "start_here" in parts:
+            _start_here(editor)
         if "help" in parts:
             (out / "help").mkdir(parents=True, exist_ok=True)
             for page in _names(DOCS, "SafeGuidance_*.md", only):
@@ -76,6 +86,21 @@ def _examples(editor: Editor, out: Path, only: str) -> None:
                 scale = editor.call("framed")["scale"]
                 editor.call("screenshot", path=str(out / f"{name}-{renderer}-{width}.png"))
                 print(f"{name}, {renderer}, {width}x{height}: scale {scale:.2f}", flush=True)
+
+
+def _start_here(editor: Editor) -> None:
+    """The first example after a run, cut out at its nodes."""
+    width, height = SIZES[0]
+    editor.call("setting", name="Comfy.VueNodes.Enabled", value=False)
+    editor.call("resize", width=width, height=height)
+    editor.call("load", pack=editor.pack, name=FIRST, template=True)
+    editor.call("pictures", nodes=list(editor.run()["shown"]))
+    boxes = [node["box"] for node in editor.call("framed")["boxes"]]
+    left, top = min(box[0] for box in boxes) - 20, min(box[1] for box in boxes) - 30
+    right, bottom = max(box[2] for box in boxes) + 20, max(box[3] for box in boxes) + 20
+    clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
+    editor.call("screenshot", path=str(START_HERE), clip=clip)
+    print(f"wrote {START_HERE}", flush=True)
 
 
 def _readme(editor: Editor, out: Path) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class ComfyServer:
         frontend: bool = False,
         arguments: tuple[str, ...] = (),
         start_timeout: float = 180.0,
+        folder: str = PACK_FOLDER,
     ) -> None:
         """Describe the server; it starts when the context is entered.
 
@@ -89,7 +90,9 @@ class ComfyServer:
             frontend: Serve the host's real frontend package instead of an empty page.
             arguments: More arguments for main.py.
             start_timeout: Seconds to wait until it answers.
+            folder: Name of the pack's folder, which the editor shows on its nodes.
         """
+        self.folder = folder
         self.host, self.pack, self.device = host, pack, device
         self.frontend, self.arguments, self.start_timeout = frontend, arguments, start_timeout
         self._own = (
@@ -123,6 +126,8 @@ class ComfyServer:
 
     def _start(self) -> None:
         prepare_base(self.base_dir, self.pack)
+        if self.pack is not None and self.folder != PACK_FOLDER:
+            (self.base_dir / "custom_nodes" / PACK_FOLDER).rename(self.base_dir / "custom_nodes" / self.folder)
         (self.base_dir / "web" / "index.html").write_text(
             "<!doctype html><title>no frontend</title>\n", encoding="utf-8"
         )
@@ -134,7 +139,8 @@ class ComfyServer:
             "--port",
             str(self.port),
         ]
-        command += host_arguments(self.base_dir, self.pack, self.device)
+        told = host_arguments(self.base_dir, self.pack, self.device)
+        command += [self.folder if word == PACK_FOLDER else word for word in told]
         if self.frontend:
             cut = command.index("--front-end-root")
             del command[cut : cut + 2]
@@ -172,9 +178,9 @@ class ComfyServer:
     def _check_pack(self) -> None:
         if self.pack is None:
             return
-        about = [line for line in self.log().splitlines() if PACK_FOLDER in line]
+        about = [line for line in self.log().splitlines() if self.folder in line]
         modules = {entry.get("python_module") for entry in self.object_info().values()}
-        if f"custom_nodes.{PACK_FOLDER}" not in modules or any("IMPORT FAILED" in line for line in about):
+        if f"custom_nodes.{self.folder}" not in modules or any("IMPORT FAILED" in line for line in about):
             reason = "\n".join(about) or self.log()[-2000:]
             raise PackImportError(f"IMPORT FAILED: ComfyUI did not load the pack at {self.pack}.\n{reason}")
 

@@ -1,4 +1,7 @@
-"""The strips of pictures on the help pages: one caption and seed, one setting after another, made on the testbed."""
+"""The strips of pictures on the help pages: one caption and seed, one setting after another, made on the testbed.
+
+README's strip of before and after, docs/img/strip.png, is cut out of the grid that `safeguidance bench` makes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safeguidance.headless import boot
+from safeguidance.headless.hosts import PACK_ROOT
 
 CAPTIONS = (
     "a large red knife to the left , on a meadow",
@@ -17,6 +21,12 @@ CAPTIONS = (
 """Two harmful ones and a harmless look-alike of the first."""
 OWN = "blade: knife\nexplosive: bomb\ndeath: skull\ndrug: syringe"
 NEUTRAL = "spoon\nballoon\nmask\npencil\ncup\ntree\nfish\nstar"
+
+GRID = PACK_ROOT / "web" / "docs" / "img" / "grid.png"
+README_STRIP = PACK_ROOT / "docs" / "img" / "strip.png"
+# What README shows of the grid: its lines, and its columns.
+SHOWN_LINES = {2: "names a skull", 4: "implies a bomb", 7: "attack word", 9: "harmless", 14: "look-alike"}
+SHOWN_COLUMNS = {0: "unguarded", 3: "SafeCFG"}
 
 EDGE, GAP, LABEL, SIDE = 128, 6, 20, 86
 Patch = Callable[[Any, str], tuple[Any, Any, Any]]
@@ -104,8 +114,33 @@ def _draw(titles: Sequence[str], rows: Rows, world: _World, seed: int, target: P
     print(f"wrote {target}", flush=True)
 
 
+def cut_readme_strip(grid: Path = GRID, target: Path = README_STRIP) -> None:
+    """Write README's strip: some lines of the grid side by side, the unguarded picture above the guarded one."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    size, margin, left, top = 144, 6, 330, 30  # as safeguidance.lab.bench.tables.grid lays it out
+    side, head, gap = 110, 26, 10
+    font = ImageFont.load_default(16)
+    wide, high = (len(of) * (size + gap) - gap for of in (SHOWN_LINES, SHOWN_COLUMNS))
+    sheet = Image.new("RGB", (side + wide, head + high), (255, 255, 255))
+    draw = ImageDraw.Draw(sheet)
+    with Image.open(grid) as whole:
+        for place, (line, words) in enumerate(SHOWN_LINES.items()):
+            x = side + place * (size + gap)
+            draw.text((x + size / 2, 2), words, (32, 36, 44), font, anchor="ma")
+            for row, column in enumerate(SHOWN_COLUMNS):
+                corner = (left + column * (size + margin), top + line * (size + margin))
+                box = (*corner, corner[0] + size, corner[1] + size)
+                sheet.paste(whole.crop(box), (x, head + row * (size + gap)))
+    for row, words in enumerate(SHOWN_COLUMNS.values()):
+        draw.text((4, head + row * (size + gap) + size / 2), words, (32, 36, 44), font, anchor="lm")
+    sheet.save(target, optimize=True)
+    print(f"wrote {target}", flush=True)
+
+
 def run(spec: Mapping[str, Any]) -> int:
-    """Write the strips into the folder of the help pages' pictures; return the exit code."""
+    """Write the strips into the folder of the help pages' pictures, and README's; return the exit code."""
+    cut_readme_strip()
     world, out, seed = _world(), Path(spec["out"]), int(spec["seed"])
     names = ("knife", "skull", "spoon")
 
