@@ -1,4 +1,4 @@
-"""A canvas for reports, in units of a node's width: what is 14 high here is read without zooming in."""
+"""A canvas for reports, in units of its width: letters are as large as a node of an example shows them readably."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-WIDTH = 480
-"""Units across: about the width that the node opens with."""
+WIDTH = 300
+"""Units across: a little more than the node has in an example, so letters of 15 are 10 pixels high at a zoom of 0.8."""
 PIXELS = 1200
 """Pixels across of what comes out."""
 _SCALE = 2 * PIXELS // WIDTH  # drawn larger and reduced, which smooths every edge

@@ -20,16 +20,20 @@ from .strips import (
     GRID,
     HARM,
     INK,
+    LINE,
     MARGIN,
     PANEL,
     PAPER,
+    ROW,
     SMALL,
+    curves_height,
     draw_curves,
     draw_masks,
     draw_steps,
     has_curve,
     live_maps,
     masks_height,
+    steps_height,
 )
 from .trace import RunRecord
 
@@ -38,10 +42,11 @@ __all__ = ["PIXELS", "draw_report"]
 MOST_SAMPLES, MOST_CATEGORIES = 4, 12
 _UNMEASURED = {"SafeCFG": "not measured (turn map on)"}
 _WARNING = ((255, 243, 214), (120, 72, 0))
-_GAP, _BAR = 16, 24
-_EDGE = (WIDTH - 2 * MARGIN - _GAP) / 2
-_PICTURES = _EDGE + 24 + 12
-_STEPS, _CURVES = 74, 132
+_VERDICT = 16
+_GAP, _BAR = 10, 22
+_INNER = WIDTH - 2 * MARGIN
+_EDGE = (_INNER - _GAP) / 2
+_PICTURES = 18 + _EDGE + 8
 
 
 @dataclass(frozen=True)
@@ -79,25 +84,24 @@ def draw_report(
     report = Report(run, images, unguarded, decision or run.decision or "no decision was recorded", warning)
     count = max(len(run.scores), 1) if images is None else len(images)
     shown = min(count, MOST_SAMPLES)
-    head, part = _head_lines(report), _sample_height(report)
+    head, parts = _head_lines(report), [_sample_height(report, index) for index in range(shown)]
     live = live_maps(run, shown)
-    curves = _CURVES if has_curve(run) else 0
-    masks = masks_height(live)
-    height = head.height + shown * part + _STEPS + curves + masks + (20 if count > shown else 0)
+    steps, curves, masks = steps_height(run), curves_height(run), masks_height(live)
+    height = head.height + sum(parts) + steps + curves + masks + (20 if count > shown else 0)
     page = Page(height, PAPER)
     _header(page, report, head)
     y = head.height
-    for index in range(shown):
+    for index, part in enumerate(parts):
         _sample(page, report, index, y)
         y += part
     if count > shown:
         page.text(MARGIN, y - 4, f"{count - shown} more pictures are not shown", SMALL, FAINT)
         y += 20
     draw_steps(page, run, y)
-    if curves:
-        draw_curves(page, run, y + _STEPS)
+    if has_curve(run):
+        draw_curves(page, run, y + steps)
     if live:
-        draw_masks(page, run, live, y + _STEPS + curves)
+        draw_masks(page, run, live, y + steps + curves)
     return page.tensor()
 
 
@@ -110,16 +114,15 @@ class _Head:
 
 
 def _head_lines(report: Report) -> _Head:
-    width = WIDTH - 2 * MARGIN
-    decision = wrap(report.decision, BODY, width, 5)
-    warning = wrap(report.warning, BODY, width - 16, 5) if report.warning else []
+    decision = wrap(report.decision, BODY, _INNER, 6)
+    warning = wrap(report.warning, BODY, _INNER - 12, 6) if report.warning else []
     tokens = []
     if report.run.triggers:
-        tokens += wrap(f"raised the flag: {', '.join(report.run.triggers)}", BODY, width, 2)
+        tokens += wrap(f"raised the flag: {', '.join(report.run.triggers)}", SMALL, _INNER, 2)
     if report.run.taken_along:
-        tokens += wrap(f"taken along with it: {', '.join(report.run.taken_along)}", BODY, width, 2)
-    rows = len(decision) + len(tokens)
-    return _Head(decision, warning, tokens, 60 + 19 * rows + (19 * len(warning) + 22 if warning else 0) + 10)
+        tokens += wrap(f"taken along with it: {', '.join(report.run.taken_along)}", SMALL, _INNER, 2)
+    height = 44 + LINE * len(decision) + ROW * len(tokens) + (LINE * len(warning) + 16 if warning else 0)
+    return _Head(decision, warning, tokens, height + 12)
 
 
 def _header(page: Page, report: Report, head: _Head) -> None:
@@ -129,57 +132,80 @@ def _header(page: Page, report: Report, head: _Head) -> None:
     ink = HARM if run.harmful else CALM if scored else FAINT
     if report.warning:
         word, ink = f"{word}?", FAINT
-    page.box((0, 0, WIDTH, head.height - 10), PANEL)
-    page.box((MARGIN, 12, MARGIN + measure(word, 17) + 24, 42), ink, 6)
-    page.text(MARGIN + 12, 16, word, 17, PAPER)
-    left = MARGIN + measure(word, 17) + 36
-    page.text(WIDTH - MARGIN, 19, fit(run.method, BODY, WIDTH - MARGIN - left), BODY, FAINT, "right")
-    y = 52.0
+    page.box((0, 0, WIDTH, head.height - 8), PANEL)
+    page.box((MARGIN, 8, MARGIN + measure(word, _VERDICT) + 16, 36), ink, 5)
+    page.text(MARGIN + 8, 12, word, _VERDICT, PAPER)
+    left = MARGIN + measure(word, _VERDICT) + 22
+    page.text(WIDTH - MARGIN, 15, fit(run.method, SMALL, WIDTH - MARGIN - left), SMALL, FAINT, "right")
+    y = 41.0
     for line in head.decision:
         page.text(MARGIN, y, line, BODY, INK)
-        y += 19
+        y += LINE
     if head.warning:
         fill, words = _WARNING
-        page.box((MARGIN, y + 4, WIDTH - MARGIN, y + 12 + 19 * len(head.warning)), fill, 4)
-        y += 8
+        page.box((MARGIN, y + 3, WIDTH - MARGIN, y + 11 + LINE * len(head.warning)), fill, 4)
+        y += 6
         for line in head.warning:
-            page.text(MARGIN + 8, y, line, BODY, words)
-            y += 19
+            page.text(MARGIN + 6, y, line, BODY, words)
+            y += LINE
         y += 10
     for line in head.tokens:
-        page.text(MARGIN, y, line, BODY, INK)
-        y += 19
+        page.text(MARGIN, y, line, SMALL, INK)
+        y += ROW
 
 
-def _bars_height(run: RunRecord) -> float:
-    return 24 + max(1, min(len(run.categories), MOST_CATEGORIES)) * _BAR + 20 + 24
+def _beside(report: Report, index: int) -> bool:
+    """Whether a picture and the scores share a row: the map, or the picture where there is no map and no pair."""
+    mapped = not _effect_words(report.run, index)[1]
+    return (mapped and (report.unguarded is not None or report.images is None)) or (
+        not mapped and report.images is not None and report.unguarded is None
+    )
 
 
-def _sample_height(report: Report) -> float:
-    beside = _PICTURES if report.unguarded is not None else 0
-    if report.unguarded is not None and report.images is not None:
-        return _PICTURES + max(_PICTURES, _bars_height(report.run)) + 12
-    return _PICTURES + _bars_height(report.run) + 12 + (0 if report.images is not None else beside)
+def _bars_width(report: Report, index: int) -> float:
+    return _EDGE if _beside(report, index) else _INNER
+
+
+def _bars_height(report: Report, index: int) -> float:
+    run, width = report.run, _bars_width(report, index)
+    rows = max(1, min(len(run.categories), MOST_CATEGORIES)) if run.scores else 1
+    words = LINE * (len(_meaning(run, width)) + len(_verdict(report, index, width)[0]))
+    return words + 4 + rows * _BAR + ROW * len(_foot(run, width)) + 6
+
+
+def _sample_height(report: Report, index: int) -> float:
+    mapped, bars = not _effect_words(report.run, index)[1], _bars_height(report, index)
+    pair = report.images is not None and (report.unguarded is not None or mapped)
+    unsaid = 0.0 if mapped else ROW + 4
+    return (_PICTURES if pair else 0) + (max(_PICTURES, bars) if _beside(report, index) else bars) + unsaid + 12
 
 
 def _sample(page: Page, report: Report, index: int, y: float) -> None:
-    """Before and after, then the map and the scores; without a picture before: picture and map, then the scores."""
+    """Before and after, then the map and the scores; where there is no map, a line says why."""
     run, left, right = report.run, float(MARGIN), MARGIN + _EDGE + _GAP
     picture = None if report.images is None else to_image(report.images[index])
-    end = y + _sample_height(report) - 12
-    if report.unguarded is not None and picture is not None:
+    end = y + _sample_height(report, index) - 8
+    many = report.images is not None and len(report.images) > 1
+    title = f"picture {index + 1}" if many else "the picture"
+    what, why = _effect_words(run, index)
+    heat = None if why else overlay(run, picture, index)
+    beside, width = _beside(report, index), _bars_width(report, index)
+    if picture is not None and report.unguarded is not None:
         before = to_image(report.unguarded[index % len(report.unguarded)])
-        number = f" {index + 1}" if report.images is not None and len(report.images) > 1 else ""
-        _frame(page, before, left, y, f"unguarded{number}", "")
-        _frame(page, picture, right, y, f"guarded{number}", "")
+        number = f" {index + 1}" if many else ""
+        _frame(page, before, left, y, f"unguarded{number}")
+        _frame(page, picture, right, y, f"guarded{number}")
         y += _PICTURES
-        _frame(page, _map(run, picture, index), left, y, *_effect_words(run, index))
-        _bars(page, run, index, right, y, WIDTH - MARGIN - right)
-    else:
-        title = "the picture" if report.images is None or len(report.images) == 1 else f"picture {index + 1}"
-        _frame(page, picture, left, y, title, "no image connected")
-        _frame(page, _map(run, picture, index), right, y, *_effect_words(run, index))
-        _bars(page, run, index, left, y + _PICTURES, WIDTH - 2 * MARGIN)
+    elif picture is not None:
+        _frame(page, picture, left, y, title)
+        if heat is not None:
+            _frame(page, heat, right, y, what)
+            y += _PICTURES
+    if heat is not None and beside:
+        _frame(page, heat, left, y, what)
+    if why:
+        page.text(left, end - ROW - 8, fit(f"{what}: {why}", SMALL, _INNER), SMALL, FAINT)
+    _bars(page, report, index, right if beside else left, y, width)
     page.line([(MARGIN, end), (WIDTH - MARGIN, end)], GRID)
 
 
@@ -192,65 +218,83 @@ def _effect_words(run: RunRecord, index: int) -> tuple[str, str]:
         return "where it acted", "measured: nowhere"
     if not bool(run.effect[index % len(run.effect)].abs().max() > 0):
         return "where it acted", "nowhere in this picture"
-    return "where it acted (bright: most)", ""
+    return "where it acted", ""
 
 
-def _map(run: RunRecord, picture: Image.Image | None, index: int) -> Image.Image | None:
-    return None if _effect_words(run, index)[1] else overlay(run, picture, index)
+def _frame(page: Page, picture: Image.Image, x: float, y: float, title: str) -> None:
+    page.text(x, y, title, SMALL, INK)
+    page.box((x, y + 18, x + _EDGE, y + 18 + _EDGE), PANEL, 4)
+    page.paste(picture, x, y + 18, _EDGE)
 
 
-def _frame(page: Page, picture: Image.Image | None, x: float, y: float, title: str, empty: str) -> None:
-    page.text(x, y, title, BODY, INK)
-    page.box((x, y + 24, x + _EDGE, y + 24 + _EDGE), PANEL, 4)
-    if picture is None:
-        page.text(x + _EDGE / 2, y + 14 + _EDGE / 2, empty, BODY, FAINT, "centre")
-    else:
-        page.paste(picture, x, y + 24, _EDGE)
+def _meaning(run: RunRecord, width: float) -> list[str]:
+    if not run.scores:
+        return []
+    harmed = "harm per category: 0 none, 1 certain"
+    words = run.meaning or ("agreement per concept: 0 none, 1 full" if run.threshold is None else harmed)
+    return wrap(words, BODY, width, 4)
 
 
-def _meaning(run: RunRecord) -> str:
-    if run.meaning:
-        return run.meaning
-    if run.threshold is None:
-        return "agreement with each concept: 0 none, 1 full"
-    return "harm per category: 0 none, 1 certain"
+def _foot(run: RunRecord, width: float) -> list[str]:
+    acts = "acts on every prompt" if run.threshold is None else f"dashed: acts from {run.threshold:.2f}"
+    left_out = f"; the {MOST_CATEGORIES} highest are shown" if len(run.categories) > MOST_CATEGORIES else ""
+    return wrap(f"{acts}{left_out}", SMALL, width, 3) if run.scores else []
 
 
-def _bars(page: Page, run: RunRecord, index: int, x: float, y: float, width: float) -> None:
+def _bars(page: Page, report: Report, index: int, x: float, y: float, width: float) -> None:
+    """A bar a category, in narrow columns under its name."""
+    run = report.run
     row = run.scores[index % len(run.scores)] if run.scores else []
-    page.text(x, y, fit(_meaning(run), SMALL, width), SMALL, FAINT)
+    for line in _meaning(run, width):
+        page.text(x, y, line, BODY, INK)
+        y += LINE
+    top = y + 4
     if not row:
-        page.text(x, y + 28, "no score per picture was recorded", SMALL, FAINT)
+        for line in wrap("no score per picture was recorded", SMALL, width, 2):
+            page.text(x, top, line, SMALL, FAINT)
+            top += ROW
         return
     names = list(zip(run.categories, row, strict=False))
     kept = sorted(range(len(names)), key=lambda k: -names[k][1])[:MOST_CATEGORIES]
     names = [names[k] for k in sorted(kept)]
-    label = min(max(measure(name, BODY) for name, _ in names), 0.46 * width)
-    start, end = x + label + 8, x + width - 36
+    number = measure("0.00", SMALL) + 6
+    label = width - number
+    start, end, above = x, x + width, 15.0
+    if width > _EDGE:
+        label = min(max(measure(name, SMALL) for name, _ in names), 0.5 * width)
+        start, end, above = x + label + 6, x + width - number, 3.0
     limit = 2.0 if run.threshold is None else max(run.threshold, 0.0)
     at = start + (end - start) * min(limit, 1.0)
-    top = y + 24.0
+    high = 12.0 if width > _EDGE else 5.0
     for name, score in names:
-        page.text(x, top, fit(name, BODY, label), BODY, INK)
-        page.box((start, top + 3, end, top + 16), PANEL, 2)
+        page.text(x, top, fit(name, SMALL, label), SMALL, INK)
+        page.box((start, top + above, end, top + above + high), PANEL, 2)
         inside = min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
         ink = HARM if score >= limit else CALM
-        page.box((start, top + 3, start + (end - start) * inside, top + 16), ink, 2)
-        page.text(x + width, top, f"{score:.2f}", BODY, ink, "right")
+        page.box((start, top + above, start + (end - start) * inside, top + above + high), ink, 2)
+        if run.threshold is not None:
+            page.dashed(at, top + above - 1, top + above + high + 1, INK)
+        page.text(x + width, top, f"{score:.2f}", SMALL, ink, "right")
         top += _BAR
-    if run.threshold is not None:
-        page.dashed(at, y + 22, top, INK)
-    acts = "acts on every prompt" if run.threshold is None else f"dashed: acts from {run.threshold:.2f}"
-    left_out = f"; the {MOST_CATEGORIES} highest are shown" if len(run.categories) > MOST_CATEGORIES else ""
-    page.text(x, top, fit(f"{acts}{left_out}", SMALL, width), SMALL, FAINT)
-    if run.threshold is not None and run.steps:
-        words, ink = _verdict(run, max(row))
-        page.text(x, top + 20, fit(words, BODY, width), BODY, ink)
+    for line in _foot(run, width):
+        page.text(x, top, line, SMALL, FAINT)
+        top += ROW
+    words, ink = _verdict(report, index, width)
+    for line in words:
+        page.text(x, top, line, BODY, ink)
+        top += LINE
 
 
-def _verdict(run: RunRecord, score: float) -> tuple[str, tuple[int, int, int]]:
-    """What became of one picture, and the ink to say it in."""
-    assert run.threshold is not None
-    if not (score >= run.threshold and score > 0):
-        return "harmless: left alone", CALM
-    return "harmful: changed" if run.acted else "harmful: NOT changed", HARM
+def _verdict(report: Report, index: int, width: float) -> tuple[list[str], tuple[int, int, int]]:
+    """What became of one picture, and the ink to say it in; nothing where the words on top say it of the only one."""
+    run = report.run
+    if run.threshold is None or not run.steps or not run.scores:
+        return [], FAINT
+    score = max(run.scores[index % len(run.scores)], default=0.0)
+    harmful = score >= run.threshold and score > 0
+    many = len(run.scores) > 1 or (report.images is not None and len(report.images) > 1)
+    if not many and (run.acted or not harmful):
+        return [], FAINT
+    if not harmful:
+        return wrap("harmless: left alone", BODY, width, 2), CALM
+    return wrap("harmful: changed" if run.acted else "harmful: NOT changed", BODY, width, 2), HARM

@@ -8,60 +8,92 @@ import torch
 
 from .heat import flat, heat_image, share
 from .narration import in_steps
-from .page import WIDTH, Ink, Page, fit, measure
+from .page import WIDTH, Ink, Page, fit, measure, wrap
 from .trace import RunRecord, StepRecord
 
 MOST_CURVES, MOST_MASKS = 4, 5
-MARGIN, BODY, SMALL = 14, 14, 13
+MARGIN, BODY, SMALL = 10, 15, 12
+LINE, ROW = 19.0, 15.0
+"""Heights of a line of BODY and of SMALL."""
 INK, FAINT, PAPER, PANEL, GRID = (32, 36, 44), (92, 100, 112), (255, 255, 255), (244, 246, 249), (222, 226, 232)
 CALM, HARM, IDLE = (70, 130, 180), (208, 60, 48), (206, 212, 220)
 _CURVE_INKS = ((208, 60, 48), (70, 130, 180), (224, 150, 30), (60, 150, 90))
-_CELL = 100
+_CELL = 72
+_INNER = WIDTH - 2 * MARGIN
+_CURVE = 40.0
 
 Live = dict[int, list[tuple[int, torch.Tensor]]]
 """Sample -> its maps, as (evaluation, map)."""
 
 
-def draw_steps(page: Page, run: RunRecord, y: float) -> None:
-    """One mark per evaluation: changed, only measured, left alone."""
+def _step_words(run: RunRecord) -> list[str]:
     total, acted = len(run.steps), sum(step.acted for step in run.steps)
     extra = sum(step.extra_evaluations for step in run.steps)
     cost = "no extra model evaluation" if not extra else f"{extra} extra model evaluation{'s' * (extra != 1)}"
     if not total:
         none = "no step was recorded" if run.sampled else "the text was changed or left alone before sampling"
-        page.text(MARGIN, y, none, SMALL, FAINT)
-        return
+        return wrap(none, SMALL, _INNER, 2)
     when = in_steps(run) if run.total_steps == total else f"in {acted} of {total} evaluations of the guider"
-    page.text(MARGIN, y, fit(f"changed {when}; {cost}", SMALL, WIDTH - 2 * MARGIN), SMALL, INK)
-    cell = (WIDTH - 2 * MARGIN) / total
+    return wrap(f"changed {when}; {cost}", SMALL, _INNER, 2)
+
+
+def steps_height(run: RunRecord) -> float:
+    """Height of ``draw_steps``."""
+    return ROW * len(_step_words(run)) + (2 * ROW + 12 if run.steps else 8)
+
+
+def draw_steps(page: Page, run: RunRecord, y: float) -> None:
+    """One mark per evaluation: changed, only measured, left alone."""
+    for line in _step_words(run):
+        page.text(MARGIN, y, line, SMALL, INK if run.steps else FAINT)
+        y += ROW
+    if not run.steps:
+        return
+    cell = _INNER / len(run.steps)
     gap = 2.0 if cell >= 6 else 0.5 if cell >= 3 else 0.0
     for index, step in enumerate(run.steps):
         left = MARGIN + index * cell
-        page.box((left, y + 22, left + max(cell - gap, 0.3), y + 38), _step_ink(step), 2 if gap else 0)
+        page.box((left, y + 4, left + max(cell - gap, 0.3), y + 17), _step_ink(step), 2 if gap else 0)
     inks = {_step_ink(step) for step in run.steps}
-    names = (("changed", HARM), ("only measured", CALM), ("left alone", IDLE))
-    page.text(MARGIN, y + 42, "first step", SMALL, FAINT)
-    page.text(WIDTH - MARGIN, y + 42, "last step", SMALL, FAINT, "right")
-    _legend(page, y + 42, [entry for entry in names if entry[1] in inks])
+    names = (("changed", HARM), ("measured", CALM), ("left alone", IDLE))
+    ends = ("first", "last") if len(inks) > 1 else ("first step", "last step")
+    page.text(MARGIN, y + 20, ends[0], SMALL, FAINT)
+    page.text(WIDTH - MARGIN, y + 20, ends[1], SMALL, FAINT, "right")
+    _legend(page, y + 20, [entry for entry in names if entry[1] in inks], 28 if len(inks) > 1 else 56)
 
 
 def _step_ink(step: StepRecord) -> Ink:
     return HARM if step.acted else CALM if step.extra_evaluations else IDLE
 
 
-def _legend(page: Page, y: float, entries: Sequence[tuple[str, Ink]]) -> None:
-    width = (WIDTH - 2 * MARGIN) / max(len(entries), 1) - 30 if len(entries) > 3 else WIDTH
-    entries = [(fit(name, SMALL, width), ink) for name, ink in entries]
-    x = WIDTH / 2 - sum(measure(name, SMALL) + 26 for name, _ in entries) / 2
+def _legend(page: Page, y: float, entries: Sequence[tuple[str, Ink]], beside: float = 0) -> None:
+    """Names of inks in the middle of a line; ``beside`` is what other words take at either end of it."""
+    space = _INNER - 2 * beside
+    if sum(measure(name, SMALL) + 16 for name, _ in entries) > space:
+        entries = [(fit(name, SMALL, space / len(entries) - 16), ink) for name, ink in entries]
+    spare = space - sum(measure(name, SMALL) + 13 for name, _ in entries)
+    gap = min(12.0, spare / max(len(entries), 1))
+    x = WIDTH / 2 - sum(measure(name, SMALL) + 13 + gap for name, _ in entries) / 2 + gap / 2
     for name, ink in entries:
-        page.box((x, y + 4, x + 10, y + 14), ink, 2)
-        page.text(x + 14, y, name, SMALL, FAINT)
-        x += measure(name, SMALL) + 26
+        page.box((x, y + 3, x + 10, y + 13), ink, 2)
+        page.text(x + 13, y, name, SMALL, FAINT)
+        x += measure(name, SMALL) + 13 + gap
 
 
 def has_curve(run: RunRecord) -> bool:
     """Whether scores were taken more than once, so that there is a curve to draw."""
     return sum(bool(step.scores) for step in run.steps) > 1
+
+
+def _curve_words(run: RunRecord) -> list[str]:
+    kind, most = ("agreement", "full") if run.threshold is None else ("harm", "certain")
+    acts = "" if run.threshold is None else f"; grey line: acts from {run.threshold:.2f}"
+    return wrap(f"{kind} at each evaluation: 0 none, 1 {most}{acts}", SMALL, _INNER, 2)
+
+
+def curves_height(run: RunRecord) -> float:
+    """Height of ``draw_curves``; 0 where there is no curve."""
+    return ROW * len(_curve_words(run)) + _CURVE + ROW + 16 if has_curve(run) else 0.0
 
 
 def draw_curves(page: Page, run: RunRecord, y: float) -> None:
@@ -74,10 +106,10 @@ def draw_curves(page: Page, run: RunRecord, y: float) -> None:
     ranked = sorted(
         (name for name in series if len(series[name]) > 1), key=lambda name: -max(v for _, v in series[name])
     )
-    top, bottom, left, right = y + 24, y + 88, MARGIN + 16.0, float(WIDTH - MARGIN)
-    kind, most = ("agreement with each concept", "full") if run.threshold is None else ("harm", "certain")
-    acts = "" if run.threshold is None else f"; grey line: acts from {run.threshold:.2f}"
-    page.text(MARGIN, y, f"{kind} at each evaluation: 0 none, 1 {most}{acts}", SMALL, INK)
+    for line in _curve_words(run):
+        page.text(MARGIN, y, line, SMALL, INK)
+        y += ROW
+    top, bottom, left, right = y + 5, y + 5 + _CURVE, MARGIN + 12.0, float(WIDTH - MARGIN)
     for value in (0.0, 1.0):
         level = bottom - (bottom - top) * value
         page.line([(left, level), (right, level)], GRID)
@@ -93,7 +125,7 @@ def draw_curves(page: Page, run: RunRecord, y: float) -> None:
             for index, value in series[name]
         ]
         page.line(points, ink, 1.5)
-    _legend(page, bottom + 10, list(zip(shown, _CURVE_INKS, strict=False)))
+    _legend(page, bottom + 5, list(zip(shown, _CURVE_INKS, strict=False)))
 
 
 def live_maps(run: RunRecord, samples: int) -> Live:
@@ -108,20 +140,20 @@ def live_maps(run: RunRecord, samples: int) -> Live:
 
 def masks_height(live: Live) -> float:
     """Height of ``draw_masks``."""
-    return 24 + len(live) * _CELL if live else 0
+    return ROW + 4 + len(live) * _CELL if live else 0
 
 
 def draw_masks(page: Page, run: RunRecord, live: Live, y: float) -> None:
     """Where it acted at some evaluations, one row per sample, all on one scale."""
-    page.text(MARGIN, y, "where it acted, evaluation by evaluation (bright: most)", SMALL, INK)
+    rows = ", a row per picture" if len(live) > 1 else ""
+    page.text(MARGIN, y, f"where it acted at evaluation ...{rows}", SMALL, INK)
     largest = max(float(effect.max()) for row in live.values() for _, effect in row)
-    edge, cell = _CELL - 24.0, (WIDTH - 2 * MARGIN) / MOST_MASKS
-    top = y + 22
-    for sample, row in live.items():
+    cell = _INNER / MOST_MASKS
+    edge = min(_CELL - ROW - 4, cell - 4)
+    top = y + ROW + 2
+    for row in live.values():
         for place, (index, effect) in enumerate(row):
             left = MARGIN + place * cell
             page.paste(heat_image(share(effect, largest)), left, top, edge)
-            first = len(live) > 1 and place == 0
-            title = f"picture {sample + 1}, no. {index + 1}" if first else f"evaluation {index + 1}"
-            page.text(left, top + edge + 1, fit(title, SMALL, cell - 2), SMALL, FAINT)
+            page.text(left, top + edge, str(index + 1), SMALL, FAINT)
         top += _CELL

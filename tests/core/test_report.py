@@ -15,9 +15,11 @@ from safeguidance.report.prompt_texts import prompts_behind
 from safeguidance.report.trace import RunRecord, StepRecord, Trace
 
 RED, BLUE = (208, 60, 48), (70, 130, 180)
-UNIT = PIXELS / 480
-HEAD, PART = 89, 382
-"""Units: height of the part on top with a decision of one line, and of a sample with two categories."""
+UNIT = PIXELS / 300
+HEAD, PICTURE, LINE = 75, 161, 19
+"""Units: height of the part on top with a decision of one line, of a picture with its title, and of a line."""
+RIGHT, EDGE = 155, 135
+"""Units: where the right one of two pictures begins, and how large it is."""
 
 
 def _at(units):
@@ -72,8 +74,8 @@ def test_bars_turn_red_at_the_threshold_only():
 
 def _marks(picture, colour):
     """Which of six marks of the last part, one per evaluation, have a colour."""
-    columns = _pixels(picture, colour)[-_at(53) : -_at(35)].sum(dim=0) > 20
-    return [bool(columns[_at(14 + (i + 0.5) * 452 / 6)]) for i in range(6)]
+    columns = _pixels(picture, colour)[-_at(40) : -_at(24)].sum(dim=0) > 20
+    return [bool(columns[_at(10 + (i + 0.5) * 280 / 6)]) for i in range(6)]
 
 
 def test_the_timeline_marks_the_changed_steps():
@@ -89,7 +91,7 @@ def test_the_overlay_lights_up_where_the_method_acted():
     effect = torch.zeros(1, 8, 8)
     effect[0, :4, :4] = 3.0
     picture = draw_report(_run(effect=effect), torch.zeros(1, 64, 64, 3))[0]
-    overlay = picture[_at(HEAD + 24) : _at(HEAD + 24 + 218), _at(248) : _at(466)]
+    overlay = picture[_at(HEAD + 18) : _at(HEAD + 18 + EDGE), _at(RIGHT) : _at(RIGHT + EDGE)]
     bright = overlay.sum(dim=-1)
     assert float(bright[20:200, 20:200].mean()) > 3 * float(bright[400:, 400:].mean())
 
@@ -98,7 +100,7 @@ def test_four_samples_at_most_are_drawn_and_each_adds_a_row():
     rows = ((0.9, 0.1),) * 6
     heights = [draw_report(_run(scores=rows[:n]), torch.rand(n, 16, 16, 3)).shape[1] for n in (1, 2, 4, 6)]
     assert abs(heights[2] - heights[1] - 2 * (heights[1] - heights[0])) <= 2
-    assert heights[2] < heights[3] < heights[2] + 60
+    assert heights[2] < heights[3] < heights[2] + _at(LINE + 5)
 
 
 def test_scores_per_step_add_a_curve():
@@ -176,16 +178,14 @@ def _live_run(effects):
 def test_the_live_mask_is_drawn_for_the_evaluations_that_acted():
     corner = torch.zeros(1, 8, 8)
     corner[0, :4, :4] = 2.0
-    bare, masked = (draw_report(_live_run([None, None, e, e])) for e in (None, corner))
-    assert masked.shape[1] > bare.shape[1]
+    bare, masked = (draw_report(_live_run([None, None, e, e])) for e in (torch.zeros(1, 8, 8), corner))
+    assert masked.shape[1] - bare.shape[1] == _at(19 + 72)
     bright = _pixels(masked, (255, 235, 120))[bare.shape[1] - 10 :]
     columns = bright.any(dim=0).nonzero().flatten()
-    edge = _at(76)
+    edge = _at(52)
     assert 0.2 * edge * edge < int(bright.sum()) / 2 < 0.3 * edge * edge, "a quarter of each of two maps"
     assert int(columns.min()) < 70
-    assert int(columns.max()) < _at(14 + 91 + 76)
-    nothing = draw_report(_live_run([None, torch.zeros(1, 8, 8), None, None]))
-    assert nothing.shape == bare.shape
+    assert int(columns.max()) < _at(10 + 56 + 52)
 
 
 def test_at_most_five_maps_and_four_samples_are_drawn():
@@ -217,26 +217,37 @@ def test_scores_of_steps_do_not_overrule_the_judgement():
 def test_each_picture_of_a_batch_has_its_own_verdict():
     def inks(scores, acted=(2, 3)):
         picture = draw_report(_run(scores=scores, acted=acted), torch.zeros(len(scores), 16, 16, 3))
-        tops = [_at(HEAD + 346 + place * PART) for place in range(len(scores))]
-        rows = [picture[:, top : top + _at(16), : _at(200)] for top in tops]
+        # beside a picture: two lines of meaning, two bars, the threshold, and then the verdict
+        tops = [_at(HEAD + 2 * LINE + 4 + 2 * 22 + 15 + place * (PICTURE + 31)) for place in range(len(scores))]
+        rows = [picture[:, top : top + _at(16), _at(RIGHT) :] for top in tops]
         return [(bool(_pixels(row, RED).any()), bool(_pixels(row, BLUE).any())) for row in rows[: len(scores)]]
 
     assert inks(((0.9, 0.1), (0.2, 0.1))) == [(True, False), (False, True)]
     assert inks(((0.2, 0.1), (0.5, 0.1))) == [(False, True), (True, False)]
-    unjudged = _run()
+    unjudged = _run(scores=((0.9, 0.1), (0.2, 0.1)), acted=())
+    judged = draw_report(unjudged)
     unjudged.threshold = None
-    words = slice(_at(HEAD + 346), _at(HEAD + 362))
-    assert not _pixels(draw_report(unjudged)[:, words, : _at(200)], BLUE).any()
+    assert judged.shape[1] - draw_report(unjudged).shape[1] == _at(2 * LINE)
+
+
+def test_of_a_single_picture_the_words_on_top_say_it_all_unless_harm_was_not_changed():
+    def red_below(acted):
+        picture = draw_report(_run(acted=acted, scores=((0.9, 0.9),)), torch.zeros(1, 16, 16, 3))
+        top = _at(HEAD + 2 * LINE + 4 + 2 * 22 + 15)
+        return bool(_pixels(picture[:, top : top + _at(30), _at(RIGHT) :], RED).any())
+
+    assert red_below(())
+    assert not red_below((2, 3))
 
 
 def test_a_picture_of_a_batch_that_was_not_changed_is_not_shown_as_changed():
     effect = torch.zeros(2, 8, 8)
     effect[0, :4, :4] = 1.0
     picture = draw_report(_run(scores=((0.9, 0.1), (0.2, 0.1)), effect=effect), torch.full((2, 16, 16, 3), 0.5))
-    map_of_first = picture[0, _at(HEAD + 24 + 60), _at(248) : _at(466)]
+    map_of_first = picture[0, _at(HEAD + 18 + 60), _at(RIGHT) : _at(RIGHT + EDGE)]
     assert float(map_of_first.std(dim=0).max()) > 0.05
-    second = picture[:, _at(HEAD + PART + 24) : _at(HEAD + PART + 242), _at(248) : _at(466)]
-    assert not _pixels(second, (128, 128, 128)).any()
+    both = _run(scores=((0.9, 0.1), (0.2, 0.1)), effect=torch.ones(2, 8, 8))
+    assert picture.shape[1] < draw_report(both, torch.full((2, 16, 16, 3), 0.5)).shape[1] - _at(PICTURE / 2)
 
 
 def test_steps_that_only_measured_are_told_from_those_left_alone():
@@ -294,7 +305,7 @@ def test_tokens_that_raised_the_flag_and_those_taken_along_are_on_the_page_and_i
     run = replace(_run(), triggers=("knife",), taken_along=("red", "over"))
     assert run.as_dict()["triggers"] == ["knife"]
     assert run.as_dict()["taken_along"] == ["red", "over"]
-    assert draw_report(run).shape[1] - draw_report(_run()).shape[1] == pytest.approx(2 * 19 * UNIT, abs=1)
+    assert draw_report(run).shape[1] - draw_report(_run()).shape[1] == pytest.approx(2 * 15 * UNIT, abs=1)
 
 
 def test_the_prompts_behind_a_node_are_those_of_the_positive_side():

@@ -4,6 +4,6 @@ import { app } from "../../../scripts/app.js";
 app.registerExtension({
   name: "SafeGuidance.report",
   nodeCreated(node) {
-    if (node.comfyClass === "SafeGuidance_SafetyReport") node.setSize([480, 700]);
+    if (node.comfyClass === "SafeGuidance_SafetyReport") node.setSize([360, 760]);
   },
 });
