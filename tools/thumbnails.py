@@ -56,8 +56,8 @@ def compose(pair: Any, title: str = "") -> Any:
         fitted = side.convert("RGB").resize(size, Image.Resampling.LANCZOS)
         left, top = index * (half + gap), (SIDE - size[1]) // 2
         canvas.paste(fitted, (left, top))
-        middle = left + half / 2 - draw.textlength(words, font=_font(26)) / 2
-        draw.text((middle, top - 40), words, font=_font(26), fill=INK)
+        font = next((_font(px) for px in range(26, 12, -1) if draw.textlength(words, _font(px)) <= half), _font(12))
+        draw.text((left + half / 2 - draw.textlength(words, font) / 2, top - 40), words, font=font, fill=INK)
     return canvas
 
 
