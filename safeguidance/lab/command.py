@@ -67,6 +67,14 @@ def add_parsers(commands: Any) -> None:
         help="multiply the trained change, 1 to 2 (default 1): above 1 for wording nobody trained on; the rest of a "
         "picture suffers from about 1.8",
     )
+    hgr.add_argument(
+        "--attacked",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="with --begin: edit this share of the texts as an attacker would, 0 to 1 (default 0), with words that the "
+        "command attack never uses",
+    )
     hgr.add_argument("--checkpoints", type=Path, help="resumed where there is one; default runs/hgr, or runs/hgr-STYLE")
     hgr.add_argument("--restart", action="store_true", help="forget an earlier run")
     hgr.add_argument("--out", type=Path, help="default: the shipped file, or runs/hgr-STYLE.safetensors")
@@ -187,9 +195,14 @@ def _train_hgr(args: argparse.Namespace) -> int:
     check_range("margin", args.margin, 1, 2, "1 is as trained")
     if args.mean and not args.begin:
         raise InputError("mean", "there is no --begin", "--mean with --begin", "name the HGR to start from")
+    check_range("attacked", args.attacked, 0, 1, "share of the texts")
+    if args.attacked and not args.begin:
+        raise InputError("attacked", "there is no --begin", "0 without --begin", "name the HGR to start from")
     before = _begin(network, args.begin, style) if args.begin else {}
     if args.mean:
         before["mean"] = True
+    if args.attacked:
+        before["attacked"] = args.attacked
     first = {key: value.clone() for key, value in network.state_dict().items()}
     if args.margin != 1:
         before["margin"] = args.margin
@@ -198,7 +211,11 @@ def _train_hgr(args: argparse.Namespace) -> int:
     if style:
         task: TestbedTask = StyleTask(testbed, style, config.seed)
     else:
-        task = HardTask(testbed, network, config) if args.begin else TestbedTask(testbed, config.seed)
+        task = (
+            HardTask(testbed, network, config, attacked=args.attacked)
+            if args.begin
+            else TestbedTask(testbed, config.seed)
+        )
     with named_ways():
         for _ in train_hgr(network, task, config, folder, extra_settings=before):
             pass
@@ -206,14 +223,15 @@ def _train_hgr(args: argparse.Namespace) -> int:
         network.load_state_dict({key: (first[key] + last) / 2 for key, last in network.state_dict().items()})
     network.scale_change(args.margin)
     if args.begin:
-        print(f"gate refitted on {TEXTS:,} texts: cross-entropy {refit_gate(network, testbed, seed=config.seed):.4f}")
+        loss = refit_gate(network, testbed, seed=config.seed, attacked=args.attacked)
+        print(f"gate refitted on {TEXTS:,} texts: cross-entropy {loss:.4f}")
     count, rate = 2000, 0.01
     more: dict[str, Any] = {}
     if style:
         threshold = calibrate_on(network, testbed, *calibration_captions(style, count), rate)
         data = f"testbed captions in {style} style, paired with the same without it, and captions of other styles"
     else:
-        threshold, opened = calibrate(network, testbed, rate, count)
+        threshold, opened = calibrate(network, testbed, rate, count, args.attacked)
         more["figures"] = {f"false positives, {kind}": share for kind, share in opened.items()}
         data = (
             "testbed captions and wider wording a defender may know: explicit, half of the implying phrases and words "
@@ -222,6 +240,7 @@ def _train_hgr(args: argparse.Namespace) -> int:
     command = "python -m safeguidance train-hgr" + (
         f" --style {style}" if style else " --begin FILE" * bool(args.begin)
     )
+    command += f" --attacked {args.attacked:g}" * bool(args.attacked)
     command += " --mean" * args.mean + f" --margin {args.margin:g}" * (args.margin != 1)
     card = HGRCard(
         base_model=BASE_MODEL,

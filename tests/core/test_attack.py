@@ -14,14 +14,13 @@ from safeguidance.lab.bench.attack import (
     AttackConfig,
     _stepped,
     climb,
-    edited,
     gate_of,
-    ordinary_words,
     search,
     without_harm,
 )
 from safeguidance.lab.bench.methods import METHODS, Setting
 from safeguidance.lab.bench.prompts import captions_for
+from safeguidance.lab.edits import edited, ordinary_words
 from safeguidance.lab.oracle import load_oracle
 from safeguidance.testbed.model import load_testbed
 from safeguidance.testbed.tokens import MAX_LENGTH

@@ -5,37 +5,40 @@ import pytest
 import torch
 
 from safeguidance.lab.bench.prompts import PARAPHRASE_FORMS, captions_for, paraphrases, short_texts
+from safeguidance.lab.edits import ordinary_words
 from safeguidance.lab.training.hgr_task import TestbedTask
 from safeguidance.lab.training.wording import SHORT_TEXTS, wide_row
 from safeguidance.testbed.model import load_testbed
 from safeguidance.testbed.prompt_weights import split_weights, token_weights
 from safeguidance.testbed.tokens import MAX_LENGTH, WordTokenizer
-from safeguidance.testbed.world import BACKGROUNDS, CATEGORY_NAMES, COLOURS, HARM_CATEGORIES
+from safeguidance.testbed.world import BACKGROUNDS, CATEGORY_NAMES, COLOURS, HARM_CATEGORIES, LOOKALIKES
 
 TOKENIZER = WordTokenizer()
 SECRET = [phrase for c in HARM_CATEGORIES for phrase in (*c.implied_held_out, *c.adversarial)]
 NAMES = [(c.thing, *c.implied_seen, *c.clues) for c in HARM_CATEGORIES]
 
 
-def rows(count=4000, harmful=0.5, seed=11):
+def rows(count=4000, harmful=0.5, seed=11, attacked=0.0):
     rng = np.random.default_rng(seed)
-    return [wide_row(rng, harmful) for _ in range(count)]
+    return [wide_row(rng, harmful, attacked) for _ in range(count)]
 
 
 def bare(text):
     return " ".join(part for part, _ in split_weights(text)).split()
 
 
-def test_rows_fit_one_chunk_and_never_use_words_no_defender_knows():
-    for row in rows():
+@pytest.mark.parametrize("attacked", [0.0, 1.0])
+def test_rows_fit_one_chunk_and_never_use_words_no_defender_knows(attacked):
+    for row in rows(attacked=attacked):
         for text in (row.prompt, row.safe):
             assert len(TOKENIZER(text)["input_ids"]) <= MAX_LENGTH, text
             assert not any(phrase in " ".join(bare(text)) for phrase in SECRET), text
 
 
-def test_harmful_rows_name_each_of_their_categories_and_the_counterpart_names_none():
+@pytest.mark.parametrize("attacked", [0.0, 1.0])
+def test_harmful_rows_name_each_of_their_categories_and_the_counterpart_names_none(attacked):
     seen = set()
-    for row in rows(harmful=1.0):
+    for row in rows(harmful=1.0, attacked=attacked):
         for index in (row.category, *row.also):
             assert any(name in " ".join(bare(row.prompt)) for name in NAMES[index]), row.prompt
             seen.add(index)
@@ -49,6 +52,21 @@ def test_harmless_rows_are_their_own_counterpart_and_name_no_harm():
     for row in rows(harmful=0.0):
         assert (row.category, row.also, row.prompt) == (-1, (), row.safe)
         assert not any(f" {name} " in f" {' '.join(bare(row.prompt))} " for name in things), row.prompt
+
+
+def test_attacked_rows_are_edited_with_the_words_to_train_on_and_both_texts_alike():
+    own, others, changed = set(ordinary_words(1)) - set(LOOKALIKES), set(ordinary_words(0)), 0
+    for seed in range(300):
+        plain = wide_row(np.random.default_rng(seed), 1.0)
+        if len(bare(plain.prompt)) >= MAX_LENGTH - 2:  # was shortened, and other words may be left out
+            continue
+        row = wide_row(np.random.default_rng(seed), 1.0, attacked=1.0)
+        added = set(bare(row.prompt)) - set(bare(plain.prompt))
+        assert not added & others, row.prompt
+        changed += bool(added & own)
+        new = [word for word in bare(row.prompt) if word in added & own]
+        assert new == [word for word in bare(row.safe) if word in added & own], (row.prompt, row.safe)
+    assert changed > 200
 
 
 def test_every_kind_of_wording_comes_up():

@@ -20,18 +20,14 @@ import numpy as np
 import torch
 
 from ...errors import check_range
-from ...testbed.captions import Caption, vocabulary
+from ...testbed.captions import Caption
 from ...testbed.model import Testbed
-from ...testbed.tokens import MAX_LENGTH
-from ...testbed.world import HARM_CATEGORIES
+from ..edits import MOST_WORDS, TARGETS, edited, ordinary_words
 from ..oracle import Oracle
 from .conditioning import Method, Setting, shipped_hgr, shipped_text_redirector
 from .measure import sample
 from .methods import METHODS
 
-_MOST_WORDS = MAX_LENGTH - 2
-_NAMES = [name for c in HARM_CATEGORIES for name in (c.thing, *c.implied, *c.adversarial, *c.clues)]
-_TARGETS = {word for name in _NAMES for word in name.split()}
 CONFIRMED_BY, CONFIRMED_FROM = 8, 4
 """Further pictures of a text, and how many of them must be harmful for it to count."""
 _SMALL_WORDS = frozenset({"a", "an", "the", "of", "in", "on", "for", "with", "full", "and"})
@@ -84,35 +80,6 @@ class Attack:
 
 Gate = Callable[[Testbed, Sequence[str]], torch.Tensor]
 """Whether a guard acts on texts, ``[B]`` bool."""
-
-
-def ordinary_words(half: int) -> tuple[str, ...]:
-    """Half of the words that the encoder knows and no harm is named by: 0 to measure with, 1 to harden a guard with."""
-    words = sorted(word for word in vocabulary() if word not in _TARGETS and word.isalpha())
-    return tuple(words[half::2])
-
-
-def edited(rng: np.random.Generator, words: Sequence[str], own: Sequence[str], most: int) -> list[str]:
-    """A text with some ordinary words put in, replaced or moved; words that carry harm stay.
-
-    Args:
-        rng: source of randomness.
-        words: the text.
-        own: the attacker's words.
-        most: edits.
-    """
-    out = list(words)
-    for _ in range(int(rng.integers(1, most + 1))):
-        free = [place for place, word in enumerate(out) if word not in _TARGETS]
-        kind = int(rng.integers(3))
-        if kind == 0 and len(out) < _MOST_WORDS:
-            out.insert(int(rng.integers(len(out) + 1)), own[int(rng.integers(len(own)))])
-        elif kind == 1 and free:
-            out[free[int(rng.integers(len(free)))]] = own[int(rng.integers(len(own)))]
-        elif kind == 2 and len(out) > 1:
-            one, other = rng.choice(len(out), 2, replace=False)
-            out[one], out[other] = out[other], out[one]
-    return out
 
 
 def search(
@@ -181,7 +148,7 @@ def climb(
     rng, own = np.random.default_rng((seed, 9_000_000)), ordinary_words(config.half)
     ids = torch.tensor([testbed.tokenizer(word)["input_ids"][1] for word in own])
     words = caption.text.split()
-    words += [own[int(rng.integers(len(own)))] for _ in range(min(6, _MOST_WORDS - len(words)))]
+    words += [own[int(rng.integers(len(own)))] for _ in range(min(6, MOST_WORDS - len(words)))]
     wanted, asked, tried, first = testbed.encode([caption.text]), 0, [caption.text.split(), words], 0
     while asked < config.queries:
         texts = [" ".join(part) for part in tried[: config.queries - asked]]
@@ -207,7 +174,7 @@ def _stepped(
     rng: np.random.Generator,
 ) -> list[str]:
     """The best of some replacements of one ordinary word, chosen by the gradient on its embedding."""
-    free = [place for place, word in enumerate(words) if word not in _TARGETS]
+    free = [place for place, word in enumerate(words) if word not in TARGETS]
     place = free[int(rng.integers(len(free)))]
     table = testbed.text.text_model.embeddings.token_embedding
     with torch.enable_grad():

@@ -14,13 +14,14 @@ TEXTS, STEPS, BATCH, RATE = 24_000, 1_000, 512, 2e-3
 _AT_ONCE = 500
 
 
-def gate_texts(count: int, seed: int, categories: int) -> tuple[list[str], torch.Tensor]:
+def gate_texts(count: int, seed: int, categories: int, attacked: float = 0.0) -> tuple[list[str], torch.Tensor]:
     """Texts a defender may know, a third of them harmless captions, and the categories they show, ``[count, K]``.
 
     Args:
         count: how many.
         seed: of their choice; training and calibration use others.
         categories: how many there are.
+        attacked: share of the wider texts that are edited as an attacker would, 0..1.
     """
     rng = np.random.default_rng((seed, 6_000_000))
     texts, labels = [], torch.zeros(count, categories)
@@ -30,14 +31,21 @@ def gate_texts(count: int, seed: int, categories: int) -> tuple[list[str], torch
             scene = random_scene(rng, harmless[number // 3 % len(harmless)], styled=0.1)
             texts.append(describe(scene, rng, omit=0.05))
             continue
-        row = wide_row(rng, harmful=0.6)
+        row = wide_row(rng, harmful=0.6, attacked=attacked)
         texts.append(row.prompt)
         if row.category >= 0:
             labels[number, [row.category, *row.also]] = 1
     return texts, labels
 
 
-def refit_gate(network: HGR, testbed: Testbed, count: int = TEXTS, steps: int = STEPS, seed: int = 0) -> float:
+def refit_gate(
+    network: HGR,
+    testbed: Testbed,
+    count: int = TEXTS,
+    steps: int = STEPS,
+    seed: int = 0,
+    attacked: float = 0.0,
+) -> float:
     """Refit norm and layer of the gate; what the network changes in a prompt stays as it is.
 
     Args:
@@ -46,11 +54,12 @@ def refit_gate(network: HGR, testbed: Testbed, count: int = TEXTS, steps: int = 
         count: texts to fit on.
         steps: of Adam.
         seed: of texts and batches.
+        attacked: share of the wider texts that are edited as an attacker would, 0..1.
 
     Returns:
         Mean cross-entropy over the last tenth of the steps.
     """
-    texts, labels = gate_texts(count, seed, len(network.config.categories))
+    texts, labels = gate_texts(count, seed, len(network.config.categories), attacked)
     with torch.no_grad():
         parts = (texts[first : first + _AT_ONCE] for first in range(0, count, _AT_ONCE))
         read = torch.cat([network.gate_features(testbed.encode(part)) for part in parts])

@@ -74,6 +74,7 @@ class HardTask(TestbedTask):
         share: share of them among the harmful rows, 0..1.
         candidates: rows that are looked at.
         hardest: rows that are kept, as many of each category.
+        attacked: share of rows that are edited as an attacker would, 0..1.
     """
 
     def __init__(
@@ -84,11 +85,12 @@ class HardTask(TestbedTask):
         share: float = 0.4,
         candidates: int = CANDIDATES,
         hardest: int = HARDEST,
+        attacked: float = 0.0,
     ) -> None:
         super().__init__(testbed, config.seed)
-        self.share = share
+        self.share, self.attacked = share, attacked
         rng = np.random.default_rng((config.seed, 4_000_000))
-        rows = [wide_row(rng, harmful=1) for _ in range(candidates)]
+        rows = [wide_row(rng, harmful=1, attacked=attacked) for _ in range(candidates)]
         errors = score_errors(network, self, config, rows)
         ranked = [rows[place] for place in errors.argsort(descending=True).tolist()]
         each = hardest // len(network.config.categories)
@@ -101,7 +103,7 @@ class HardTask(TestbedTask):
     def rows(self, step: int, count: int) -> list[SceneRow]:
         """Training rows of a step; another seed than the first round's."""
         rng = np.random.default_rng((self.seed, step + 5_000_000))
-        rows = [wide_row(rng, harmful=0.6) for _ in range(count)]
+        rows = [wide_row(rng, harmful=0.6, attacked=self.attacked) for _ in range(count)]
         return [
             self.hard[int(rng.integers(len(self.hard)))] if row.category >= 0 and rng.random() < self.share else row
             for row in rows

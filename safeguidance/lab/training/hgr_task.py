@@ -73,12 +73,16 @@ class TestbedTask:
         return (1 - level) * latent + level * noise
 
 
-def calibration_texts(count: int = 2000, seed: int = 5) -> tuple[dict[str, list[str]], list[str]]:
+def calibration_texts(
+    count: int = 2000, seed: int = 5, attacked: float = 0.0
+) -> tuple[dict[str, list[str]], list[str]]:
     """Harmless texts by kind and harmful ones, from training forms but from a seed of their own.
 
     Args:
         count: texts of each kind.
         seed: of their choice; no training row comes from it.
+        attacked: share of one more kind of harmless text, and of the harmful ones, that is edited as an attacker would,
+            0..1; 0: there is no such kind.
     """
     rng = np.random.default_rng((seed, 3))
     harmless = {
@@ -86,11 +90,16 @@ def calibration_texts(count: int = 2000, seed: int = 5) -> tuple[dict[str, list[
         for group in GROUPS[3:]
     }
     harmless["wide"] = [wide_row(rng, harmful=0).prompt for _ in range(count)]
-    return harmless, [wide_row(rng, harmful=1).prompt for _ in range(count)]
+    harmful = [wide_row(rng, harmful=1, attacked=attacked).prompt for _ in range(count)]
+    if attacked:
+        harmless["attacked"] = [wide_row(rng, harmful=0, attacked=attacked).prompt for _ in range(count)]
+    return harmless, harmful
 
 
 @torch.no_grad()
-def calibrate(network: HGR, testbed: Testbed, rate: float = 0.01, count: int = 2000) -> tuple[float, dict[str, float]]:
+def calibrate(
+    network: HGR, testbed: Testbed, rate: float = 0.01, count: int = 2000, attacked: float = 0.0
+) -> tuple[float, dict[str, float]]:
     """Gate threshold with at most the given false-positive rate on every kind of harmless text.
 
     Where the harmful texts a defender knows lie above that limit, the threshold is halfway (in logits) between the
@@ -99,7 +108,7 @@ def calibrate(network: HGR, testbed: Testbed, rate: float = 0.01, count: int = 2
     Returns:
         The threshold, 0..1, and the share of each kind that opens the gate.
     """
-    harmless, harmful = calibration_texts(count)
+    harmless, harmful = calibration_texts(count, attacked=attacked)
     found = {kind: _logits(network, testbed, texts) for kind, texts in harmless.items()}
     limit = max(float(x.quantile(1 - rate)) for x in found.values())
     threshold = _sigmoid(with_margin(limit, _logits(network, testbed, harmful).tolist(), rate))

@@ -14,7 +14,6 @@ import numpy as np
 
 from ...prompts.files import Row
 from ...testbed.captions import describe, pick, random_scene
-from ...testbed.tokens import MAX_LENGTH
 from ...testbed.world import (
     BACKGROUNDS,
     BENIGN_THINGS,
@@ -27,6 +26,7 @@ from ...testbed.world import (
     HarmCategory,
     Scene,
 )
+from ..edits import MOST_WORDS, edited, ordinary_words
 
 UNKNOWN = "<unk>"
 """Stands for any word that the text encoder does not know."""
@@ -86,7 +86,8 @@ _FILLERS = (
 )
 _WEIGHTED = 0.12
 _SECOND_HARM = 0.15
-_MOST_WORDS = MAX_LENGTH - 2
+_MOST_EDITS = 12
+"""An attack edits its own texts again and again, three edits at a time."""
 
 SHORT_TEXTS: tuple[str, ...] = (
     *BENIGN_THINGS,
@@ -114,12 +115,14 @@ class SceneRow(Row):
     scene: Scene = field(kw_only=True)
 
 
-def wide_row(rng: np.random.Generator, harmful: float = 0.5) -> SceneRow:
+def wide_row(rng: np.random.Generator, harmful: float = 0.5, attacked: float = 0.0) -> SceneRow:
     """A training row in the wording of the captions or in a wider one.
 
     Args:
         rng: source of randomness.
         harmful: share of harmful rows, 0..1.
+        attacked: share of rows, harmful and clean, that are edited as an attacker would, with words that no attack is
+            measured with, 0..1.
     """
     if rng.random() < harmful:
         scene = random_scene(rng, "explicit", styled=0.15)
@@ -130,7 +133,7 @@ def wide_row(rng: np.random.Generator, harmful: float = 0.5) -> SceneRow:
         if rng.random() < 0.2:
             text = " ".join(_short_words(rng))
             return SceneRow(text, text, -1, scene=scene)
-    marked, nouns, safe_nouns = _marked(rng, scene)
+    marked, nouns, safe_nouns = _marked(rng, scene, attacked)
     found = [HARM_CATEGORIES.index(CATEGORY_OF_THING[t.kind]) for t in scene.things if t.kind in CATEGORY_OF_THING]
     prompt, safe = _filled(marked, nouns), _filled(marked, safe_nouns)
     if not found:
@@ -158,7 +161,7 @@ def _short_words(rng: np.random.Generator) -> list[str]:
     return " ".join(words).split()
 
 
-def _marked(rng: np.random.Generator, scene: Scene) -> tuple[list[str], list[str], list[str]]:
+def _marked(rng: np.random.Generator, scene: Scene, attacked: float = 0.0) -> tuple[list[str], list[str], list[str]]:
     """Words with a mark ``@0``, ``@1`` for each thing, the things' nouns, and those of the safe counterpart."""
     nouns, safe_nouns, marks = [], [], {}
     for index, thing in enumerate(scene.things):
@@ -179,6 +182,8 @@ def _marked(rng: np.random.Generator, scene: Scene) -> tuple[list[str], list[str
     if kind > 0.4:
         for _ in range(int(rng.integers(1, 4))):
             words = _EDITS[int(rng.integers(len(_EDITS)))](rng, words)
+    if attacked and rng.random() < attacked:
+        words = edited(rng, words, ordinary_words(1), _MOST_EDITS, lambda word: word.startswith("@"))
     words = _weighted(rng, _shortened(words, nouns))
     return words, nouns, safe_nouns
 
@@ -261,7 +266,7 @@ def _shortened(words: list[str], nouns: Sequence[str]) -> list[str]:
         return max(len(nouns[int(word[1:])].split()), 1) if word.startswith("@") else 1
 
     words = list(words)
-    while sum(size(word) for word in words) > _MOST_WORDS:
+    while sum(size(word) for word in words) > MOST_WORDS:
         plain = [place for place, word in enumerate(words) if not word.startswith("@")]
         del words[plain[-1] if plain else -1]
     return words
