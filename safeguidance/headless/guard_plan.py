@@ -23,6 +23,8 @@ GUARDS = frozenset(
     }
 )
 """Nodes behind which a model is guarded already."""
+TRAINERS = frozenset(f"SafeGuidance_{name}" for name in ("TrainHGR", "TrainTextRedirector"))
+"""Nodes that take a MODEL and show pictures, and learn from what it draws unguarded."""
 BUNDLES = frozenset({"BASIC_PIPE", "DETAILER_PIPE", "PIPE_LINE", "RGTHREE_CONTEXT", "SDXL_TUPLE"})
 """Types of well-known packs that carry a model together with other things."""
 MAKES = frozenset({"LATENT", "GUIDER", "IMAGE", "SAMPLER", "VIDEO", "AUDIO", "UPSCALER"}) | BUNDLES
@@ -44,6 +46,7 @@ def table() -> dict[str, Any]:
     return {
         "guard": GUARD,
         "guards": sorted(GUARDS),
+        "trainers": sorted(TRAINERS),
         "bundles": sorted(BUNDLES),
         "makes": sorted(MAKES),
         "settings": SETTINGS,
@@ -195,7 +198,7 @@ def sampled_inputs(node: Node, within: tuple[Scope, ...] = ()) -> list[str]:
         node: the node.
         within: subgraphs that are being looked at already, as a broken file may hold itself.
     """
-    if not node.runs or node.kind in GUARDS:
+    if not node.runs or node.kind in GUARDS | TRAINERS:
         return []
     kinds = [kind for kind, _ in node.inputs.values()]
     models = [name for name, (kind, _) in node.inputs.items() if kind == "MODEL"]

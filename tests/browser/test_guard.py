@@ -11,6 +11,7 @@ from PIL import Image
 
 from safeguidance.headless.guard_plan import GUARD, survey
 from safeguidance.headless.guarding import guard_workflow, read_scopes
+from safeguidance.headless.hosts import PACK_ROOT
 
 from . import workflows_special  # noqa: F401  (adds to WORKFLOWS)
 from .workflows import WORKFLOWS
@@ -165,6 +166,17 @@ def test_badges_look_into_subgraphs_and_out_of_them(editor):
     assert len(guards) == 2
     editor.call("mode", node=guards[0], mode=4)
     assert everywhere()[1] == ["not guarded: Guard Model is bypassed"]
+
+
+def test_the_examples_say_that_one_of_their_two_samplers_is_guarded(editor):
+    editor.call("setting", name="Comfy.VueNodes.Enabled", value=False)
+    said = {}
+    for name in sorted(path.stem for path in (PACK_ROOT / "example_workflows").glob("*.json")):
+        editor.call("load", pack=editor.pack, name=name)
+        said[name] = [text for texts in editor.call("badges")["canvas"].values() for text in texts]
+    # by a patch, a guider from outside its subgraph, or a prompt that was filtered; an aligned model needs no guard
+    assert said.pop("align_model") == [NOT_GUARDED]
+    assert said == dict.fromkeys(said, ["partly guarded: 1 of 2 samplers"])
 
 
 def test_a_guard_of_strength_0_is_said_to_be_none(editor):

@@ -56,6 +56,19 @@ def test_a_guarded_model_is_left_alone_also_behind_further_patches(kind):
     assert plan({"1": GRAPH["1"], **between, "4": sampler}) == []
 
 
+@pytest.mark.parametrize("name", ["TrainHGR", "TrainTextRedirector"])
+def test_what_learns_from_unguarded_pictures_gets_no_guard(name):
+    inputs = {"model": ("MODEL", ("1", 0)), "clip": ("CLIP", ("1", 1))}
+    assert plan({"1": GRAPH["1"], "4": Node(f"SafeGuidance_{name}", inputs, ("STRING", "IMAGE"))}) == []
+    flow = json.loads(
+        (EXAMPLES / {"TrainHGR": "train_hgr", "TrainTextRedirector": "train_text_redirector"}[name])
+        .with_suffix(".json")
+        .read_text(encoding="utf-8")
+    )
+    (found,) = survey(read_scopes(flow)[0][0]).insertions
+    assert len(found.samplers) == 1
+
+
 def test_muted_samplers_and_models_from_outside_are_not_guarded_here():
     muted = Node("KSampler", STOCK.inputs, ("LATENT",), runs=False)
     assert plan({"1": GRAPH["1"], "3": GRAPH["3"], "4": muted}) == []

@@ -74,6 +74,7 @@ export class Planner {
   constructor(table) {
     this.guard = table.guard;
     this.guards = new Set(table.guards);
+    this.trainers = new Set(table.trainers);
     this.bundles = new Set(table.bundles);
     this.makes = new Set(table.makes);
   }
@@ -109,7 +110,7 @@ export class Planner {
 
   // Names of a node's linked inputs whose MODEL it samples with.
   sampledInputs(node, within = []) {
-    if (!node.runs || this.guards.has(node.kind)) return [];
+    if (!node.runs || this.guards.has(node.kind) || this.trainers.has(node.kind)) return [];
     const all = [...node.inputs];
     const models = all.filter(([, { kind }]) => kind === "MODEL").map(([name]) => name);
     if (node.inside) {
