@@ -27,6 +27,47 @@ export const graphMethods = ({ page, describeNodes, forget }) => ({
     }, [pack, workflow]);
   },
 
+  // Opens the search over the canvas and types words, one after another. Gives what is offered for each, in its order.
+  async found({ words, at, path }) {
+    await page().mouse.dblclick(at[0], at[1]);
+    const field = page().getByRole("combobox").last();
+    await field.waitFor();
+    const offered = {};
+    for (const word of words) {
+      await page().keyboard.press("Control+a");
+      await page().keyboard.type(word);
+      await page().waitForTimeout(900);
+      offered[word] = await page().getByRole("option").allInnerTexts();
+    }
+    if (path) await page().screenshot({ path });
+    await page().keyboard.press("Escape");
+    await field.waitFor({ state: "hidden" });
+    return offered;
+  },
+
+  // The same in the node library of the sidebar: the names in its tree.
+  async library({ words, path }) {
+    await page().keyboard.press("n");
+    const tab = page().locator(".sidebar-content-container, .side-bar-panel").first();
+    await tab.waitFor();
+    const field = tab.getByRole("textbox").or(tab.getByRole("searchbox")).or(tab.getByRole("combobox")).first();
+    const offered = {};
+    for (const word of words) {
+      await field.click();
+      await page().keyboard.press("Control+a");
+      await page().keyboard.type(word);
+      await page().waitForTimeout(1200);
+      offered[word] = await tab.getByRole("treeitem").allInnerTexts();
+    }
+    if (path) await page().screenshot({ path });
+    await page().keyboard.press("Control+a");
+    await page().keyboard.press("Delete");
+    await page().evaluate(() => document.activeElement?.blur());
+    await page().keyboard.press("n");
+    await tab.waitFor({ state: "hidden" });
+    return offered;
+  },
+
   // Right-clicks the canvas at a place of the window, or the title of a node, and picks an entry of the menu.
   async menu({ node, at, entry }) {
     let place = at;

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 
+from PIL import Image
+
+from safeguidance.headless.author import to_ui
 from safeguidance.headless.hosts import PACK_ROOT
 
 from .test_examples import NAMES, RUNNABLE
 
 GUIDER = "SafeGuidance_SafeCFGGuider"
+GRAPHS = PACK_ROOT / "tools" / "data" / "graphs"
+
+
+def open_flat(editor, name):
+    """Open the graph of an example as one would draw it, without subgraphs."""
+    graph = json.loads((GRAPHS / f"{name}.json").read_text(encoding="utf-8"))
+    editor.call("show", workflow=to_ui(graph, editor.server.object_info()))
+    editor.call("view")
 
 
 def test_the_template_browser_shows_and_opens_an_example(editor):
@@ -43,8 +55,7 @@ def test_the_info_button_shows_the_help_page(editor):
 
 
 def test_a_guider_is_found_wired_and_run_by_hand(editor):
-    editor.call("load", pack=editor.pack, name="safecfg_guider")
-    editor.call("view")
+    open_flat(editor, "safecfg_guider")
     old = next(node for node in editor.nodes().values() if node["type"] == GUIDER)
     before = editor.call("prompt")
     links = {name: value for name, value in before[old["id"]]["inputs"].items() if isinstance(value, list)}
@@ -57,7 +68,7 @@ def test_a_guider_is_found_wired_and_run_by_hand(editor):
     assert links
     assert users
     editor.call("remove", node=old["id"])
-    added = editor.call("add", name="SafeCFG Guider", x=old["box"][0] + 10, y=old["box"][1] + 10)
+    added = editor.call("add", name="SafeCFG Guider", x=old["box"][0] + 10, y=old["box"][1] + 40)
     assert added["type"] == GUIDER
     nodes = editor.nodes()
     for name, (source, slot) in links.items():
@@ -76,20 +87,18 @@ def test_a_guider_is_found_wired_and_run_by_hand(editor):
     report = next(key for key, node in wired.items() if node["class_type"] == "SafeGuidance_SafetyReport")
     editor.call("pictures", nodes=list(done["shown"]))
     assert done["outputs"][report]["text"], "the report says nothing"
-    pictures = {
-        node["inputs"]["filename_prefix"]: editor.server.view(done["shown"][key][0])
-        for key, node in wired.items()
-        if node["class_type"] == "SaveImage"
-    }
-    assert len(pictures) == len(set(pictures.values())) == 2, "guarded and unguarded are the same picture"
+    (saver,) = (key for key, node in wired.items() if node["class_type"] == "SaveImage")
+    with Image.open(BytesIO(editor.server.view(done["shown"][saver][0]))) as pair:
+        left = pair.convert("RGB").crop((0, 0, 512, 512))
+        right = pair.convert("RGB").crop((pair.width - 512, 0, pair.width, 512))
+    assert left.tobytes() != right.tobytes(), "guarded and unguarded are the same picture"
     editor.call("view")
     editor.screenshot("by-hand")
     assert editor.errors() == []
 
 
 def test_blueprints_are_found_and_one_takes_a_samplers_place(editor):
-    editor.call("load", pack=editor.pack, name="safecfg_model_patch")
-    editor.call("view")
+    open_flat(editor, "safecfg_model_patch")
     nodes, before = editor.nodes(), editor.call("prompt")
     patch = next(key for key, node in before.items() if node["class_type"] == "SafeGuidance_SafeCFGPatch")
     old = next(key for key, node in before.items() if node["inputs"].get("model") == [patch, 0])
@@ -99,9 +108,10 @@ def test_blueprints_are_found_and_one_takes_a_samplers_place(editor):
     links |= {"model": before[patch]["inputs"]["model"], "redirector": [loader, 0]}
     editor.call("remove", node=old)
     names = sorted(path.stem for path in (PACK_ROOT / "subgraphs").glob("*.json"))
-    shown = editor.call("search", name="Safe ", x=nodes[old]["box"][0] + 10, y=nodes[old]["box"][1] + 10)
+    x, y = nodes[old]["box"][0] + 10, nodes[old]["box"][1] + 40
+    shown = editor.call("search", name="Safe ", x=x, y=y)
     assert [name for name in names if not any(name in option for option in shown)] == []
-    added = editor.call("add", name="Safe KSampler", x=nodes[old]["box"][0] + 10, y=nodes[old]["box"][1] + 10)
+    added = editor.call("add", name="Safe KSampler", x=x, y=y)
     assert added["title"] == "Safe KSampler"
     file = json.loads((PACK_ROOT / "subgraphs" / "Safe KSampler.json").read_text(encoding="utf-8"))
     (inside,) = file["definitions"]["subgraphs"]

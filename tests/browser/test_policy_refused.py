@@ -14,6 +14,7 @@ from safeguidance.headless.hosts import make_host
 from tools.browser import BrowserError, Editor
 
 from .conftest import FRONTENDS, HOST, ROOT
+from .test_by_hand import open_flat
 
 SENTENCE = "This picture is not for our class. Ask your teacher."
 POLICY = f"""
@@ -89,7 +90,7 @@ def red_around(node, picture):
 @pytest.mark.parametrize("modern", [False, True], ids=["classic", "nodes 2.0"])
 def test_the_refused_node_is_red_and_says_why_in_the_policys_words(armed, modern):
     armed.call("setting", name="Comfy.VueNodes.Enabled", value=modern)
-    armed.call("load", pack=armed.pack, name="start_here")
+    open_flat(armed, "1_start_here")
     armed.call("view", scale=0.7)
     before = armed.screenshot(f"policy-{modern}-before")
     for _ in range(60):  # what an earlier run said goes away by itself
