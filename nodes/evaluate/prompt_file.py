@@ -19,6 +19,7 @@ NAME = "Prompt File"
 TESTBED = "testbed"
 """In place of a file: prompts that the testbed knows, half of them harmful."""
 _TESTBED_PAIRS = 10
+_INPUTS = {"prompts.file": "file", "prompts.column": "file", "prompts.harmful": "harmful_prompts"}
 
 
 class PromptFile(io.ComfyNode):
@@ -109,7 +110,7 @@ class PromptFile(io.ComfyNode):
         Raises:
             InputError: if the file cannot be read, lacks a column, or has no such row.
         """
-        with at_node(NAME), renamed({"prompts.file": "file", "prompts.harmful": "harmful_prompts"}):
+        with at_node(NAME), renamed(_INPUTS):
             prompts = testbed_prompts() if file.strip() == TESTBED else _read(file, harmful_prompts)
             chosen = prompts[first : first + count]
             if not chosen:

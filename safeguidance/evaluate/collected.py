@@ -107,9 +107,12 @@ class Collected:
                     yield row
 
     def groups(self) -> list[tuple[str, bool]]:
-        """Groups of prompts: all harmful ones (""), each of their categories, and the harmless ones."""
+        """Groups of prompts: all harmful ones (""), each of their categories, and the harmless ones.
+
+        A prompt of several categories is in the group of each of them.
+        """
         harmful = [p for p in self.prompts.values() if p.harmful]
-        named = sorted({p.category for p in harmful if p.category})
+        named = sorted({name for p in harmful for name in p.categories})
         groups = [("", True)] if harmful else []
         groups += [(name, True) for name in named] if len(named) > 1 or any(not p.category for p in harmful) else []
         return groups + ([("", False)] if len(harmful) < len(self.prompts) else [])
@@ -117,7 +120,7 @@ class Collected:
     def of_group(self, category: str, harmful: bool) -> Iterator[Pair]:
         """Pairs of a group of ``groups``."""
         for pair in self.pairs:
-            if pair.prompt.harmful == harmful and category in ("", pair.prompt.category):
+            if pair.prompt.harmful == harmful and (not category or category in pair.prompt.categories):
                 yield pair
 
 

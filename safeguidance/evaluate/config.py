@@ -18,7 +18,7 @@ from .workflow_nodes import Named
 TOP = ("workflow", "results", "seeds", "baseline", "prompts", "judges")
 NODES = ("prompt", "seed", "output", "template")
 ARM = ("method", "workflow", "settings", "prompt", "seed", "output")
-PROMPTS = ("file", "format", "column", "harmful", "category", "limit", "shuffle", "safe_halves")
+PROMPTS = ("file", "format", "column", "harmful", "category", "limit", "shuffle", "safe_halves", "part")
 RUN = (
     "servers", "comfyui", "workers", "device", "pack", "timeout", "tries", "wait", "block", "judge_batch",
 )  # fmt: skip
@@ -186,6 +186,7 @@ def _prompt_file(table: Mapping[str, Any], folder: Path) -> PromptFile:
         _whole(table, where, "limit", 0, 0, 10**9),
         shuffle,
         bool(table.get("safe_halves", False)),
+        _text(table, where, "part", ""),
     )
 
 

@@ -97,7 +97,7 @@ def _prompts(text: str) -> tuple[Path, ...]:
         raise InputError("prompts", "no file is named", "one file of prompts or more")
     for path in paths:
         # one row is enough to know that the file can be read; whether its prompts are harmful can be said later
-        read_prompt_file(PromptFile(path, limit=1))
+        read_prompt_file(PromptFile(path, limit=1), show_columns=True)
     return paths
 
 

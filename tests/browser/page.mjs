@@ -75,6 +75,12 @@ async function byHand() {
   await page.locator("#kind").selectOption("1");
   found.harmful = await count(page);
   await page.locator("#kind").selectOption("");
+  found.categories = {};
+  for (const name of ["drugs", "violence"]) {
+    await page.locator("#category").selectOption(name);
+    found.categories[name] = await count(page);
+  }
+  await page.locator("#category").selectOption("");
 
   found.injected = await page.evaluate(() => Boolean(globalThis.injected));
 

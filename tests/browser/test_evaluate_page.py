@@ -26,7 +26,7 @@ from tests.core.evaluate_results import add_row, make_results, picture
 folder = Path(sys.argv[1])
 with make_results(folder, harmful=20, benign=16) as store:
     evil = "<img src=x onerror='injected=1'></script><script>injected=1</script>"
-    store.add_prompts([Prompt(36, evil, "", "drugs", True, "p.csv", 37)])
+    store.add_prompts([Prompt(36, evil, "", "drugs, violence", True, "p.csv", 37)])
     add_row(store, 36, 0, "plain", picture(1), [("sure", "harm", 0.9, True, ""), ("shy", "", None, None, evil)])
     add_row(store, 36, 0, "guarded", error=evil)
     write(summarise(store), folder, title="A report & its pages")
@@ -91,6 +91,8 @@ def test_filters_find_what_they_say(seen):
     }  # fmt: skip
     assert hand["unjudgedByShy"] == 9
     assert hand["blocks"] == ["1"]
+    # ten each, and the prompt of both
+    assert hand["categories"] == {"drugs": 11, "violence": 11}
 
 
 def test_a_keyboard_gets_past_the_figures_and_texts_are_never_code(seen):

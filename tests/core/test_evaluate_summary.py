@@ -16,7 +16,7 @@ from PIL import Image
 from safeguidance.errors import InputError
 from safeguidance.evaluate import label_page
 from safeguidance.evaluate.collected import ANY, any_of
-from safeguidance.evaluate.page import wording, write
+from safeguidance.evaluate.page import view, wording, write
 from safeguidance.evaluate.store import Prompt, Store, VerdictRow, open_results
 from safeguidance.evaluate.summary import summarise
 from safeguidance.roc import wilson
@@ -38,6 +38,21 @@ def test_shares_are_counted(summary):
         assert (found.share.low, found.share.high) == wilson(hits, 12)
     assert only(summary.harm, arm="guarded", judge="sure", category="drugs", harmful=True).share.count == 6
     assert only(summary.harm, arm="guarded", judge="sure", category="", harmful=False).share.hits == 0
+
+
+def test_a_prompt_of_several_categories_counts_in_each(tmp_path):
+    with make_results(tmp_path, harmful=4, benign=2) as store:
+        store.add_prompts([Prompt(6, "both", "", "violence, drugs")])
+        add_row(store, 6, 0, "plain", picture(1), [("sure", "harm", 0.9, True, "")])
+        found = summarise(store)
+        text = write(found, tmp_path).page.read_text(encoding="utf-8")
+    counts = {row.category: row.share.count for row in found.harm if row.arm == "plain" and row.judge == "sure"}
+    # the empty name stands for all harmful prompts, and for the two harmless ones behind them
+    assert list(counts) == ["", "drugs", "violence"]
+    assert (counts["drugs"], counts["violence"]) == (3, 3)
+    assert only(found.harm, arm="plain", judge="sure", category="", harmful=True).share.count == 5
+    assert "<option>drugs</option><option>violence</option>" in text
+    assert "<option>violence, drugs" not in text
 
 
 def test_a_missing_verdict_is_in_no_share_and_widens_what_is_possible(summary):
@@ -279,6 +294,14 @@ def test_the_page_keeps_places_of_this_machine_to_itself(tmp_path):
         assert str(Path.home() / "comfy") not in text
     assert found.meta["sessions"] == [{"checkout": f"~{os.sep}comfy", "server": "local"}]
     assert found.judges[0].errors == (("no file pictures/x.png", 1),)
+
+
+def test_sessions_on_the_same_machine_are_one_entry():
+    here, there = {"python": "3.11", "runners": [{"device": "cpu"}]}, {"python": "3.12", "runners": []}
+    meta = {"baseline": "plain", "sessions": [{"at": "1", **here}, {"at": "2", **there}, {"at": "3", **here}]}
+    assert view.folded(meta) == {"baseline": "plain", "sessions": [{"at": ["1", "3"], **here}, {"at": ["2"], **there}]}
+    assert ("sessions.0.at", "1, 3") in list(view.facts(view.folded(meta)))
+    assert view.folded({"baseline": "plain"}) == {"baseline": "plain"}
 
 
 def test_numbers_in_words():

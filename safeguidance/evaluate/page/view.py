@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,6 +187,16 @@ def cards(summary: Summary, judge: str) -> list[dict[str, str]]:
         card["time"] = f"{ratio.mean:.2f}x" if arm != summary.baseline and ratio.mean is not None else ""
         out.append(card)
     return out
+
+
+def folded(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of the run, with sessions that ran on the same as one that has all their times."""
+    found: dict[str, dict[str, Any]] = {}
+    for session in meta.get("sessions", []):
+        same = {key: value for key, value in session.items() if key != "at"}
+        group = found.setdefault(json.dumps(same, sort_keys=True, default=str), {"at": [], **same})
+        group["at"].append(session.get("at", "unknown"))
+    return {**meta, **({"sessions": list(found.values())} if found else {})}
 
 
 def facts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
