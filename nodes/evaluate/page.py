@@ -13,7 +13,8 @@ from comfy_api.latest import io, ui
 from ...safeguidance.errors import InputError, at_node
 from ...safeguidance.evaluate.judges.interface import ask
 from ...safeguidance.evaluate.pictures import keep_picture
-from ...safeguidance.evaluate.store import FILE_NAME, Prompt, Row, Store, VerdictRow, open_results
+from ...safeguidance.evaluate.store import Prompt, Row, Store, VerdictRow, open_results
+from ...safeguidance.evaluate.store_file import FILE_NAME
 from ..host import files
 from .judge import AS_JUDGE, KINDS, as_pictures, judge_input, judge_of, threshold_input
 

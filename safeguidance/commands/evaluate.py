@@ -84,6 +84,7 @@ def say(text: str) -> None:
 def _evaluate(rest: Sequence[str]) -> int:
     from ..evaluate import run as running
     from ..evaluate.config import read_config
+    from ..evaluate.store_file import alone
 
     parser = _parser("", __doc__ or "")
     parser.add_argument("config", type=Path, help="TOML or JSON, see web/docs/guides/measure_your_checkpoint.md")
@@ -109,14 +110,15 @@ def _evaluate(rest: Sequence[str]) -> int:
             judges = _judges(config, ray)
             if args.check:
                 return OK
-            with _store(config) as store:
+            with _store(config) as store, alone(config.results):
                 evaluation = running.Evaluation(config, store, prompts, arms, judges, say)
                 return _go(evaluation, usable, left_out, args)
     except running.Stopped as error:
         say(f"STOPPED: {error}. What was made is kept; the same command goes on from here.")
         return STOPPED
     except sqlite3.Error as error:
-        say(f"STOPPED: {config.results}: {error}. What was made is kept; the same command goes on from here.")
+        room = "; is there room left on it?" if "disk" in str(error) else "."
+        say(f"STOPPED: {config.results}: {error}{room} What was made is kept; the same command goes on from here.")
         return STOPPED
     except KeyboardInterrupt:
         say("stopped by you. What was made is kept; the same command goes on from here.")
@@ -135,6 +137,9 @@ def _go(evaluation: Evaluation, runners: list[Runner], left_out: list[str], args
     evaluation.judge(None, told.judged)
     for arm, count in running.unguarded_rows(store).items():
         say(f"WARNING: in {count} rows of arm {arm} its guard did not run: NOT GUARDED")
+    for judge, count, error in running.failed_verdicts(store):
+        why = " ".join(error.split())
+        say(f"WARNING: judge {judge} gave no verdict on {count} pictures; the same command asks it again: {why}")
     failed = store.count("failed")
     if failed:
         say(f"{failed} rows failed and are tried again by the same command; the first of them:")
@@ -149,16 +154,17 @@ class _Line:
     """Progress in lines, one every few seconds."""
 
     def __init__(self) -> None:
-        self._next = time.monotonic() + _EVERY
+        self._next, self._last = time.monotonic() + _EVERY, -1
 
     def __call__(self, progress: Progress) -> None:
         if time.monotonic() >= self._next:
             self.last(progress)
 
     def last(self, progress: Progress) -> None:
-        """Print it now."""
-        self._next = time.monotonic() + _EVERY
-        say(str(progress))
+        """Print it now, unless that was done already."""
+        if progress.done != self._last:
+            self._next, self._last = time.monotonic() + _EVERY, progress.done
+            say(str(progress))
 
     def judged(self, judge: str, done: int) -> None:
         """Print how far a judge is."""

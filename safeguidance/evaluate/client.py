@@ -120,7 +120,8 @@ class ServerRunner:
             return await answer
         except (self._aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:  # noqa: UP041
             await self._drop()
-            text = str(error) or type(error).__name__
+            # aiohttp names its way of checking certificates in every such message, also where there is none
+            text = str(error).replace(" ssl:default", "") or type(error).__name__
             raise RunnerLost(f"{self.url} does not answer: {text}") from error
         except RunnerLost:
             await self._drop()

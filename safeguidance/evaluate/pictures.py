@@ -58,9 +58,14 @@ def keep_picture(folder: Path, data: bytes) -> tuple[str, str]:
         part = path.with_name(f".{digest}-{os.getpid()}-{threading.get_ident()}.part")
         # a fresh picture: what the file said of itself is not taken along
         bare = Image.frombytes(picture.mode, picture.size, picture.tobytes())
-        with open(part, "wb") as file:
-            bare.save(file, "PNG", compress_level=4)
-        os.replace(part, path)
+        try:
+            with open(part, "wb") as file:
+                bare.save(file, "PNG", compress_level=4)
+            os.replace(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
     return name, digest
 
 

@@ -262,6 +262,8 @@ class Evaluation:
             return row
         try:
             picture, digest = keep_picture(self.store.folder, made.picture)
+        except OSError as error:
+            raise Stopped(f"a picture cannot be kept: {error}; make room, or use another results folder") from error
         except NoPicture as error:
             return Row(task.prompt.number, task.seed, task.arm, FAILED, error=str(error), worker=result.worker)
         return Row(
@@ -326,7 +328,7 @@ def read_prompts(config: Config, say: Say) -> tuple[list[Prompt], list[str]]:
     Raises:
         InputError: as ``read_prompt_files``.
     """
-    prompts, left_out = read_prompt_files(config.prompts)
+    prompts, left_out = read_prompt_files(config.prompts, show_columns=True)
     for text in left_out[:5]:
         say(f"left out: {text}")
     if len(left_out) > 5:
@@ -341,6 +343,12 @@ def unguarded_rows(store: Store) -> dict[str, int]:
         if row.guard is not None and not row.guard.get("guarded", True):
             found[row.arm] += 1
     return dict(found)
+
+
+def failed_verdicts(store: Store) -> list[tuple[str, int, str]]:
+    """Judges that failed on pictures: name, how many pictures, and one of their reasons."""
+    query = "SELECT judge, count(DISTINCT row), min(error) FROM verdicts WHERE error != '' GROUP BY judge"
+    return [(str(judge), int(count), str(error)) for judge, count, error in store.select(query)]
 
 
 @contextlib.contextmanager

@@ -17,31 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
+from .store_file import FILE_NAME, connect, open_file
 
-FILE_NAME = "results.sqlite"
-FORMAT = 1
 DONE: Literal["done"] = "done"
 FAILED: Literal["failed"] = "failed"
 WHOLE_JUDGE = ""
 """Category of a verdict that says a judge could not judge a picture at all."""
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS prompts (
-    number INTEGER PRIMARY KEY, text TEXT NOT NULL, safe_text TEXT NOT NULL, category TEXT NOT NULL,
-    harmful INTEGER NOT NULL, source TEXT NOT NULL, source_row INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS rows (
-    id TEXT PRIMARY KEY, prompt INTEGER NOT NULL, seed INTEGER NOT NULL, arm TEXT NOT NULL,
-    status TEXT NOT NULL CHECK (status IN ('done', 'failed')), picture TEXT NOT NULL, picture_digest TEXT NOT NULL,
-    seconds REAL, evaluations INTEGER, peak_bytes INTEGER, guard TEXT, error TEXT NOT NULL, worker TEXT NOT NULL,
-    UNIQUE (prompt, seed, arm));
-CREATE TABLE IF NOT EXISTS verdicts (
-    row TEXT NOT NULL REFERENCES rows (id) ON DELETE CASCADE, judge TEXT NOT NULL, category TEXT NOT NULL,
-    score REAL, harmful INTEGER CHECK (harmful IN (0, 1)), error TEXT NOT NULL, PRIMARY KEY (row, judge, category));
-CREATE TABLE IF NOT EXISTS labels (
-    row TEXT NOT NULL REFERENCES rows (id) ON DELETE CASCADE, person TEXT NOT NULL,
-    harmful INTEGER NOT NULL CHECK (harmful IN (0, 1)), PRIMARY KEY (row, person));
-"""
 
 
 @dataclass(frozen=True)
@@ -161,46 +142,14 @@ class Store:
         read_only: only read; nothing is made.
 
     Raises:
-        InputError: if there are no results to read, or the file is of another format.
+        InputError: if there are no results to read, the folder cannot be written, or the file is of another format.
     """
 
     def __init__(self, folder: Path, read_only: bool = False) -> None:
         self.folder, self.read_only = Path(folder), read_only
         self.path = self.folder / FILE_NAME
-        if read_only and not self.path.is_file():
-            raise InputError("results", f"there is no {FILE_NAME} in {folder}", "a folder that `evaluate` wrote")
-        if not read_only:
-            (self.folder / "pictures").mkdir(parents=True, exist_ok=True)
         self._lock = threading.RLock()
-        self._connection = self._connect()
-        try:
-            if not read_only:
-                self._connection.executescript(_TABLES)
-                with self.transaction() as cursor:
-                    cursor.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(FORMAT),))
-            found = self.meta().get("format")
-        except sqlite3.DatabaseError as error:
-            self._connection.close()
-            raise InputError(
-                "results", f"{self.path} cannot be read: {error}", "a file that `evaluate` wrote"
-            ) from error
-        if found != FORMAT:
-            self._connection.close()
-            raise InputError("results", f"{self.path} has format {found}", f"format {FORMAT}", "use a new folder")
-
-    def _connect(self) -> sqlite3.Connection:
-        if self.read_only:
-            # the journal of a run that was killed may have to be read in, which needs a writable file; a folder that is
-            # read-only as a whole still opens
-            uri = f"{self.path.absolute().as_uri()}?mode=ro"
-            connection = sqlite3.connect(uri, uri=True, timeout=60, check_same_thread=False, isolation_level=None)
-        else:
-            connection = sqlite3.connect(self.path, timeout=60, check_same_thread=False, isolation_level=None)
-            connection.execute("PRAGMA journal_mode = WAL")
-            # a process that is killed loses nothing that was committed; a power cut may lose the last rows, whole ones
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA foreign_keys = ON")
-        return connection
+        self._connection = open_file(self.folder, read_only)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Cursor]:
@@ -210,10 +159,12 @@ class Store:
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 yield cursor
+                cursor.execute("COMMIT")
             except BaseException:
-                cursor.execute("ROLLBACK")
+                # where the disk is full SQLite has done it already
+                if self._connection.in_transaction:
+                    cursor.execute("ROLLBACK")
                 raise
-            cursor.execute("COMMIT")
 
     def close(self) -> None:
         """Close the file."""
@@ -299,7 +250,7 @@ class Store:
 
     def select(self, query: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Rows of a query, over a connection of its own: a long read goes on while rows are written."""
-        with contextlib.closing(self._connect()) as connection:
+        with contextlib.closing(connect(self.path, self.read_only)) as connection:
             yield from connection.execute(query, values)
 
     def meta(self) -> dict[str, Any]:

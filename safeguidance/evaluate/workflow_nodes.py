@@ -16,6 +16,8 @@ Field = tuple[str, str]
 """A node's id and the name of one of its inputs."""
 _AGAINST = ("neg", "uncond")
 """Parts of names of inputs that take what is not wanted."""
+_FILES = ("file", "path", "folder", "directory")
+"""Parts of names of inputs that name a file, whose content is the text."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,27 @@ def _output(graph: Graph, api: Mapping[str, Any], name: str) -> tuple[str, Sourc
             _listed(best),
             'name the one that counts with output = "..." under [nodes]',
         )
-    return best[0].key, _image_of(best[0]) or ("", 0)
+    image = _image_of(best[0]) or ("", 0)
+    joined = _joined(graph, image[0])
+    if len(joined) > 1:
+        raise InputError(
+            "nodes.output",
+            f"node {best[0]} shows the pictures of {len(joined)} nodes together",
+            _listed([*joined, best[0]]),
+            'name the one that counts with output = "..." under [nodes]',
+        )
+    return best[0].key, image
+
+
+def _joined(graph: Graph, key: str) -> list[TypedNode]:
+    """Nodes that make a picture of a latent, none of them before another: several where their pictures are joined."""
+    makers = {}
+    for maker in upstream(graph, key):
+        takes = {graph[maker].type_of(name) for name in graph[maker].links}
+        if "LATENT" in takes and "IMAGE" in graph[maker].outputs:
+            makers[maker] = set(upstream(graph, maker)) - {maker}
+    earlier = set().union(*makers.values())
+    return [graph[maker] for maker in makers if maker not in earlier]
 
 
 def _image_of(node: TypedNode) -> Source | None:
@@ -176,9 +198,13 @@ def _prompt(graph: Graph, above: Sequence[TypedNode]) -> tuple[Field, ...]:
                 encoders.update({found.key: found for found in _encoders(graph, link)})
     groups = {key: _texts(graph, node) for key, node in encoders.items()}
     if not any(groups.values()):
+        makers = {
+            node.links[name][0]: None for node in encoders.values() for name in _strings(node) if name in node.links
+        }
+        made = f"; its text comes from node {_listed(graph[key] for key in makers)}" if makers else ""
         raise InputError(
             "nodes.prompt",
-            "no text field was found before a positive conditioning",
+            f"no text field was found before a positive conditioning{made}",
             _fields_of(above, "STRING") or "a node with a text field",
             'name the field with prompt = "NODE.FIELD" under [nodes]',
         )
@@ -218,7 +244,8 @@ def _encoders(graph: Graph, link: Source) -> list[TypedNode]:
 
 
 def _strings(node: TypedNode) -> list[str]:
-    names = [name for name, spec in node.specs.items() if spec.type == "STRING"]
+    texts = [name for name, spec in node.specs.items() if spec.type == "STRING"]
+    names = [name for name in texts if not any(part in name.lower() for part in _FILES)]
     long = [name for name in names if node.specs[name].multiline]
     return long or names
 

@@ -1,6 +1,7 @@
-"""What an evaluation is made of: prompt files, places in a workflow, arms, configurations, the store."""
+"""What an evaluation is made of: places in a workflow, arms, configurations, the store."""
 
 import copy
+import gc
 import json
 import tracemalloc
 
@@ -11,84 +12,18 @@ from safeguidance.evaluate.arms import METHODS, OUTPUT, Arm, build
 from safeguidance.evaluate.config import read_config
 from safeguidance.evaluate.make_config import Answers, ask_for, write_config
 from safeguidance.evaluate.pictures import keep_picture
-from safeguidance.evaluate.prompt_sets import PromptFile, read_prompt_file, read_prompt_files
+from safeguidance.evaluate.prompt_sets import read_prompt_files
 from safeguidance.evaluate.run import Evaluation
 from safeguidance.evaluate.runner import Outcome
 from safeguidance.evaluate.store import Prompt, Row, Store, VerdictRow, open_results
 from safeguidance.evaluate.workflow_nodes import Named, find_places
+from tests.core import comfy_stub
 from tests.core.comfy_stub import WORKFLOW, draw, object_info
 from tests.core.comfy_stub import write_config as write_run
 
 INFO = object_info()
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "found"),
-    [
-        (
-            "own.csv",
-            "prompt,safe_prompt,category\na,b,violence\nc,,\n",
-            [("a", "b", "violence", True), ("c", "", "", False)],
-        ),
-        ("i2p.csv", ',prompt,categories,hard\n0,a,"violence, self-harm",1\n', [("a", "", "violence, self-harm", True)]),
-        ("rab.csv", ",sensitive prompt\n0,a\n", [("a", "", "ring-a-bell", True)]),
-        ("mma.csv", "target_prompt,adv_prompt\nb,a\n", [("a", "", "mma-diffusion", True)]),
-        ("copro.csv", "unsafe_prompt,safe_prompt,concept,category\na,b,x,Violence\n", [("a", "b", "Violence", True)]),
-        ("coco.csv", "case_number,source,prompt,coco_id\n0,coco-30k,a,7\n", [("a", "", "", False)]),
-        ("coco.json", '{"annotations": [{"image_id": 1, "caption": "a"}]}', [("a", "", "", False)]),
-        ("risky.json", '[{"prompt": "a", "label": ["violence", "gore"]}]', [("a", "", "violence, gore", True)]),
-        ("lines.jsonl", '{"prompt": "a", "category": "none"}\n', [("a", "", "", False)]),
-    ],
-)
-def test_published_columns_are_read(tmp_path, name, text, found):
-    path = tmp_path / name
-    path.write_text(text)
-    prompts, left_out = read_prompt_file(PromptFile(path))
-    assert [(p.text, p.safe_text, p.category, p.harmful) for p in prompts] == found
-    assert left_out == []
-
-
-def test_a_table_whose_header_cannot_be_read_is_said_to_be_none(tmp_path):
-    path = tmp_path / "p.csv"
-    path.write_text('"prompt"x,category\na skull,death\n', encoding="utf-8")
-    with pytest.raises(InputError, match="not CSV"):
-        read_prompt_file(PromptFile(path))
-
-
-def test_what_is_taken_of_a_file(tmp_path):
-    path = tmp_path / "own.csv"
-    path.write_text("prompt,safe_prompt,category\n" + "".join(f"a{n},b{n},hate\n" for n in range(50)) + ",b,hate\n")
-    assert [p.text for p in read_prompt_file(PromptFile(path, limit=2))[0]] == ["a0", "a1"]
-    drawn = [p.text for p in read_prompt_file(PromptFile(path, limit=5, shuffle=1))[0]]
-    assert len(set(drawn)) == 5
-    assert drawn != [f"a{n}" for n in range(5)]
-    assert drawn == [p.text for p in read_prompt_file(PromptFile(path, limit=5, shuffle=1))[0]]
-    halves = read_prompt_file(PromptFile(path, limit=1, safe_halves=True))[0]
-    assert [(p.text, p.harmful, p.number) for p in halves] == [("a0", True, 0), ("b0", False, 1)]
-    both, left_out = read_prompt_files([PromptFile(path, limit=1), PromptFile(path)])
-    assert [p.number for p in both] == list(range(51))
-    assert left_out == ["own.csv, line 52: the prompt is empty"]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "field", "found"),
-    [
-        ("a.csv", "text2,category\na,b\n", "prompts.column", "has no column"),
-        ("a.csv", "prompt,x\na,b\n", "prompts.harmful", "no column 'category'"),
-        ("a.txt", "a\nb\n", "prompts.harmful", "no column 'category'"),
-        ("a.csv", "prompt,category\na,b,c\n", "prompts.file", "line 2: 3 fields, the header has 2"),
-        ("a.jsonl", '{"prompt": "a", "category": ""}\nnothing\n', "prompts.file", "line 2: not JSON"),
-        ("a.json", "{", "prompts.file", "is no JSON file"),
-        ("a.pdf", "x", "prompts.file", "the suffix '.pdf'"),
-        ("a.csv", "prompt,category\n", "prompts.file", "has no prompts"),
-    ],
-)
-def test_a_file_that_cannot_be_used_is_named(tmp_path, name, text, field, found):
-    path = tmp_path / name
-    path.write_text(text)
-    with pytest.raises(InputError, match=found) as caught:
-        read_prompt_file(PromptFile(path))
-    assert caught.value.field == field
+INFO["ReadText"] = comfy_stub.node({"file": ["STRING", {}]}, ["STRING"])
+INFO["ImageStitch"] = comfy_stub.node({"image1": ["IMAGE", {}], "image2": ["IMAGE", {}]}, ["IMAGE"])
 
 
 def flow(**changes):
@@ -154,6 +89,24 @@ def test_places_in_a_custom_sampler_with_a_seed_of_its_own():
             },
             "nodes.output",
             "2 nodes save or show a picture",
+        ),
+        (
+            {
+                "8": copy.deepcopy(WORKFLOW["5"]),
+                "9": {"class_type": "VAEDecode", "inputs": {"samples": ["8", 0], "vae": ["1", 2]}},
+                "10": {"class_type": "ImageStitch", "inputs": {"image1": ["6", 0], "image2": ["9", 0]}},
+                "7": {"class_type": "SaveImage", "inputs": {"images": ["10", 0], "filename_prefix": "x"}},
+            },
+            "nodes.output",
+            r"7 \(SaveImage\) shows the pictures of 2 nodes together; allowed: 6 \(VAEDecode\), 9 \(VAEDecode\), 7",
+        ),
+        (
+            {
+                "2": {"class_type": "CLIPTextEncode", "inputs": {"text": ["8", 0], "clip": ["1", 1]}},
+                "8": {"class_type": "ReadText", "inputs": {"file": "prompts.txt"}},
+            },
+            "nodes.prompt",
+            r"no text field was found before a positive conditioning; its text comes from node 8 \(ReadText\)",
         ),
     ],
 )
@@ -337,22 +290,41 @@ class StubRunner:
         pass
 
 
+class WeighedRunner(StubRunner):
+    """Says in the middle and at the end of a run of two arms how much lives that the run has made."""
+
+    def __init__(self, count):
+        self.count, self.rows, self.most = count, 0, 0
+
+    def run(self, graph, output, progress=None):
+        self.rows += 1
+        if self.rows % self.count == 0:
+            gc.collect()
+            # the interpreter's own table of names, which paths are entered into, may grow at any moment
+            own = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, "*pathlib*")])
+            self.most = max(self.most, sum(trace.size for trace in own.traces))
+        return super().run(graph, output, progress)
+
+
 def test_the_memory_of_a_run_does_not_grow_with_its_rows(tmp_path):
-    peaks = []
-    for count in (100, 1000):
+    most = []
+    # the first run also loads what is loaded once
+    for count in (4, 100, 1000):
         folder = tmp_path / str(count)
         config = read_config(write_run(folder, [], count))
         prompts = read_prompt_files(config.prompts)[0]
         arms = [build(Arm(arm.name, flow(), arm.method), INFO) for arm in config.arms]
         with Store(config.results) as store:
             evaluation = Evaluation(config, store, prompts, arms, [], print)
+            runner = WeighedRunner(count)
             tracemalloc.start()
-            evaluation.make([StubRunner()])
-            peaks.append(tracemalloc.get_traced_memory()[1])
+            evaluation.make([runner])
             tracemalloc.stop()
+            most.append(runner.most)
             assert store.count() == 2 * count
+    assert most[1] > 0
     # ten times the rows; what is kept of each would be more than a picture's 100 bytes
-    assert peaks[1] < peaks[0] + 100 * 1800
+    assert most[2] < most[1] + 100 * 1800
 
 
 def test_a_picture_is_kept_once(tmp_path):

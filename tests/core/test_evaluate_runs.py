@@ -248,6 +248,28 @@ def test_prompts_seeds_and_arms_may_be_added_but_not_changed(tmp_path, capsys):
     assert "prompt 0 (prompts.csv, row 1) is not the one" in capsys.readouterr().err
 
 
+def test_two_workflows_are_compared(tmp_path):
+    arms = '[arms.before]\n[arms.after]\nworkflow = "other.json"\nprompt = "Words.text"'
+    with serving() as url:
+        config = write_config(tmp_path, [url], 2, arms)
+        flow = json.loads((tmp_path / "workflow.json").read_text())
+        # the second has other ids, its own guard, and a prompt that is named by a title
+        other = json.loads(json.dumps(flow).replace('["2", 0]', '["20", 0]').replace('"2": {', '"20": {'))
+        other["20"]["_meta"] = {"title": "Words"}
+        other["5"]["inputs"]["model"] = ["8", 0]
+        other["8"] = {"class_type": "SafeGuidance_GuardModel", "inputs": {"model": ["1", 0], "clip": ["1", 1]}}
+        (tmp_path / "other.json").write_text(json.dumps(other))
+        assert evaluate(config) == 0
+    with open_results(tmp_path / "results") as store:
+        guards = {row.arm: row.guard for row in store.rows() if row.prompt == 1}
+        facts = store.meta()
+    assert guards["before"] is None
+    assert guards["after"]["opened"]
+    assert facts["places"]["after"]["prompt"] == ["20.text"]
+    assert set(facts["workflow_files"]) == {"workflow.json", "other.json"}
+    assert facts["baseline"] == "before"
+
+
 def test_servers_without_the_pack_run_unguarded_arms(tmp_path, capsys):
     with serving("--no-pack") as url:
         config = write_config(tmp_path, [url], 2, '[arms.plain]\nmethod = "none"')
