@@ -43,10 +43,10 @@ MOST_SAMPLES, MOST_CATEGORIES = 4, 12
 _UNMEASURED = {"SafeCFG": "not measured (turn map on)"}
 _WARNING = ((255, 243, 214), (120, 72, 0))
 _VERDICT = 16
-_GAP, _BAR = 10, 22
+_GAP, _BAR = 10, 20
 _INNER = WIDTH - 2 * MARGIN
-_EDGE = (_INNER - _GAP) / 2
-_PICTURES = 18 + _EDGE + 8
+# Pages with curves are long, so their pictures are smaller.
+_EDGES = {False: (_INNER - _GAP) / 2, True: 112.0}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def draw_report(
     """
     report = Report(run, images, unguarded, decision or run.decision or "no decision was recorded", warning)
     count = max(len(run.scores), 1) if images is None else len(images)
-    shown = min(count, MOST_SAMPLES)
+    # frames of a video have one score together, so one of them says it all
+    shown = 1 if count > MOST_SAMPLES and len(run.scores) < 2 else min(count, MOST_SAMPLES)
     head, parts = _head_lines(report), [_sample_height(report, index) for index in range(shown)]
     live = live_maps(run, shown)
     steps, curves, masks = steps_height(run), curves_height(run), masks_height(live)
@@ -121,8 +122,8 @@ def _head_lines(report: Report) -> _Head:
         tokens += wrap(f"raised the flag: {', '.join(report.run.triggers)}", SMALL, _INNER, 2)
     if report.run.taken_along:
         tokens += wrap(f"taken along with it: {', '.join(report.run.taken_along)}", SMALL, _INNER, 2)
-    height = 44 + LINE * len(decision) + ROW * len(tokens) + (LINE * len(warning) + 16 if warning else 0)
-    return _Head(decision, warning, tokens, height + 12)
+    height = 41 + LINE * len(decision) + ROW * len(tokens) + (LINE * len(warning) + 16 if warning else 0)
+    return _Head(decision, warning, tokens, height + 10)
 
 
 def _header(page: Page, report: Report, head: _Head) -> None:
@@ -132,12 +133,12 @@ def _header(page: Page, report: Report, head: _Head) -> None:
     ink = HARM if run.harmful else CALM if scored else FAINT
     if report.warning:
         word, ink = f"{word}?", FAINT
-    page.box((0, 0, WIDTH, head.height - 8), PANEL)
-    page.box((MARGIN, 8, MARGIN + measure(word, _VERDICT) + 16, 36), ink, 5)
-    page.text(MARGIN + 8, 12, word, _VERDICT, PAPER)
+    page.box((0, 0, WIDTH, head.height - 7), PANEL)
+    page.box((MARGIN, 8, MARGIN + measure(word, _VERDICT) + 16, 35), ink, 5)
+    page.text(MARGIN + 8, 11.5, word, _VERDICT, PAPER)
     left = MARGIN + measure(word, _VERDICT) + 22
     page.text(WIDTH - MARGIN, 15, fit(run.method, SMALL, WIDTH - MARGIN - left), SMALL, FAINT, "right")
-    y = 41.0
+    y = 39.0
     for line in head.decision:
         page.text(MARGIN, y, line, BODY, INK)
         y += LINE
@@ -162,8 +163,18 @@ def _beside(report: Report, index: int) -> bool:
     )
 
 
+def _edge(run: RunRecord) -> float:
+    """How large the pictures are."""
+    return _EDGES[has_curve(run)]
+
+
+def _pictures(run: RunRecord) -> float:
+    """Height of a row of pictures with their titles."""
+    return 17 + _edge(run) + 6
+
+
 def _bars_width(report: Report, index: int) -> float:
-    return _EDGE if _beside(report, index) else _INNER
+    return _INNER - _edge(report.run) - _GAP if _beside(report, index) else _INNER
 
 
 def _bars_height(report: Report, index: int) -> float:
@@ -177,14 +188,16 @@ def _sample_height(report: Report, index: int) -> float:
     mapped, bars = not _effect_words(report.run, index)[1], _bars_height(report, index)
     pair = report.images is not None and (report.unguarded is not None or mapped)
     unsaid = 0.0 if mapped else ROW + 4
-    return (_PICTURES if pair else 0) + (max(_PICTURES, bars) if _beside(report, index) else bars) + unsaid + 12
+    row = _pictures(report.run)
+    return (row if pair else 0) + (max(row, bars) if _beside(report, index) else bars) + unsaid + 9
 
 
 def _sample(page: Page, report: Report, index: int, y: float) -> None:
     """Before and after, then the map and the scores; where there is no map, a line says why."""
-    run, left, right = report.run, float(MARGIN), MARGIN + _EDGE + _GAP
+    run, edge, left = report.run, _edge(report.run), float(MARGIN)
+    right, row = WIDTH - MARGIN - edge, _pictures(report.run)
     picture = None if report.images is None else to_image(report.images[index])
-    end = y + _sample_height(report, index) - 8
+    end = y + _sample_height(report, index) - 6
     many = report.images is not None and len(report.images) > 1
     title = f"picture {index + 1}" if many else "the picture"
     what, why = _effect_words(run, index)
@@ -193,19 +206,19 @@ def _sample(page: Page, report: Report, index: int, y: float) -> None:
     if picture is not None and report.unguarded is not None:
         before = to_image(report.unguarded[index % len(report.unguarded)])
         number = f" {index + 1}" if many else ""
-        _frame(page, before, left, y, f"unguarded{number}")
-        _frame(page, picture, right, y, f"guarded{number}")
-        y += _PICTURES
+        _frame(page, before, left, y, edge, f"unguarded{number}")
+        _frame(page, picture, right, y, edge, f"guarded{number}")
+        y += row
     elif picture is not None:
-        _frame(page, picture, left, y, title)
+        _frame(page, picture, left, y, edge, title)
         if heat is not None:
-            _frame(page, heat, right, y, what)
-            y += _PICTURES
+            _frame(page, heat, right, y, edge, what)
+            y += row
     if heat is not None and beside:
-        _frame(page, heat, left, y, what)
+        _frame(page, heat, left, y, edge, what)
     if why:
         page.text(left, end - ROW - 8, fit(f"{what}: {why}", SMALL, _INNER), SMALL, FAINT)
-    _bars(page, report, index, right if beside else left, y, width)
+    _bars(page, report, index, WIDTH - MARGIN - width, y, width)
     page.line([(MARGIN, end), (WIDTH - MARGIN, end)], GRID)
 
 
@@ -221,10 +234,10 @@ def _effect_words(run: RunRecord, index: int) -> tuple[str, str]:
     return "where it acted", ""
 
 
-def _frame(page: Page, picture: Image.Image, x: float, y: float, title: str) -> None:
+def _frame(page: Page, picture: Image.Image, x: float, y: float, edge: float, title: str) -> None:
     page.text(x, y, title, SMALL, INK)
-    page.box((x, y + 18, x + _EDGE, y + 18 + _EDGE), PANEL, 4)
-    page.paste(picture, x, y + 18, _EDGE)
+    page.box((x, y + 17, x + edge, y + 17 + edge), PANEL, 4)
+    page.paste(picture, x, y + 17, edge)
 
 
 def _meaning(run: RunRecord, width: float) -> list[str]:
@@ -232,7 +245,10 @@ def _meaning(run: RunRecord, width: float) -> list[str]:
         return []
     harmed = "harm per category: 0 none, 1 certain"
     words = run.meaning or ("agreement per concept: 0 none, 1 full" if run.threshold is None else harmed)
-    return wrap(words, BODY, width, 4)
+    what, colon, scale = words.partition(": ")
+    if measure(words, BODY) <= width or not colon:
+        return wrap(words, BODY, width, 4)
+    return [*wrap(f"{what}:", BODY, width, 2), *wrap(scale, BODY, width, 2)]
 
 
 def _foot(run: RunRecord, width: float) -> list[str]:
@@ -259,13 +275,13 @@ def _bars(page: Page, report: Report, index: int, x: float, y: float, width: flo
     names = [names[k] for k in sorted(kept)]
     number = measure("0.00", SMALL) + 6
     label = width - number
-    start, end, above = x, x + width, 15.0
-    if width > _EDGE:
+    start, end, above = x, x + width, 14.0
+    if width == _INNER:
         label = min(max(measure(name, SMALL) for name, _ in names), 0.5 * width)
         start, end, above = x + label + 6, x + width - number, 3.0
     limit = 2.0 if run.threshold is None else max(run.threshold, 0.0)
     at = start + (end - start) * min(limit, 1.0)
-    high = 12.0 if width > _EDGE else 5.0
+    high = 12.0 if width == _INNER else 4.0
     for name, score in names:
         page.text(x, top, fit(name, SMALL, label), SMALL, INK)
         page.box((start, top + above, end, top + above + high), PANEL, 2)

@@ -18,9 +18,9 @@ LINE, ROW = 19.0, 15.0
 INK, FAINT, PAPER, PANEL, GRID = (32, 36, 44), (92, 100, 112), (255, 255, 255), (244, 246, 249), (222, 226, 232)
 CALM, HARM, IDLE = (70, 130, 180), (208, 60, 48), (206, 212, 220)
 _CURVE_INKS = ((208, 60, 48), (70, 130, 180), (224, 150, 30), (60, 150, 90))
-_CELL = 72
+_CELL = 42
 _INNER = WIDTH - 2 * MARGIN
-_CURVE = 40.0
+_CURVE = 32.0
 
 Live = dict[int, list[tuple[int, torch.Tensor]]]
 """Sample -> its maps, as (evaluation, map)."""
@@ -29,7 +29,7 @@ Live = dict[int, list[tuple[int, torch.Tensor]]]
 def _step_words(run: RunRecord) -> list[str]:
     total, acted = len(run.steps), sum(step.acted for step in run.steps)
     extra = sum(step.extra_evaluations for step in run.steps)
-    cost = "no extra model evaluation" if not extra else f"{extra} extra model evaluation{'s' * (extra != 1)}"
+    cost = "no extra model evaluation" if not extra else f"{extra} extra evaluation{'s' * (extra != 1)}"
     if not total:
         none = "no step was recorded" if run.sampled else "the text was changed or left alone before sampling"
         return wrap(none, SMALL, _INNER, 2)
@@ -39,7 +39,7 @@ def _step_words(run: RunRecord) -> list[str]:
 
 def steps_height(run: RunRecord) -> float:
     """Height of ``draw_steps``."""
-    return ROW * len(_step_words(run)) + (2 * ROW + 12 if run.steps else 8)
+    return ROW * len(_step_words(run)) + (20 + ROW + 8 if run.steps else 8)
 
 
 def draw_steps(page: Page, run: RunRecord, y: float) -> None:
@@ -86,9 +86,9 @@ def has_curve(run: RunRecord) -> bool:
 
 
 def _curve_words(run: RunRecord) -> list[str]:
-    kind, most = ("agreement", "full") if run.threshold is None else ("harm", "certain")
-    acts = "" if run.threshold is None else f"; grey line: acts from {run.threshold:.2f}"
-    return wrap(f"{kind} at each evaluation: 0 none, 1 {most}{acts}", SMALL, _INNER, 2)
+    kind = "agreement" if run.threshold is None else "harm"
+    acts = "" if run.threshold is None else f"; grey: acts from {run.threshold:.2f}"
+    return wrap(f"{kind}, evaluation by evaluation{acts}", SMALL, _INNER, 2)
 
 
 def curves_height(run: RunRecord) -> float:
@@ -109,7 +109,7 @@ def draw_curves(page: Page, run: RunRecord, y: float) -> None:
     for line in _curve_words(run):
         page.text(MARGIN, y, line, SMALL, INK)
         y += ROW
-    top, bottom, left, right = y + 5, y + 5 + _CURVE, MARGIN + 12.0, float(WIDTH - MARGIN)
+    top, bottom, left, right = y + 4, y + 4 + _CURVE, MARGIN + 12.0, float(WIDTH - MARGIN)
     for value in (0.0, 1.0):
         level = bottom - (bottom - top) * value
         page.line([(left, level), (right, level)], GRID)
@@ -125,7 +125,7 @@ def draw_curves(page: Page, run: RunRecord, y: float) -> None:
             for index, value in series[name]
         ]
         page.line(points, ink, 1.5)
-    _legend(page, bottom + 5, list(zip(shown, _CURVE_INKS, strict=False)))
+    _legend(page, bottom + 4, list(zip(shown, _CURVE_INKS, strict=False)))
 
 
 def live_maps(run: RunRecord, samples: int) -> Live:
@@ -138,22 +138,24 @@ def live_maps(run: RunRecord, samples: int) -> Live:
     return {k: row for k, row in rows.items() if any(bool(effect.any()) for _, effect in row)}
 
 
+def _mask_words(live: Live) -> list[str]:
+    found = sorted({index + 1 for row in live.values() for index, _ in row})
+    rows = ", a row per picture" if len(live) > 1 else ""
+    return wrap(f"where it acted at evaluation {', '.join(map(str, found))}{rows}", SMALL, _INNER, 2)
+
+
 def masks_height(live: Live) -> float:
     """Height of ``draw_masks``."""
-    return ROW + 4 + len(live) * _CELL if live else 0
+    return ROW * len(_mask_words(live)) + 4 + len(live) * _CELL if live else 0
 
 
 def draw_masks(page: Page, run: RunRecord, live: Live, y: float) -> None:
     """Where it acted at some evaluations, one row per sample, all on one scale."""
-    rows = ", a row per picture" if len(live) > 1 else ""
-    page.text(MARGIN, y, f"where it acted at evaluation ...{rows}", SMALL, INK)
+    for line in _mask_words(live):
+        page.text(MARGIN, y, line, SMALL, INK)
+        y += ROW
     largest = max(float(effect.max()) for row in live.values() for _, effect in row)
-    cell = _INNER / MOST_MASKS
-    edge = min(_CELL - ROW - 4, cell - 4)
-    top = y + ROW + 2
     for row in live.values():
-        for place, (index, effect) in enumerate(row):
-            left = MARGIN + place * cell
-            page.paste(heat_image(share(effect, largest)), left, top, edge)
-            page.text(left, top + edge, str(index + 1), SMALL, FAINT)
-        top += _CELL
+        for place, (_, effect) in enumerate(row):
+            page.paste(heat_image(share(effect, largest)), MARGIN + place * _INNER / MOST_MASKS, y + 3, _CELL - 4)
+        y += _CELL
