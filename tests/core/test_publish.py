@@ -63,6 +63,7 @@ HEADLESS = {
     "safeguidance/evaluate/judges/workflow.py": {"import aiohttp"},
     "safeguidance/evaluate/ray_runner.py": {"import socket"},
     "safeguidance/evaluate/store.py": {"import sqlite3"},
+    "safeguidance/evaluate/store_file.py": {"import sqlite3"},
     "safeguidance/headless/armed_main.py": {"import runpy", "sys.path"},
     "safeguidance/headless/boot.py": {"import importlib", "sys.path"},
     "safeguidance/headless/distributed.py": {"import importlib.metadata", "import subprocess"},
