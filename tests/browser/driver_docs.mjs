@@ -30,13 +30,14 @@ export function docsMethods({ page, forget }) {
       const lies = await text.evaluate((content, width) => {
         const own = content.clientWidth;
         content.style.width = `${width}px`;
+        const edge = content.getBoundingClientRect().left + width;
         const body = content.querySelector(".markdown-content") ?? content;
         return {
           own,
           title: content.querySelector("h1")?.textContent ?? "",
           height: content.scrollHeight,
           columns: Math.max(0, ...[...body.querySelectorAll("tr")].map((row) => row.children.length)),
-          wide: [...body.querySelectorAll("table, pre, img")].filter((each) => each.getBoundingClientRect().width > width + 1).length,
+          wide: [...body.querySelectorAll("table, td, pre, code, img")].filter((each) => each.getBoundingClientRect().right > edge + 1).length,
           pictures: [...body.querySelectorAll("img")].map((image) => [image.naturalWidth, Math.round(image.getBoundingClientRect().width)]),
           links: [...body.querySelectorAll("a")].map((link) => link.getAttribute("href")),
         };
@@ -48,8 +49,8 @@ export function docsMethods({ page, forget }) {
 
     // Shows HTML as a page of its own, WIDTH wide, and keeps a picture of all of it.
     async written({ url, width, path }) {
-      const sheet = await page().context().newPage();
-      await sheet.setViewportSize({ width, height: 900 });
+      const context = await page().context().browser().newContext({ viewport: { width, height: 900 } });
+      const sheet = await context.newPage();
       await sheet.goto(url, { timeout: SLOW });
       const lies = await sheet.evaluate(() => ({
         height: document.documentElement.scrollHeight,
@@ -57,7 +58,7 @@ export function docsMethods({ page, forget }) {
         broken: [...document.images].filter((image) => !image.naturalWidth).map((image) => image.src),
       }));
       await sheet.screenshot({ path, fullPage: true });
-      await sheet.close();
+      await context.close();
       return lies;
     },
   };
