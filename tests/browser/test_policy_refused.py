@@ -90,6 +90,7 @@ def red_around(node, picture):
 @pytest.mark.parametrize("modern", [False, True], ids=["classic", "nodes 2.0"])
 def test_the_refused_node_is_red_and_says_why_in_the_policys_words(armed, modern):
     armed.call("setting", name="Comfy.VueNodes.Enabled", value=modern)
+    armed.call("open", url=armed.server.url)  # the editor remembers which nodes failed, whatever it shows
     open_flat(armed, "1_start_here")
     armed.call("view", scale=0.7)
     before = armed.screenshot(f"policy-{modern}-before")

@@ -1,4 +1,4 @@
-"""Menu entries and badges of the editor have their text in every language of the pack."""
+"""Menu entries, badges and messages of the editor have their text in every language of the pack."""
 
 from __future__ import annotations
 
@@ -20,13 +20,21 @@ def _used():
         re.findall(r': "(\{node\}[^"]+)"', state)
     )
     entries = set(re.findall(r'const (?:UN)?GUARD_IT = "([^"]+)"', guard))
-    return why | entries | set(re.findall(r'\bword\("([^"]+)"\)', guard))
+    refused = (ROOT / "web" / "js" / "refused.js").read_text(encoding="utf-8")
+    return why | entries | set(re.findall(r'\bword\("([^"]+)"[,)]', guard + refused))
+
+
+def test_no_message_is_said_in_english_only():
+    for path in (ROOT / "web" / "js").glob("*.js"):
+        text = path.read_text(encoding="utf-8")
+        assert re.findall(r'\bsay\(\s*"\w+",\s*["`]', text) == [], path.name
+        assert re.findall(r'summary: "(?!SafeGuidance")', text) == [], path.name
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_text_is_there(language):
     used = _used()
-    assert len(used) >= 12
+    assert len(used) >= 21
     assert set(WORDS[language]) == used
     for english, text in WORDS[language].items():
         assert text.strip()

@@ -27,17 +27,13 @@ function inOneStep(change) {
   try {
     return change();
   } catch (error) {
-    say("error", `This did not work: ${error.message}. Undo takes back what was changed.`);
+    say("error", word("This did not work: {error}. Undo takes back what was changed.", { error: error.message }));
     throw error;
   } finally {
     app.canvas.emitAfterChange();
     app.canvas.setDirty(true, true);
     refresh();
   }
-}
-
-function nodes(count) {
-  return `${count} Guard Model node${count === 1 ? "" : "s"}`;
 }
 
 export function guardWorkflow() {
@@ -55,14 +51,13 @@ export function guardWorkflow() {
       }
     });
   if (left.length)
-    say(
-      "error",
-      `NOT guarded: ${[...new Set(left)].join(", ")}. The CLIP that encodes its prompt is not in its graph; put Guard ` +
-        "Model before it by hand.",
-    );
-  const how = total("insertions") ? (total("asleep") ? "put in or switched on" : "put in") : "switched on";
-  if (count) say("success", `${nodes(count)} ${how}. Undo takes it back.`);
-  else if (!left.length) say("info", samplers().length ? "Every sampler is guarded already." : "There is no sampler.");
+    say("error", word("NOT guarded: {names}. The CLIP of the prompt is not there; put Guard Model before it by hand.", {
+      names: [...new Set(left)].join(", "),
+    }));
+  if (total("insertions")) say("success", word("Guard Model put in: {count}. Undo takes it back.", { count: total("insertions") }));
+  if (total("asleep")) say("success", word("Guard Model switched on: {count}. Undo takes it back.", { count: total("asleep") }));
+  if (!count && !left.length)
+    say("info", samplers().length ? word("Every sampler is guarded already.") : word("There is no sampler."));
   return count;
 }
 
@@ -70,8 +65,8 @@ export function unguardWorkflow() {
   const graphs = [...liveGraphs(app).values()];
   const there = graphs.some((graph) => graph.nodes.some((node) => node.type === table.guard));
   const count = there ? inOneStep(() => graphs.reduce((sum, graph) => sum + takeOut(graph, table.guard), 0)) : 0;
-  if (count) say("success", `${nodes(count)} taken out. Undo puts it back.`);
-  else say("info", "There is no Guard Model in this workflow.");
+  if (count) say("success", word("Guard Model taken out: {count}. Undo puts it back.", { count }));
+  else say("info", word("There is no Guard Model in this workflow."));
   return count;
 }
 
@@ -98,8 +93,8 @@ function placeOf(node) {
 }
 
 function inWords({ guarded, partly, why, node, count, of }) {
-  if (partly) return word("partly guarded: {count} of {all} samplers").replace("{count}", count).replace("{all}", of);
-  return guarded ? word("guarded") : word("not guarded: {why}").replace("{why}", word(why).replace("{node}", node));
+  if (partly) return word("partly guarded: {count} of {all} samplers", { count, all: of });
+  return guarded ? word("guarded") : word("not guarded: {why}", { why: word(why, { node }) });
 }
 
 // A badge as the editor asks for it. Nodes 2.0 keeps that of a node that undo has replaced by its like, so it goes by

@@ -2,11 +2,12 @@
 // red by itself, and says only that something failed.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { word } from "./words.js";
 
 const REFUSED = /(^|\.)policy\.refusal\.Refused$/;
 
 function say(sentence) {
-  app.extensionManager.toast.add({ severity: "error", summary: "Not drawn", detail: String(sentence).trim(), life: 20000 });
+  app.extensionManager.toast.add({ severity: "error", summary: word("Not drawn"), detail: String(sentence).trim(), life: 20000 });
 }
 
 app.registerExtension({
