@@ -117,8 +117,8 @@ def _evaluate(rest: Sequence[str]) -> int:
         say(f"STOPPED: {error}. What was made is kept; the same command goes on from here.")
         return STOPPED
     except sqlite3.Error as error:
-        room = "; is there room left on it?" if "disk" in str(error) else "."
-        say(f"STOPPED: {config.results}: {error}{room} What was made is kept; the same command goes on from here.")
+        room = "is there room left, and may it be written?"
+        say(f"STOPPED: {config.results}: {error}; {room} What was made is kept; the same command goes on from here.")
         return STOPPED
     except KeyboardInterrupt:
         say("stopped by you. What was made is kept; the same command goes on from here.")

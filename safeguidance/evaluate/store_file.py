@@ -12,6 +12,8 @@ from ..errors import InputError
 
 FILE_NAME, LOCK_NAME, PICTURES = "results.sqlite", "running.lock", "pictures"
 FORMAT = 1
+_BUSY = 5
+"""SQLite's code of a file that another process has locked; Python 3.10 does not pass codes on."""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS prompts (
@@ -108,7 +110,7 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
+            if getattr(error, "sqlite_errorcode", _BUSY) & 0xFF != _BUSY:
                 raise
             raise InputError(
                 "results",
