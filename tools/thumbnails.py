@@ -96,6 +96,8 @@ def draw_graph(flow: Mapping[str, Any]) -> Any:
         draw.line([start, end], fill=EDGE, width=2)
     for node in nodes.values():
         (x, y), (width, height) = node["pos"], node["size"]
+        if (node.get("flags") or {}).get("collapsed"):
+            height = 0
         ours = str(node["type"]).startswith("SafeGuidance_")
         corner, end = place(x, y - 30), place(x + width, y + height)
         fill = "#7b2d3f" if ours else "#3a3d45"

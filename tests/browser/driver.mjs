@@ -26,6 +26,7 @@ function describeNodes() {
     id: String(node.id),
     type: node.type,
     title: node.title,
+    folded: Boolean(node.flags?.collapsed),
     known: node.type in LiteGraph.registered_node_types,
     box: [...place(node.pos), node.size[0] * ds.scale, node.size[1] * ds.scale],
     images: (node.imgs ?? []).map((image) => [image.naturalWidth, image.naturalHeight]),
@@ -121,7 +122,7 @@ const methods = {
           ? [drawn.left, drawn.top, drawn.width, drawn.height]
           : [frame.left + (node.boundingRect[0] + ds.offset[0]) * ds.scale, frame.top + (node.boundingRect[1] + ds.offset[1]) * ds.scale,
             node.boundingRect[2] * ds.scale, node.boundingRect[3] * ds.scale];
-        return { id: String(node.id), type: node.type, box: [x, y, x + width, y + height], size: [...node.size] };
+        return { id: String(node.id), type: node.type, box: [x, y, x + width, y + height], size: [...node.size], folded: Boolean(node.flags?.collapsed) };
       });
       return { scale: app.canvas.ds.scale, free: [left, frame.top, frame.right, frame.bottom], boxes };
     });

@@ -137,6 +137,16 @@ export const graphMethods = ({ page, describeNodes, forget }) => ({
     await page().waitForTimeout(300);
   },
 
+  // How often a button of the mouse was pressed since this was called last.
+  async clicks() {
+    return page().evaluate(() => {
+      if (window.pressed === undefined) addEventListener("pointerdown", () => window.pressed++, true);
+      const count = window.pressed ?? 0;
+      window.pressed = 0;
+      return count;
+    });
+  },
+
   async text() {
     return page().evaluate(() => document.body.innerText);
   },

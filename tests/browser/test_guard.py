@@ -145,6 +145,15 @@ def test_the_menus_guard_and_unguard_and_the_badge_says_so(editor, modern):
     assert _ours(editor) == []
 
 
+def test_messages_are_in_the_editors_language(editor):
+    editor.call("setting", name="Comfy.Locale", value="fr")
+    editor.call("show", workflow=WORKFLOWS["hires_fix"]().workflow)
+    editor.call("command", id="SafeGuidance.Guard")
+    said = editor.call("text")
+    editor.call("setting", name="Comfy.Locale", value="en")
+    assert "Guard Model ajout\u00e9 : 1. Annuler l'enl\u00e8ve." in said
+
+
 def test_badges_look_into_subgraphs_and_out_of_them(editor):
     editor.call("setting", name="Comfy.VueNodes.Enabled", value=False)
     shared = WORKFLOWS["subgraph_used_twice_with_a_lora_inside"]()

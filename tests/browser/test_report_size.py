@@ -46,8 +46,9 @@ def test_its_letters_are_read_at_the_size_it_opens_with(editor, name, modern):
     editor.call("setting", name="Comfy.VueNodes.Enabled", value=modern)
     editor.call("load", pack=editor.pack, name=name, template=True)
     done = editor.run()
-    editor.call("pictures", nodes=list(done["shown"]))
-    boxes = {node["id"]: node["box"] for node in editor.call("framed")["boxes"] if node["type"] == REPORT}
+    editor.call("pictures", nodes=[key for key in done["shown"] if not editor.nodes()[key]["folded"]])
+    shown = [node for node in editor.call("framed")["boxes"] if node["type"] == REPORT and not node["folded"]]
+    boxes = {node["id"]: node["box"] for node in shown}
     picture = editor.screenshot(f"report-{name}-{'nodes2' if modern else 'classic'}")
     widths = {key: page_width(picture, box) for key, box in boxes.items()}
     letters = {key: (round(BODY * w / WIDTH, 1), round(SMALL * w / WIDTH, 1)) for key, w in widths.items()}
