@@ -128,6 +128,24 @@ const methods = {
     });
   },
 
+  // What the template browser shows for each of some words typed into its search.
+  async templates_found({ words, path }) {
+    messages = [];
+    await page.keyboard.press("Escape");
+    await page.getByTestId("side-toolbar").getByText("Templates").click();
+    const dialog = page.getByRole("dialog");
+    const search = dialog.getByRole("textbox").or(dialog.getByRole("combobox")).first();
+    const found = {};
+    for (const word of words) {
+      await search.fill(word);
+      await page.waitForTimeout(1500);
+      found[word] = await dialog.innerText();
+    }
+    await page.screenshot({ path });
+    await page.keyboard.press("Escape");
+    return found;
+  },
+
   // Opens a template as a person does: Templates in the sidebar, the pack, its card. Says what the cards show, as
   // soon as there are as many pictures as wanted.
   async pick({ pack, name, count }) {

@@ -11,6 +11,7 @@ from safeguidance.headless.hosts import PACK_ROOT
 WORDS = json.loads((PACK_ROOT / "nodes" / "search_words.json").read_text(encoding="utf-8"))
 # how many the search shows before one has to scroll
 SEEN = 10
+GUARD_MODEL = next(path.stem for path in (PACK_ROOT / "example_workflows").glob("guard_model*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +42,11 @@ def test_the_node_library_finds_one_too(editor, names):
     picture = editor.screenshot("search-library")
     offered = editor.call("library", words=[words[0] for words in WORDS.values()], path=str(picture))
     assert [word for word, texts in offered.items() if place(texts, names) < 0] == []
+
+
+def test_the_template_browser_finds_an_example(editor):
+    """The host searches an example by nothing but its file's name, so one name holds the words."""
+    picture = editor.screenshot("search-templates")
+    words = WORDS["en"][:5]
+    found = editor.call("templates_found", words=words, path=str(picture))
+    assert [word for word in words if GUARD_MODEL not in found[word]] == []
