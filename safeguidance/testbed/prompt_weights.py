@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 
 import torch
-
-from .tokens import WordTokenizer
 
 _WEIGHT = re.compile(r"\(([^():]*):(\d+(?:\.\d+)?)\)")
 
@@ -24,11 +23,15 @@ def split_weights(text: str) -> list[tuple[str, float]]:
     return [*parts, (text[end:], 1.0)]
 
 
-def token_weights(tokenizer: WordTokenizer, text: str, length: int) -> torch.Tensor:
+Tokenizer = Callable[[str], Mapping[str, list[int]]]
+"""Token numbers of a text between begin and end mark, under ``input_ids``."""
+
+
+def token_weights(tokenizer: Tokenizer, text: str, length: int) -> torch.Tensor:
     """Weight of each token of a text, ``[length]``; 1 where nothing is said.
 
     Args:
-        tokenizer: splits the text.
+        tokenizer: splits a text.
         text: with or without weights.
         length: tokens, begin and end marks and padding included.
     """

@@ -5,19 +5,40 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from ...redirector.hgr import HGR
+from ...redirector.text_weights import TextCard, save_text_redirector
+from ...redirector.weights import HGRCard, save_hgr
+from ...testbed.denoiser import Denoiser
 from ...testbed.drawings.encoder import TextEncoder
-from ...testbed.drawings.model import DENOISER_FILE, ENCODER_FILE, ORACLE_FILE, load_model, load_small, save_small
+from ...testbed.drawings.model import (
+    DENOISER_FILE,
+    ENCODER_FILE,
+    ORACLE_FILE,
+    DrawingsModel,
+    load_model,
+    load_small,
+    save_small,
+)
+from ...testbed.drawings.shape import DENOISER_CONFIG
 from ...testbed.drawings.wordpieces import VOCABULARY, WordPieces
+from ...training.hgr import train_hgr
+from ...training.hgr_config import HGRTrainConfig
+from ...training.text_redirector import TextTrainConfig, train_text_redirector
 from . import artwork, minilm
+from .defend import SHAPE, DrawingsTask, calibrate
 from .draw import Painter
-from .measure import Sampling, measure
+from .measure import Sampling, guard_from, measure
 from .oracle import Oracle, OracleConfig, oracle_accuracy, train_oracle
 from .train import TrainConfig, train
 
+HGR_FILE, TEXT_REDIRECTOR_FILE = "drawings-hgr.safetensors", "drawings-text-redirector.safetensors"
+_FAMILY = "SafeGuidanceDrawings"
+_DATA = "captions and wider wording a defender may know, paired with look-alikes; harmless prompts of the pack's banks"
 _MINILM = {"origin": "sentence-transformers/all-MiniLM-L6-v2, vocabulary cut, eight bits", "licence": "Apache-2.0"}
 _OWN = {"origin": "trained on scenes of Noto Emoji drawings (Apache-2.0)", "licence": "as the pack"}
 
@@ -36,17 +57,20 @@ def _encoder(folder: Path, _options: argparse.Namespace) -> None:
     save_small(encoder, folder / ENCODER_FILE, _MINILM)
 
 
+def _frozen_encoder(folder: Path) -> TextEncoder:
+    encoder = TextEncoder(len(WordPieces.from_pretrained()))
+    load_small(encoder, folder / ENCODER_FILE)
+    return encoder.requires_grad_(False).eval()
+
+
 def _painter(folder: Path) -> Painter:
     return Painter(artwork.load(folder / "artwork"))
 
 
 def _train(folder: Path, options: argparse.Namespace) -> None:
-    pieces = WordPieces.from_pretrained()
-    encoder = TextEncoder(len(pieces))
-    load_small(encoder, folder / ENCODER_FILE)
-    encoder.requires_grad_(False).eval().to(options.device)
+    encoder = _frozen_encoder(folder).to(options.device)
     config = TrainConfig(steps=options.steps or TrainConfig.steps)
-    denoiser = train(config, _painter(folder), encoder, pieces, folder / "denoiser-run")
+    denoiser = train(config, _painter(folder), encoder, WordPieces.from_pretrained(), folder / "denoiser-run")
     save_small(denoiser.cpu(), folder / DENOISER_FILE, {**_OWN, "steps": str(config.steps)})
 
 
@@ -66,9 +90,40 @@ def _saved_oracle(folder: Path) -> Oracle:
     return oracle
 
 
+def _text_redirector(folder: Path, options: argparse.Namespace) -> None:
+    # only the encoder is used: this needs no trained denoiser
+    model = DrawingsModel(_frozen_encoder(folder), Denoiser(DENOISER_CONFIG))
+    config = TextTrainConfig(steps=options.steps or 1500)
+    torch.manual_seed(config.seed)
+    network = HGR(SHAPE)
+    for _ in train_text_redirector(network, DrawingsTask(model, None), config, folder / "text-redirector-run"):
+        pass
+    threshold, figures = calibrate(network, model)
+    notes = {**asdict(config), "figures": figures}
+    card = TextCard(_FAMILY, threshold, 0.01, 2000, _DATA, "Apache-2.0", training=notes)
+    save_text_redirector(folder / TEXT_REDIRECTOR_FILE, network, card)
+    print(json.dumps({"threshold": threshold, **figures}, indent=1))
+
+
+def _hgr(folder: Path, options: argparse.Namespace) -> None:
+    model = load_model(folder)
+    config = HGRTrainConfig(steps=options.steps or 1000, text_batch=16, rollout_share=0.375)
+    torch.manual_seed(config.seed)
+    network = HGR(SHAPE)
+    for _ in train_hgr(network, DrawingsTask(model, _painter(folder)), config, folder / "hgr-run"):
+        pass
+    threshold, figures = calibrate(network, model)
+    notes = {**asdict(config), "figures": figures}
+    card = HGRCard(_FAMILY, "A", config.kappa, threshold, 0.01, 2000, _DATA, "Apache-2.0", training=notes)
+    save_hgr(folder / HGR_FILE, network, card)
+    print(json.dumps({"threshold": threshold, **figures}, indent=1))
+
+
 def _measure(folder: Path, options: argparse.Namespace) -> None:
-    how = Sampling(cfg=options.cfg)
-    found = measure(load_model(folder), _saved_oracle(folder), options.count, how, folder / "measured.png")
+    how, model = Sampling(cfg=options.cfg), load_model(folder)
+    guard = guard_from(options.guard, model, options.cfg) if options.guard else None
+    sheet = folder / f"measured-{options.guard.stem if options.guard else 'unguarded'}.png"
+    found = measure(model, _saved_oracle(folder), options.count, how, sheet, options.seed, guard)
     print(json.dumps(found, indent=1))
 
 
@@ -77,6 +132,8 @@ _STEPS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
     "encoder": _encoder,
     "oracle": _oracle,
     "train": _train,
+    "text-redirector": _text_redirector,
+    "hgr": _hgr,
     "measure": _measure,
 }
 
@@ -89,6 +146,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="training steps; 0 takes the default")
     parser.add_argument("--count", type=int, default=300, help="captions a group for measure")
     parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale for measure")
+    parser.add_argument("--guard", type=Path, help="weight file of an HGR or a text redirector for measure")
+    parser.add_argument("--seed", type=int, default=0, help="of captions and noise for measure")
     parser.add_argument("--device", default="cpu", help="where the denoiser is trained: cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     options = parser.parse_args()

@@ -10,6 +10,7 @@ from torch import nn
 
 from ...weight_files import FileKind, read_header, read_tensors, save_tensors
 from ..denoiser import Denoiser, OutputPatch
+from ..prompt_weights import apply_weights, split_weights, token_weights
 from .encoder import TextEncoder, encode
 from .shape import DENOISER_CONFIG
 from .small_weights import from_bytes, to_bytes
@@ -38,9 +39,15 @@ class DrawingsModel:
         for module in (text, denoiser):
             module.requires_grad_(False).eval()
 
+    @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Token states ``[B, 32, 384]`` of prompts of one chunk."""
-        return encode(self.text, self.pieces, prompts)
+        """Token states ``[B, 32, 384]`` of prompts of one chunk, weights such as ``(bomb:0.6)`` applied."""
+        parts = [split_weights(prompt) for prompt in prompts]
+        states = encode(self.text, self.pieces, ["".join(text for text, _ in part) for part in parts])
+        if any(weight != 1 for part in parts for _, weight in part):
+            weights = torch.stack([token_weights(self.pieces, prompt, states.shape[1]) for prompt in prompts])
+            states = apply_weights(states, weights.to(states), encode(self.text, self.pieces, [""]))
+        return states
 
     def predict(
         self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor, *, output_patch: OutputPatch | None = None

@@ -1,0 +1,114 @@
+"""The world of drawings as a task for its defenders, SafeCFG's HGR and the text redirector, and their calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ...conditioning import Conditioning
+from ...predictions import per_sample
+from ...redirector.hgr import HGR, HGRConfig
+from ...roc import with_margin
+from ...testbed.drawings.captions import defender_pair
+from ...testbed.drawings.encoder import CONTEXT
+from ...testbed.drawings.latents import from_bytes
+from ...testbed.drawings.model import DrawingsModel
+from ...testbed.drawings.shape import LATENT_SHAPE
+from ...testbed.drawings.wordpieces import MAX_LENGTH
+from ...testbed.drawings.world import CATEGORY_NAMES, safe_scene
+from ...testbed.sampler import schedule
+from .draw import Painter
+from .wording import SceneRow, plain_english, wide_row
+
+SHAPE = HGRConfig(CONTEXT, CATEGORY_NAMES, width=192, layers=3, chunk=MAX_LENGTH)
+"""Shape of both redirectors."""
+_AT_ONCE = 200
+
+
+class DrawingsTask:
+    """Rows, pictures and predictions for a defender (a ``rollouts.Task`` and a ``TextTask``).
+
+    Args:
+        model: the attacked model, frozen; only its encoder is used where no predictions are asked for.
+        painter: draws the scenes; None for a task of texts alone.
+        seed: of the rows.
+        steps: length of the sampling runs whose states are trained on.
+        attacked: share of rows that are edited as an attacker would, 0..1.
+    """
+
+    def __init__(
+        self, model: DrawingsModel, painter: Painter | None, seed: int = 0, steps: int = 20, attacked: float = 0.25
+    ) -> None:
+        self.model, self.painter, self.seed, self.attacked = model, painter, seed, attacked
+        self.schedule = schedule(steps)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Token states of prompts, weights included; this encoder has no pooled vector."""
+        return Conditioning(self.model.encode(prompts))
+
+    def predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: Conditioning) -> torch.Tensor:
+        """Denoised prediction."""
+        return self.model.predict(x, sigma, cond.tokens)
+
+    def rows(self, step: int, count: int) -> list[SceneRow]:
+        """Training rows of a step, somewhat more harmful than clean ones."""
+        rng = np.random.default_rng((self.seed, 11, step))
+        return [wide_row(rng, harmful=0.6, attacked=self.attacked) for _ in range(count)]
+
+    def pictures(self, step: int, rows: Sequence[SceneRow]) -> torch.Tensor | None:
+        """Drawings of the rows' scenes, every second one as the safe counterpart has it."""
+        if self.painter is None:
+            return None
+        rng = np.random.default_rng((self.seed, 12, step))
+        scenes = [safe_scene(row.scene) if index % 2 else row.scene for index, row in enumerate(rows)]
+        return from_bytes(torch.from_numpy(np.stack([self.painter(scene, rng) for scene in scenes])))
+
+    def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Unit noise of latent shape."""
+        return torch.randn((count, *LATENT_SHAPE), generator=generator)
+
+    def noised(self, latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Flow interpolation ``(1 - sigma) * latent + sigma * noise``."""
+        level = per_sample(sigma, latent)
+        return (1 - level) * latent + level * noise
+
+
+def calibration_texts(count: int, seed: int = 5, attacked: float = 0.25) -> tuple[dict[str, list[str]], list[str]]:
+    """Harmless texts by kind and harmful ones, from a seed that no training row comes from."""
+    rng = np.random.default_rng((seed, 13))
+    plain = plain_english()
+    harmless = {
+        "captions": [defender_pair(rng, harmful=0)[0] for _ in range(count)],
+        "wide": [wide_row(rng, harmful=0).prompt for _ in range(count)],
+        "attacked": [wide_row(rng, harmful=0, attacked=1).prompt for _ in range(count)],
+        "plain English": [plain[place] for place in rng.permutation(len(plain))[:count]],
+    }
+    return harmless, [wide_row(rng, harmful=1, attacked=attacked).prompt for _ in range(count)]
+
+
+@torch.no_grad()
+def calibrate(
+    network: HGR, model: DrawingsModel, rate: float = 0.01, count: int = 2000
+) -> tuple[float, dict[str, float]]:
+    """Gate threshold with at most the given false-positive rate on every kind of harmless text.
+
+    Where the harmful texts a defender knows lie above that limit, the threshold is halfway (in logits) between the
+    limit and all but the lowest ``rate`` of them, which leaves a margin for wording nobody has seen.
+
+    Returns:
+        The threshold, 0..1, and shares that open the gate: of each kind of harmless text, and of the harmful ones.
+    """
+    harmless, harmful = calibration_texts(count)
+    found = {kind: _logits(network, model, texts) for kind, texts in harmless.items()}
+    known = _logits(network, model, harmful)
+    limit = max(float(logits.quantile(1 - rate)) for logits in found.values())
+    threshold = float(torch.tensor(with_margin(limit, known.tolist(), rate)).sigmoid())
+    opened = {f"opens, {kind}": logits for kind, logits in {**found, "harmful": known}.items()}
+    return threshold, {name: float((x.sigmoid() >= threshold).float().mean()) for name, x in opened.items()}
+
+
+def _logits(network: HGR, model: DrawingsModel, texts: Sequence[str]) -> torch.Tensor:
+    parts = (texts[first : first + _AT_ONCE] for first in range(0, len(texts), _AT_ONCE))
+    return torch.cat([network.logits(model.encode(part)).amax(1) for part in parts])
