@@ -35,6 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
     cost.add_argument("--out", type=absolute, help="folder for cost.json")
     add_host_options(cost)
 
+    gpu = commands.add_parser("gpu", help="every figure that needs a GPU, in at most eight minutes")
+    gpu.add_argument("--small", action="store_true", help="small models, to try the command on any machine")
+    gpu.add_argument("--out", type=absolute, help="folder for gpu.json")
+    add_host_options(gpu)
+
     filtering = commands.add_parser("safree-cost", help="measure what the SAFREE filter costs")
     filtering.add_argument("--size", choices=("small", "sd15"), default="small")
     filtering.add_argument("--steps", type=int, default=10)

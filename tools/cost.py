@@ -15,40 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .shapes import SHAPES
+
 MakeGuider = Callable[[Any], Any]
 NODE = "SafeGuidance_SafeCFGGuider"
-
-CONTEXT = (77, 768)
-SD15_UNET: dict[str, Any] = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 2, 4, 4],
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    "transformer_depth_middle": 1,
-    "context_dim": 768,
-    "num_heads": 8,
-    "num_head_channels": -1,
-    "adm_in_channels": None,
-    "use_spatial_transformer": True,
-    "use_linear_in_transformer": False,
-    "legacy": False,
-    "use_temporal_attention": False,
-    "use_temporal_resblock": False,
-}
-# The same class, small enough for a test; the text keeps its width, so a redirector for SD 1.5 fits.
-SMALL_UNET: dict[str, Any] = {
-    **SD15_UNET,
-    "model_channels": 32,
-    "num_res_blocks": [1, 1],
-    "channel_mult": [1, 2],
-    "transformer_depth": [0, 1],
-    "transformer_depth_output": [0, 0, 1, 1],
-}
-SIZES: dict[str, tuple[dict[str, Any], int]] = {"small": (SMALL_UNET, 16), "sd15": (SD15_UNET, 16)}
 
 
 class CostError(Exception):
@@ -59,23 +29,24 @@ def build_model(size: str = "small", dtype: Any = None, seed: int = 0) -> Any:
     """Return a MODEL of the host with random weights.
 
     Args:
-        size: "small" or "sd15" (860 million parameters).
-        dtype: Type of the weights; float32 by default, bfloat16 for sd15.
+        size: Name in `shapes.SHAPES`.
+        dtype: Type of the weights; by default as the shape says.
         seed: Seed of the weights.
 
     Raises:
         CostError: Unknown size.
     """
-    if size not in SIZES:
-        raise CostError(f"Unknown size {size!r}. Allowed: {', '.join(SIZES)}.")
+    if size not in SHAPES:
+        raise CostError(f"Unknown size {size!r}. Allowed: {', '.join(SHAPES)}.")
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
     import torch
 
+    shape = SHAPES[size]
     if dtype is None:
-        dtype = torch.bfloat16 if size == "sd15" else torch.float32
-    config = comfy.supported_models.SD15(dict(SIZES[size][0]))
+        dtype = torch.bfloat16 if shape.half else torch.float32
+    config = getattr(comfy.supported_models, shape.kind)(dict(shape.network))
     config.set_inference_dtype(dtype, None)
     device = comfy.model_management.get_torch_device()
     model = config.get_model({}, device=torch.device("cpu"))
@@ -92,11 +63,14 @@ def build_model(size: str = "small", dtype: Any = None, seed: int = 0) -> Any:
     return comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
 
 
-def random_conditioning(seed: int) -> list[Any]:
+def random_conditioning(seed: int, size: str = "sd15") -> list[Any]:
     """Return a CONDITIONING with one random text of the right shape."""
     import torch
 
-    return [[torch.randn((1, *CONTEXT), generator=torch.Generator().manual_seed(seed)), {}]]
+    shape, generator = SHAPES[size], torch.Generator().manual_seed(seed)
+    states = torch.randn((1, shape.tokens, shape.width), generator=generator)
+    pooled = {"pooled_output": torch.randn((1, shape.pooled), generator=generator)} if shape.pooled else {}
+    return [[states, pooled]]
 
 
 def stock_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
@@ -109,8 +83,8 @@ def stock_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
     return guider
 
 
-def random_redirector() -> Any:
-    """Return an HGR of the shape meant for SD 1.5 (four layers of 768 channels), random weights, gate open.
+def random_redirector(size: str = "sd15") -> Any:
+    """Return an HGR of the shape meant for a model (four layers of 768 channels), random weights, gate open.
 
     Raises:
         CostError: The pack is not loaded.
@@ -124,12 +98,13 @@ def random_redirector() -> Any:
     if NODE not in boot.host_nodes().NODE_CLASS_MAPPINGS:
         raise CostError(f"The node {NODE} is not in the loaded pack; measure without --no-pack.")
     network = importlib.import_module(f"{boot.pack_module().__name__}.safeguidance.redirector.hgr")
-    shape = network.HGRConfig(CONTEXT[1], ("any",), width=768, layers=4, heads=12)
+    text = SHAPES[size]
+    shape = network.HGRConfig(text.width, ("any",), width=768, layers=4, heads=12, pooled_width=text.pooled)
     torch.manual_seed(0)
     hgr = network.HGR(shape).requires_grad_(False)
     torch.nn.init.normal_(hgr.leave.weight, std=0.01)
     hgr.judge.bias.fill_(20.0)
-    return network.TrainedRedirector(hgr, "SD15", 0.5, 1.5)
+    return network.TrainedRedirector(hgr, text.kind, 0.5, 1.5)
 
 
 def guarded_guider(model: Any, positive: Any, negative: Any, cfg: float, redirector: Any, **settings: Any) -> Any:
@@ -141,14 +116,14 @@ def guarded_guider(model: Any, positive: Any, negative: Any, cfg: float, redirec
     return node.execute(model, positive, negative, redirector, cfg, **values).result[0]
 
 
-def safecfg_makers(cfg: float = 7.5) -> tuple[MakeGuider, MakeGuider, Any]:
+def safecfg_makers(cfg: float = 7.5, size: str = "sd15") -> tuple[MakeGuider, MakeGuider, Any]:
     """Return what makes the stock and the SafeCFG guider, and the redirector of the latter.
 
     Raises:
         CostError: The pack is not loaded.
     """
-    positive, negative = random_conditioning(1), random_conditioning(2)
-    redirector = random_redirector()
+    positive, negative = random_conditioning(1, size), random_conditioning(2, size)
+    redirector = random_redirector(size)
 
     def stock(model: Any) -> Any:
         return stock_guider(model, positive, negative, cfg)
@@ -216,6 +191,7 @@ def measure(
     make_guarded: MakeGuider,
     *,
     side: int = 16,
+    channels: int = 4,
     batch: int = 1,
     steps: int = 4,
     repeats: int = 5,
@@ -231,6 +207,7 @@ def measure(
         make_stock: Gets a model, returns the guider to compare with.
         make_guarded: Gets a model, returns the guarded guider.
         side: Width and height of the latent.
+        channels: Channels of the latent.
         batch: Images per call.
         steps: Sampling steps per call.
         repeats: Number of pairs.
@@ -249,7 +226,7 @@ def measure(
     import torch
 
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
-    latent = torch.zeros(batch, 4, side, side)
+    latent = torch.zeros(batch, channels, side, side)
     makers = {"stock": make_stock, "guarded": make_guarded}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in makers}
     for make in makers.values():
@@ -259,19 +236,17 @@ def measure(
             runs[name].append(_sample(model, makers[name], latent, sigmas, index))
         ratio = runs["guarded"][-1]["seconds"] / runs["stock"][-1]["seconds"]
         say(f"  pair {index + 1}/{repeats}: {_pair(runs, 'seconds')} s, ratio {ratio:.3f}")
-    return _evaluate(runs, steps, repeats, side, batch)
+    return _evaluate(runs, steps, repeats, [batch, channels, side, side])
 
 
 def _pair(runs: Mapping[str, list[dict[str, Any]]], key: str) -> str:
     return " against ".join(f"{runs[name][-1][key]:.3f}" for name in ("guarded", "stock"))
 
 
-def _evaluate(
-    runs: Mapping[str, list[dict[str, Any]]], steps: int, repeats: int, side: int, batch: int
-) -> dict[str, Any]:
+def _evaluate(runs: Mapping[str, list[dict[str, Any]]], steps: int, repeats: int, latent: list[int]) -> dict[str, Any]:
     pairs = zip(runs["guarded"], runs["stock"], strict=True)
     ratios = [guarded["seconds"] / stock["seconds"] for guarded, stock in pairs]
-    result: dict[str, Any] = {"steps": steps, "repeats": repeats, "latent": [batch, 4, side, side]}
+    result: dict[str, Any] = {"steps": steps, "repeats": repeats, "latent": latent}
     for name, listed in runs.items():
         result[name] = {
             "calls_per_step": _same(run["calls_per_step"] for run in listed),
@@ -283,6 +258,7 @@ def _evaluate(
         name: [run["peak_bytes"] for run in listed if run["peak_bytes"] is not None] for name, listed in runs.items()
     }
     if peaks["guarded"] and peaks["stock"]:
+        result["peak_memory_bytes"] = max(peaks["stock"])
         result["peak_memory_difference_bytes"] = max(peaks["guarded"]) - max(peaks["stock"])
     return result
 
@@ -311,9 +287,8 @@ def run(spec: Mapping[str, Any]) -> int:
 
             stock, guarded = makers(method)
         model = build_model(spec["size"])
-        side = SIZES[spec["size"]][1]
         result = measure(
-            model, stock, guarded, side=side, steps=spec["steps"], repeats=spec["repeats"],
+            model, stock, guarded, steps=spec["steps"], repeats=spec["repeats"],
             say=lambda text: print(text, flush=True),
         )  # fmt: skip
     except CostError as error:

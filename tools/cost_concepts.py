@@ -53,9 +53,10 @@ CASES: dict[str, Case] = {
 
 
 class RandomTexts:
-    """Stands in for a text encoder: random states of SD 1.5's shape, the same for the same text."""
+    """Stands in for a text encoder: random states of a model's shape, the same for the same text."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: str = "sd15") -> None:
+        self._size = size
         self._known: dict[str, Any] = {}
 
     def tokenize(self, text: str) -> str:
@@ -64,11 +65,11 @@ class RandomTexts:
 
     def encode_from_tokens_scheduled(self, text: str) -> list[Any]:
         """Return a CONDITIONING."""
-        states: list[Any] = self._known.setdefault(text, cost.random_conditioning(100 + len(self._known)))
+        states: list[Any] = self._known.setdefault(text, cost.random_conditioning(100 + len(self._known), self._size))
         return states
 
 
-def makers(name: str, cfg: float = 7.5) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+def makers(name: str, cfg: float = 7.5, size: str = "sd15") -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """Return what makes the stock and the guarded guider of a case, for `cost.measure`.
 
     Raises:
@@ -84,7 +85,7 @@ def makers(name: str, cfg: float = 7.5) -> tuple[Callable[[Any], Any], Callable[
     node = boot.host_nodes().NODE_CLASS_MAPPINGS[case.node]
     core = importlib.import_module(f"{boot.pack_module().__name__}.safeguidance.concepts")
     looked_for = core.select_concepts((), "\n".join(f"c{k}: thing {k}" for k in range(case.concepts)))
-    clip = RandomTexts()
+    clip = RandomTexts(size)
     positive = clip.encode_from_tokens_scheduled("thing 0" if case.harmful else "a harmless prompt")
     negative = clip.encode_from_tokens_scheduled("")
     threshold = {"threshold": 0.0 if case.harmful else 1.0} if case.node == SP_GUARD else {}

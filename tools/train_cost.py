@@ -18,9 +18,8 @@ from typing import Any
 
 from safeguidance.headless.boot import part
 
-from .cost import CONTEXT, build_model, network_bytes
-
-LATENT_CHANNELS = 4
+from .cost import build_model, network_bytes
+from .shapes import SHAPES, Shape
 
 
 class Peak:
@@ -61,7 +60,7 @@ def resident() -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _task(frozen: Any, predict: Callable[..., Any], side: int) -> Any:
+def _task(frozen: Any, predict: Callable[..., Any], model: Shape, side: int) -> Any:
     import torch
 
     data_part, task_part = part("safeguidance.prompts.files"), part("safeguidance.training.prompt_task")
@@ -70,16 +69,25 @@ def _task(frozen: Any, predict: Callable[..., Any], side: int) -> Any:
 
     def encode(text: str) -> Any:
         generator = torch.Generator().manual_seed(sum(text.encode()))
-        return conditioning.Conditioning(torch.randn((1, *CONTEXT), generator=generator))
+        states = torch.randn((1, model.tokens, model.width), generator=generator)
+        pooled = torch.randn((1, model.pooled), generator=generator) if model.pooled else None
+        return conditioning.Conditioning(states, pooled)
 
     texts = task_part.EncodedTexts(encode, [t for e in examples for t in (e.prompt, e.safe)], frozen.device)
     data = data_part.PromptData(Path("made-up.csv"), examples, "")
-    shape = (LATENT_CHANNELS, side, side)
+    shape = (model.channels, side, side)
     return task_part.PromptTask(data, texts, predict, frozen.noised, frozen.schedule(20), shape)
 
 
 def measure(
-    model: Any, *, side: int, batch: int, repeats: int, save_memory: bool, say: Callable[[str], None]
+    model: Any,
+    *,
+    side: int,
+    batch: int,
+    repeats: int,
+    save_memory: bool,
+    say: Callable[[str], None],
+    size: str = "sd15",
 ) -> dict[str, Any]:
     """Compare windows of training steps with their model evaluations alone.
 
@@ -90,9 +98,11 @@ def measure(
         repeats: Pairs of windows; a window is as long as a set of states is used (three steps).
         save_memory: Activation checkpointing.
         say: Told about every pair.
+        size: The model's name in `shapes.SHAPES`.
     """
     import torch
 
+    text = SHAPES[size]
     host_model, network_part = part("nodes.host.model"), part("safeguidance.redirector.hgr")
     config_part, loop = part("safeguidance.training.hgr_config"), part("safeguidance.training.hgr")
     cuda = model.load_device.type == "cuda"
@@ -106,12 +116,12 @@ def measure(
             return frozen.predict(x, sigma, cond)
 
         torch.manual_seed(0)
-        shape = network_part.HGRConfig(CONTEXT[1], ("violence",), 768, 4, 12, CONTEXT[0])
+        shape = network_part.HGRConfig(text.width, ("violence",), 768, 4, 12, text.tokens, pooled_width=text.pooled)
         network = network_part.HGR(shape).to(frozen.device)
         config = config_part.HGRTrainConfig(
             steps=10_000, batch=batch, text_batch=batch, rate=1e-4, scale=3.0, rollout_share=1.0
         )
-        steps = loop.train_hgr(network, _task(frozen, predict, side), config, None, progress_bar=False)
+        steps = loop.train_hgr(network, _task(frozen, predict, text, side), config, None, progress_bar=False)
         peak, pairs = Peak(), []
         if cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -132,7 +142,7 @@ def measure(
     ratios = [plain / trained for trained, plain in pairs]
     return {
         "save_memory": save_memory,
-        "latent": [batch, LATENT_CHANNELS, side, side],
+        "latent": [batch, text.channels, side, side],
         "steps_per_second": config.reuse / statistics.median(trained for trained, _ in pairs),
         "limit_steps_per_second": config.reuse / statistics.median(plain for _, plain in pairs),
         "share_of_limit": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},

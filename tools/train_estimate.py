@@ -13,22 +13,8 @@ from typing import Any
 
 from safeguidance.headless.boot import part
 
-from .cost import SD15_UNET
+from .shapes import SD15_UNET, SDXL_UNET
 
-SDXL_UNET: dict[str, Any] = {
-    **SD15_UNET,
-    "num_res_blocks": [2, 2, 2],
-    "channel_mult": [1, 2, 4],
-    "transformer_depth": [0, 0, 2, 2, 10, 10],
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-    "transformer_depth_middle": 10,
-    "context_dim": 2048,
-    "num_heads": -1,
-    "num_head_channels": 64,
-    "adm_in_channels": 2816,
-    "num_classes": "sequential",
-    "use_linear_in_transformer": True,
-}
 SHAPES = {"SD 1.5, 512x512": (SD15_UNET, 64, 768, 0), "SDXL, 1024x1024": (SDXL_UNET, 128, 1024, 1280)}
 """Name -> UNet, side of the latent, width inside the redirector, pooled width."""
 GPUS = {"RTX 3060 12 GB": 26e12, "RTX 3090 24 GB": 71e12, "RTX 4090 24 GB": 165e12, "A100 80 GB": 312e12}

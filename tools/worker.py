@@ -39,6 +39,14 @@ def cost(spec: Mapping[str, Any], base: Path) -> int:
     return max(costing.run({**spec, "method": method}) for method in spec["method"].split(","))
 
 
+def gpu(spec: Mapping[str, Any], base: Path) -> int:
+    """Run all measurements that need a GPU inside the host. Return the exit code."""
+    from . import gpu as measuring
+
+    start_host(spec, base)
+    return measuring.run(spec)
+
+
 def safree_cost(spec: Mapping[str, Any], base: Path) -> int:
     """Run the cost measurement of SAFREE inside the host. Return the exit code."""
     from . import safree_cost as costing
@@ -130,6 +138,7 @@ COMMANDS = {
     "nodes": node_list,
     "refresh": refresh,
     "cost": cost,
+    "gpu": gpu,
     "safree-cost": safree_cost,
     "strips": strips,
     "figures": figures,
