@@ -12,6 +12,7 @@ from safeguidance.lab.world import train as training
 from safeguidance.lab.world.draw import Painter
 from safeguidance.lab.world.oracle import Reading, drawn, oracle_accuracy
 from safeguidance.testbed.drawings.encoder import BERT_CONFIG, TextEncoder
+from safeguidance.testbed.drawings.model import load_small, save_small
 from safeguidance.testbed.drawings.shape import DENOISER_CONFIG
 from safeguidance.testbed.drawings.wordpieces import WordPieces
 from safeguidance.testbed.drawings.world import BACKGROUNDS, CATEGORY_NAMES, safe_scene, things
@@ -65,6 +66,18 @@ def test_a_run_may_be_made_longer_but_not_otherwise_changed(painter, encoder, tm
     training.train(training.TrainConfig(steps=2, batch=2, fresh=1), painter, encoder, PIECES, tmp_path)
     with pytest.raises(SettingsMismatch, match="batch"):
         training.train(training.TrainConfig(steps=3, batch=4, fresh=1), painter, encoder, PIECES, tmp_path)
+
+
+def test_a_run_may_begin_with_finished_weights(painter, encoder, tmp_path):
+    config = training.TrainConfig(steps=3, batch=2, fresh=1)
+    first = training.train(config, painter, encoder, PIECES, tmp_path / "first")
+    path = tmp_path / "first.safetensors"
+    save_small(first, path, {})
+    still = replace(config, steps=1, seed=1, rate=0.0)
+    second = training.train(still, painter, encoder, PIECES, tmp_path / "second", begin=path)
+    load_small(first, path)  # in the eight bits of the file
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_captions_of_stand_ins_are_reliable_until_the_last_tenth():

@@ -69,9 +69,11 @@ def _painter(folder: Path) -> Painter:
 
 def _train(folder: Path, options: argparse.Namespace) -> None:
     encoder = _frozen_encoder(folder).to(options.device)
-    config = TrainConfig(steps=options.steps or TrainConfig.steps)
-    denoiser = train(config, _painter(folder), encoder, WordPieces.from_pretrained(), folder / "denoiser-run")
-    save_small(denoiser.cpu(), folder / DENOISER_FILE, {**_OWN, "steps": str(config.steps)})
+    config = TrainConfig(steps=options.steps or TrainConfig.steps, seed=options.seed)
+    pieces, run = WordPieces.from_pretrained(), folder / "denoiser-run"
+    denoiser = train(config, _painter(folder), encoder, pieces, run, begin=options.begin)
+    notes = {"steps": str(config.steps), "seed": str(config.seed), "begun_from_weights": str(bool(options.begin))}
+    save_small(denoiser.cpu(), folder / DENOISER_FILE, {**_OWN, **notes})
 
 
 def _oracle(folder: Path, options: argparse.Namespace) -> None:
@@ -146,8 +148,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="training steps; 0 takes the default")
     parser.add_argument("--count", type=int, default=300, help="captions a group for measure")
     parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale for measure")
+    parser.add_argument("--begin", type=Path, help="for train: weight file of a finished run to go on from")
     parser.add_argument("--guard", type=Path, help="weight file of an HGR or a text redirector for measure")
-    parser.add_argument("--seed", type=int, default=0, help="of captions and noise for measure")
+    parser.add_argument("--seed", type=int, default=0, help="of captions and noise, for train and measure")
     parser.add_argument("--device", default="cpu", help="where the denoiser is trained: cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     options = parser.parse_args()

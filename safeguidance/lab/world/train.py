@@ -20,6 +20,7 @@ from ...testbed.denoiser import Denoiser
 from ...testbed.drawings.captions import Caption, attacked_caption
 from ...testbed.drawings.encoder import TextEncoder, encode
 from ...testbed.drawings.latents import from_bytes
+from ...testbed.drawings.model import load_small
 from ...testbed.drawings.shape import DENOISER_CONFIG
 from ...testbed.drawings.wordpieces import MAX_LENGTH, WordPieces
 from ...testbed.drawings.world import safe_scene
@@ -108,7 +109,13 @@ def rate_at(config: TrainConfig, step: int) -> float:
 
 
 def train(
-    config: TrainConfig, painter: Painter, encoder: TextEncoder, pieces: WordPieces, folder: Path, minutes: float = 4
+    config: TrainConfig,
+    painter: Painter,
+    encoder: TextEncoder,
+    pieces: WordPieces,
+    folder: Path,
+    minutes: float = 4,
+    begin: Path | None = None,
 ) -> Denoiser:
     """Train where the encoder is, on a CPU or a GPU; a killed run goes on from its last checkpoint.
 
@@ -119,16 +126,21 @@ def train(
         pieces: its word pieces.
         folder: where the checkpoint is.
         minutes: time between checkpoints.
+        begin: weight file of a finished run to start from; take another seed, or it sees the same captions again.
 
     Returns:
         The running mean of the weights.
 
     Raises:
         SettingsMismatch: if ``folder`` holds a run of other settings.
+        ValueError: if ``begin`` is no weight file of this network.
     """
     torch.manual_seed(config.seed)
     states = CaptionStates(encoder, pieces, config.seed)
-    model = Denoiser(DENOISER_CONFIG).to(states.empty.device)
+    model = Denoiser(DENOISER_CONFIG)
+    if begin is not None:
+        load_small(model, begin)
+    model.to(states.empty.device)
     mean = copy.deepcopy(model).requires_grad_(False)
     modules: dict[str, nn.Module] = {"model": model, "mean": mean}
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, weight_decay=0.01, betas=(0.9, 0.98))
