@@ -53,3 +53,16 @@ def test_a_workflow_of_ones_own_is_guarded_in_two_clicks(editor):
     done = editor.run()
     editor.call("pictures", nodes=list(done["shown"]))
     seconds(began, "from the right click to the guarded picture")
+
+
+def test_a_text_redirector_is_trained_in_four_clicks(editor):
+    editor.call("setting", name="Comfy.VueNodes.Enabled", value=False)
+    editor.call("clicks")
+    began = time.monotonic()
+    editor.call("pick", pack=editor.pack, name="train_text_redirector", count=1)
+    done = editor.run()
+    editor.call("pictures", nodes=list(done["shown"]))
+    seconds(began, "from Templates to the picture guarded by the new file")
+    assert editor.call("clicks") == 4
+    # the losses, and before and after
+    assert len(done["shown"]) >= 2
