@@ -41,6 +41,13 @@ def test_it_is_few_nodes_and_one_note(name):
     assert not ONE_RENDERER & {node["type"] for node in all_nodes(flow)}
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_no_word_of_its_note_is_written_as_code(name):
+    """Nodes 2.0 draws code in blue on the brown of a note, which nobody reads at the zoom it opens with."""
+    notes = [node["widgets_values"][0] for node in all_nodes(load(name)) if node["type"] == "MarkdownNote"]
+    assert [note for note in notes if "`" in note] == []
+
+
 @pytest.mark.parametrize("window", scene.WINDOWS)
 @pytest.mark.parametrize("name", FILES)
 def test_it_opens_large_enough_to_read(name, window):
