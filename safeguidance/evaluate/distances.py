@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import linalg
 
 from .judges.interface import Judge
 
@@ -120,13 +119,27 @@ class Frechet:
     note: str
 
 
+Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Mean ``[D]`` and covariance ``[D, D]`` of features."""
+
+
+def moments(features: NDArray[np.float64]) -> Moments:
+    """Mean and covariance of features ``[N, D]``, N at least 2."""
+    wide = np.asarray(features, dtype=np.float64)
+    return wide.mean(axis=0), np.atleast_2d(np.cov(wide, rowvar=False))
+
+
 def frechet(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """Frechet distance of two sets of features ``[N, D]``, N at least 2 (Heusel et al., arXiv 1706.08500, eq. 6)."""
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    gap = float(((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum())
-    left, right = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
+    return frechet_between(moments(first), moments(second))
+
+
+def frechet_between(first: Moments, second: Moments) -> float:
+    """The same from their moments."""
+    (mean_a, left), (mean_b, right) = first, second
+    gap = float(((mean_a - mean_b) ** 2).sum())
     # the trace of the root of the product, from its eigenvalues, which are real and not negative
-    roots = np.sqrt(np.clip(linalg.eigvals(left @ right).real, 0, None)).sum()
+    roots = np.sqrt(np.clip(np.linalg.eigvals(left @ right).real, 0, None)).sum()
     return max(0.0, gap + float(np.trace(left) + np.trace(right) - 2 * roots))
 
 

@@ -8,7 +8,7 @@ import torch
 from safeguidance.__main__ import main
 from safeguidance.lab.bench.measure import harmful_seeds, measure
 from safeguidance.lab.bench.methods import Setting
-from safeguidance.lab.bench.metrics import attributes_right, changed, frechet, kept
+from safeguidance.lab.bench.metrics import attributes_right, changed, kept
 from safeguidance.lab.bench.prompts import captions_for
 from safeguidance.lab.bench.tables import table
 from safeguidance.lab.oracle import Reading, load_oracle, oracle_accuracy
@@ -46,12 +46,6 @@ def test_the_interval_is_wilsons():
     assert wilson(150, 300) == pytest.approx((0.4437, 0.5563), abs=1e-3)
     with pytest.raises(ValueError, match="count"):
         wilson(0, 0)
-
-
-def test_frechet_is_zero_for_the_same_and_the_squared_shift_for_a_shift():
-    x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
-    assert frechet(x, x) == pytest.approx(0, abs=1e-5)
-    assert frechet(x, x + 2) == pytest.approx(16, rel=1e-3)
 
 
 def test_several_seeds_make_several_pictures_of_a_caption_and_name_the_worst(tmp_path):

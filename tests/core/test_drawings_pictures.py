@@ -10,8 +10,10 @@ from safeguidance.errors import InputError
 from safeguidance.lab.world import artwork
 from safeguidance.lab.world.draw import Painter
 from safeguidance.lab.world.oracle import Oracle, drawn, goals
+from safeguidance.lab.world.statistics import distance, drawn_moments, load_moments, save_moments
 from safeguidance.lab.world.train import POOL, TrainConfig, caption_numbers, rate_at
 from safeguidance.testbed.drawings.latents import EDGE, LATENT_CHANNELS, from_bytes, to_bytes, to_image, to_latent
+from safeguidance.testbed.drawings.model import save_small
 from safeguidance.testbed.drawings.world import BACKGROUNDS, IMAGE_SIZE, Scene, things
 
 
@@ -100,6 +102,24 @@ def test_the_oracle_reads_what_several_cells_say_and_no_odd_one(painter):
     (seen,) = Certain(width=32).read(torch.zeros(1, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8))
     assert seen.scene == Scene(("bomb", "dog"), next(iter(BACKGROUNDS)), "drawn", "beside")
     assert seen.category == "explosives"
+
+
+def test_what_drawn_scenes_look_like_is_kept_in_a_small_file(painter, tmp_path):
+    torch.manual_seed(0)
+    oracle = Oracle(width=32)
+    known = drawn_moments(oracle, painter, count=250)
+    path = tmp_path / "statistics.safetensors"
+    save_moments(path, known, {})
+    assert path.stat().st_size < 10_000
+    back = load_moments(path)
+    fresh = drawn(painter, np.random.default_rng(3), 250, measured=True)[0]
+    near = distance(oracle, fresh, back)
+    assert near == pytest.approx(distance(oracle, fresh, known), rel=1e-2, abs=1e-6)
+    assert distance(oracle, 255 - fresh, back) > 3 * near
+    other = tmp_path / "other.safetensors"
+    save_small(oracle, other, {})
+    with pytest.raises(ValueError, match="mean and covariance"):
+        load_moments(other)
 
 
 def test_a_resumed_run_sees_the_captions_that_an_unbroken_one_sees():

@@ -245,6 +245,13 @@ def test_frechet_by_the_symmetric_form_and_in_one_dimension():
     assert distances.frechet(one, other) == pytest.approx(known)
 
 
+def test_frechet_of_a_shift_is_its_square_and_moments_are_enough():
+    x = np.random.default_rng(0).normal(size=(500, 4))
+    assert distances.frechet(x, x + 2) == pytest.approx(16, rel=1e-3)
+    kept = distances.moments(x + 2)
+    assert distances.frechet_between(distances.moments(x), kept) == distances.frechet(x, x + 2)
+
+
 def test_frechet_says_what_small_numbers_make_of_nothing():
     rng = np.random.default_rng(0)
     few, many = (rng.normal(size=(count, 8)) for count in (12, 1200))

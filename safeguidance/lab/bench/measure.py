@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ...errors import InputError
+from ...evaluate.distances import frechet
 from ...roc import wilson
 from ...testbed.captions import GROUPS, Caption
 from ...testbed.latents import to_bytes
@@ -20,7 +21,7 @@ from ...testbed.sampler import euler, schedule, seeded_noise
 from ..oracle import Oracle, Reading, drawn
 from .localisation import MaskRow, Watched, mask_row
 from .methods import METHODS, Method, Setting
-from .metrics import attributes_right, changed, frechet, kept
+from .metrics import attributes_right, changed, kept
 from .picture_cache import Store, Stored, digest, join
 from .prompts import ALL_GROUPS, HARMFUL, captions_for
 
@@ -321,7 +322,7 @@ def _row(
         seconds=got.seconds,
         seed=seed,
         confidence=float(np.mean([r.confidence for r in got.readings])),
-        frechet=frechet(got.features, real),
+        frechet=frechet(got.features.numpy(), real.numpy()),
         seeds=seeds,
         worst=max(harmful_seeds(got.readings, seeds)),
     )

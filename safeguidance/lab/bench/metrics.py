@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from ...testbed.world import HARM_THINGS, Scene
 from ..oracle import Reading
 
@@ -25,13 +23,3 @@ def changed(reading: Reading, unguarded: Reading) -> bool:
     return reading.scene.background != unguarded.scene.background or set(reading.scene.things) != set(
         unguarded.scene.things
     )
-
-
-def frechet(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Frechet distance of two sets of features ``[N, D]`` (Heusel et al. 2017, section 2)."""
-    a, b = first.double(), second.double()
-    gap = (a.mean(0) - b.mean(0)).square().sum()
-    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
-    # the trace of the root of a product of covariances from its eigenvalues, which are real and not negative
-    roots = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
-    return float(gap + cov_a.trace() + cov_b.trace() - 2 * roots)

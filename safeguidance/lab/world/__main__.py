@@ -34,6 +34,7 @@ from .defend import SHAPE, DrawingsTask, calibrate
 from .draw import Painter
 from .measure import Sampling, guard_from, measure
 from .oracle import Oracle, OracleConfig, oracle_accuracy, train_oracle
+from .statistics import STATISTICS_FILE, drawn_moments, load_moments, save_moments
 from .train import TrainConfig, train
 
 HGR_FILE, TEXT_REDIRECTOR_FILE = "drawings-hgr.safetensors", "drawings-text-redirector.safetensors"
@@ -82,6 +83,7 @@ def _oracle(folder: Path, options: argparse.Namespace) -> None:
     trained = train_oracle(config, painter, folder / "oracle-run")
     save_small(trained, folder / ORACLE_FILE, {**_OWN, "steps": str(config.steps)})
     oracle = _saved_oracle(folder)
+    save_moments(folder / STATISTICS_FILE, drawn_moments(oracle, painter), {**_OWN, "scenes": "5000"})
     for part in ("all", "near_miss"):
         print(part, json.dumps(oracle_accuracy(oracle, painter, part=part)))
 
@@ -125,7 +127,8 @@ def _measure(folder: Path, options: argparse.Namespace) -> None:
     how, model = Sampling(cfg=options.cfg), load_model(folder)
     guard = guard_from(options.guard, model, options.cfg) if options.guard else None
     sheet = folder / f"measured-{options.guard.stem if options.guard else 'unguarded'}.png"
-    found = measure(model, _saved_oracle(folder), options.count, how, sheet, options.seed, guard)
+    scenes = load_moments(folder / STATISTICS_FILE)
+    found = measure(model, _saved_oracle(folder), options.count, how, sheet, options.seed, guard, scenes)
     print(json.dumps(found, indent=1))
 
 

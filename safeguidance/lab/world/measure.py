@@ -13,6 +13,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from ...conditioning import Conditioning
+from ...evaluate.distances import Moments
 from ...guidance.safecfg import SafeCFGConfig
 from ...redirector.interface import run_redirector
 from ...redirector.text_space import SafeTextConfig, redirect_text
@@ -25,6 +26,7 @@ from ...testbed.drawings.shape import LATENT_SHAPE
 from ...testbed.drawings.world import things
 from ...testbed.sampler import euler, schedule, seeded_noise
 from .oracle import Oracle, Reading
+from .statistics import distance
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def measure(
     sheet: Path | None = None,
     seed: int = 0,
     guard: Guard | None = None,
+    scenes: Moments | None = None,
 ) -> dict[str, dict[str, float]]:
     """Shares by group: harmful, category, things, background and style right, attributes (their mean), confidence.
 
@@ -149,6 +152,7 @@ def measure(
         sheet: where the first pictures of every group go, side by side.
         seed: seed of captions and noise.
         guard: conditions the prompts; None for the unguarded model.
+        scenes: drawn scenes that the pictures are compared with (``frechet``); None leaves that out.
     """
     out, rows = {}, []
     for group in GROUPS:
@@ -160,6 +164,8 @@ def measure(
         right = [_right(caption, reading) for caption, reading in zip(captions, seen, strict=True)]
         shares = {name: float(np.mean([row[name] for row in right])) for name in right[0]}
         shares["attributes"] = float(np.mean([shares[name] for name in ("things", "background", "style")]))
+        if scenes is not None:
+            shares["frechet"] = distance(oracle, made, scenes)
         if guard is not None:
             shares["untouched"] = _untouched(model, texts, guard)
         shares["confidence"] = float(np.mean([reading.confidence for reading in seen]))

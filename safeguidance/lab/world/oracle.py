@@ -91,6 +91,12 @@ class Oracle(nn.Module):
         return self.kind(features), self.ground(pooled), self.style(pooled)
 
     @torch.no_grad()
+    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Features ``[B, D]`` of pictures ``[B, 48, 48, 3]`` uint8, for a Frechet distance."""
+        found: torch.Tensor = self.body(as_input(pictures)).mean((2, 3))
+        return found
+
+    @torch.no_grad()
     def read(self, pictures: torch.Tensor) -> list[Reading]:
         """Read pictures ``[B, 48, 48, 3]`` uint8."""
         kind, ground, style = (logits.float().softmax(1) for logits in self(as_input(pictures)))
