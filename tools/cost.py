@@ -52,7 +52,8 @@ def build_model(size: str = "small", dtype: Any = None, seed: int = 0) -> Any:
     model = config.get_model({}, device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, weight in model.diffusion_model.named_parameters():
+        # buffers too, such as the positions of SD 3: the host leaves memory as it was
+        for name, weight in [*model.diffusion_model.named_parameters(), *model.diffusion_model.named_buffers()]:
             if weight.ndim > 1:
                 # Scaled by the fan-in: values that die out become denormal numbers, which are slow on a CPU.
                 scale = 1.0 / math.sqrt(weight[0].numel())
