@@ -126,7 +126,8 @@ def _hgr(folder: Path, options: argparse.Namespace) -> None:
 def _measure(folder: Path, options: argparse.Namespace) -> None:
     how, model = Sampling(cfg=options.cfg), load_model(folder)
     guard = guard_from(options.guard, model, options.cfg) if options.guard else None
-    sheet = folder / f"measured-{options.guard.stem if options.guard else 'unguarded'}.png"
+    sheet = Path("runs") / f"measured-{options.guard.stem if options.guard else 'unguarded'}.png"
+    sheet.parent.mkdir(exist_ok=True)
     scenes = load_moments(folder / STATISTICS_FILE)
     found = measure(model, _saved_oracle(folder), options.count, how, sheet, options.seed, guard, scenes)
     print(json.dumps(found, indent=1))

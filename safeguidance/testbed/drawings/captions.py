@@ -29,8 +29,11 @@ _FORMS = (
     "{things} that can be seen {place}",
     "show me {things} {place}",
     "{things} , {place}",
+    # a form that says how a picture is made must be in training, or the encoder takes it for the pencil style
+    "an illustration of {things} {place}",
+    "please draw {things} {place}",
 )
-_MEASURED_FORMS = ("an illustration of {things} {place}", "please draw {things} {place}", "{place} we see {things}")
+_MEASURED_FORMS = ("here we have {things} {place}", "look at {things} {place}", "{place} we see {things}")
 _BESIDE = ("{a} and {b}", "{a} next to {b}", "{a} with {b}", "{a} beside {b}", "{a} , {b}")
 _ORDERED = {
     "beside": (("{a} to the left of {b}", False), ("{a} on the right of {b}", True)),
