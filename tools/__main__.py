@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     cost.add_argument("--out", type=absolute, help="folder for cost.json")
     add_host_options(cost)
 
-    gpu = commands.add_parser("gpu", help="every figure that needs a GPU, in at most eight minutes")
+    gpu = commands.add_parser("gpu", help="every figure that needs a GPU; begins none after eight minutes")
     gpu.add_argument("--small", action="store_true", help="small models, to try the command on any machine")
     gpu.add_argument("--out", type=absolute, help="folder for gpu.json")
     add_host_options(gpu)

@@ -50,3 +50,16 @@ def edited(
             one, other = rng.choice(len(out), 2, replace=False)
             out[one], out[other] = out[other], out[one]
     return out
+
+
+def filled(words: Sequence[str], phrases: Sequence[str]) -> str:
+    """A text whose marks ``@0``, ``@1`` are replaced by phrases.
+
+    Args:
+        words: with marks among them or inside them.
+        phrases: one for each mark.
+    """
+    text = " ".join(words)
+    for number, phrase in enumerate(phrases):
+        text = text.replace(f"@{number}", phrase)
+    return text

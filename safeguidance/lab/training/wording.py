@@ -26,7 +26,7 @@ from ...testbed.world import (
     HarmCategory,
     Scene,
 )
-from ..edits import MOST_WORDS, edited, ordinary_words
+from ..edits import MOST_WORDS, edited, filled, ordinary_words
 
 UNKNOWN = "<unk>"
 """Stands for any word that the text encoder does not know."""
@@ -135,7 +135,7 @@ def wide_row(rng: np.random.Generator, harmful: float = 0.5, attacked: float = 0
             return SceneRow(text, text, -1, scene=scene)
     marked, nouns, safe_nouns = _marked(rng, scene, attacked)
     found = [HARM_CATEGORIES.index(CATEGORY_OF_THING[t.kind]) for t in scene.things if t.kind in CATEGORY_OF_THING]
-    prompt, safe = _filled(marked, nouns), _filled(marked, safe_nouns)
+    prompt, safe = filled(marked, nouns), filled(marked, safe_nouns)
     if not found:
         return SceneRow(prompt, prompt, -1, scene=scene)
     return SceneRow(prompt, safe, found[0], also=tuple(found[1:]), scene=scene)
@@ -282,10 +282,3 @@ def _weighted(rng: np.random.Generator, words: list[str]) -> list[str]:
         return [f"({' '.join(words)}:{weight})"] if words else words
     place = marks[int(rng.integers(len(marks)))]
     return [*words[:place], f"({words[place]}:{weight})", *words[place + 1 :]]
-
-
-def _filled(words: list[str], nouns: Sequence[str]) -> str:
-    text = " ".join(words)
-    for index, noun in enumerate(nouns):
-        text = text.replace(f"@{index}", noun)
-    return text

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,6 +95,15 @@ def _saved_oracle(folder: Path) -> Oracle:
     return oracle
 
 
+def _calibrated(
+    network: HGR, model: DrawingsModel, config: TextTrainConfig | HGRTrainConfig
+) -> tuple[float, dict[str, Any]]:
+    """Threshold of the gate and what the card says of the training."""
+    threshold, figures = calibrate(network, model)
+    print(json.dumps({"threshold": threshold, **figures}, indent=1))
+    return threshold, {**asdict(config), "figures": figures}
+
+
 def _text_redirector(folder: Path, options: argparse.Namespace) -> None:
     # only the encoder is used: this needs no trained denoiser
     model = DrawingsModel(_frozen_encoder(folder), Denoiser(DENOISER_CONFIG))
@@ -102,11 +112,9 @@ def _text_redirector(folder: Path, options: argparse.Namespace) -> None:
     network = HGR(SHAPE)
     for _ in train_text_redirector(network, DrawingsTask(model, None), config, folder / "text-redirector-run"):
         pass
-    threshold, figures = calibrate(network, model)
-    notes = {**asdict(config), "figures": figures}
+    threshold, notes = _calibrated(network, model, config)
     card = TextCard(_FAMILY, threshold, 0.01, 2000, _DATA, "Apache-2.0", training=notes)
     save_text_redirector(folder / TEXT_REDIRECTOR_FILE, network, card)
-    print(json.dumps({"threshold": threshold, **figures}, indent=1))
 
 
 def _hgr(folder: Path, options: argparse.Namespace) -> None:
@@ -116,11 +124,9 @@ def _hgr(folder: Path, options: argparse.Namespace) -> None:
     network = HGR(SHAPE)
     for _ in train_hgr(network, DrawingsTask(model, _painter(folder)), config, folder / "hgr-run"):
         pass
-    threshold, figures = calibrate(network, model)
-    notes = {**asdict(config), "figures": figures}
+    threshold, notes = _calibrated(network, model, config)
     card = HGRCard(_FAMILY, "A", config.kappa, threshold, 0.01, 2000, _DATA, "Apache-2.0", training=notes)
     save_hgr(folder / HGR_FILE, network, card)
-    print(json.dumps({"threshold": threshold, **figures}, indent=1))
 
 
 def _measure(folder: Path, options: argparse.Namespace) -> None:

@@ -8,7 +8,6 @@ measurements keep (see ``testbed.drawings.captions``) and the attacker's half of
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -19,7 +18,7 @@ from ...prompts.files import Row
 from ...testbed.drawings.captions import describe, held_out, implied, noun_phrase, pick, random_scene
 from ...testbed.drawings.wordpieces import MAX_LENGTH, VOCABULARY, WordPieces
 from ...testbed.drawings.world import BACKGROUNDS, CATEGORY_NAMES, STYLES, Scene, names_of, things
-from ..edits import edited
+from ..edits import edited, filled
 
 _FORMS = (
     "{x}",
@@ -125,9 +124,9 @@ def _row(rng: np.random.Generator, harmful: float, attacked: float) -> SceneRow:
     found = list(dict.fromkeys(things()[kind].category for kind in scene.kinds if things()[kind].harm))
     numbers = [CATEGORY_NAMES.index(category) for category in found]
     if not numbers:
-        text = _filled(words, prompt)
+        text = filled(words, prompt)
         return SceneRow(text, text, -1, scene=scene)
-    return SceneRow(_filled(words, prompt), _filled(words, safe), numbers[0], also=tuple(numbers[1:]), scene=scene)
+    return SceneRow(filled(words, prompt), filled(words, safe), numbers[0], also=tuple(numbers[1:]), scene=scene)
 
 
 def _phrase(rng: np.random.Generator, kind: str) -> str:
@@ -199,13 +198,6 @@ def _weighted(rng: np.random.Generator, words: list[str]) -> list[str]:
         return [f"({' '.join(words)}:{weight})"]
     place = marks[int(rng.integers(len(marks)))]
     return [*words[:place], f"({words[place]}:{weight})", *words[place + 1 :]]
-
-
-def _filled(words: list[str], phrases: Sequence[str]) -> str:
-    text = " ".join(words)
-    for number, phrase in enumerate(phrases):
-        text = text.replace(f"@{number}", phrase)
-    return text
 
 
 def _fits(text: str) -> bool:
