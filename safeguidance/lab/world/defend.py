@@ -56,14 +56,14 @@ class DrawingsTask:
 
     def rows(self, step: int, count: int) -> list[SceneRow]:
         """Training rows of a step, somewhat more harmful than clean ones."""
-        rng = np.random.default_rng((self.seed, 11, step))
+        rng = np.random.default_rng((self.seed, 11, step + 1_000_000))
         return [wide_row(rng, harmful=0.6, attacked=self.attacked) for _ in range(count)]
 
     def pictures(self, step: int, rows: Sequence[SceneRow]) -> torch.Tensor | None:
         """Drawings of the rows' scenes, every second one as the safe counterpart has it."""
         if self.painter is None:
             return None
-        rng = np.random.default_rng((self.seed, 12, step))
+        rng = np.random.default_rng((self.seed, 12, step + 1_000_000))
         scenes = [safe_scene(row.scene) if index % 2 else row.scene for index, row in enumerate(rows)]
         return from_bytes(torch.from_numpy(np.stack([self.painter(scene, rng) for scene in scenes])))
 

@@ -18,6 +18,7 @@ from ...prompts.files import Row
 from ...testbed.drawings.captions import describe, held_out, implied, noun_phrase, pick, random_scene
 from ...testbed.drawings.wordpieces import MAX_LENGTH, VOCABULARY, WordPieces
 from ...testbed.drawings.world import BACKGROUNDS, CATEGORY_NAMES, STYLES, Scene, names_of, things
+from ...testbed.prompt_weights import split_weights
 from ..edits import edited, filled
 
 _FORMS = (
@@ -201,4 +202,4 @@ def _weighted(rng: np.random.Generator, words: list[str]) -> list[str]:
 
 
 def _fits(text: str) -> bool:
-    return len(_pieces().numbers(re.sub(r"[():]|\d\.\d", "", text))) <= MAX_LENGTH
+    return len(_pieces().numbers("".join(part for part, _ in split_weights(text)))) <= MAX_LENGTH
