@@ -10,12 +10,14 @@ from safeguidance.lab.world import artwork
 from safeguidance.lab.world import oracle as oracles
 from safeguidance.lab.world import train as training
 from safeguidance.lab.world.draw import Painter
-from safeguidance.lab.world.oracle import Reading, drawn, oracle_accuracy
+from safeguidance.lab.world.oracle import Reading, drawn, goals, oracle_accuracy
+from safeguidance.testbed.denoiser import Denoiser
 from safeguidance.testbed.drawings.encoder import BERT_CONFIG, TextEncoder
+from safeguidance.testbed.drawings.latents import from_bytes
 from safeguidance.testbed.drawings.model import load_small, save_small
 from safeguidance.testbed.drawings.shape import DENOISER_CONFIG
 from safeguidance.testbed.drawings.wordpieces import WordPieces
-from safeguidance.testbed.drawings.world import BACKGROUNDS, CATEGORY_NAMES, safe_scene, things
+from safeguidance.testbed.drawings.world import BACKGROUNDS, CATEGORY_NAMES, Scene, safe_scene, things
 from safeguidance.training.checkpoints import SettingsMismatch
 
 PIECES = WordPieces.from_pretrained()
@@ -26,11 +28,11 @@ class _Killed(Painter):
 
     left = 10**9
 
-    def __call__(self, scene, rng):
+    def paint(self, scene, rng):
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return super().__call__(scene, rng)
+        return super().paint(scene, rng)
 
 
 @pytest.fixture
@@ -114,3 +116,33 @@ def test_the_accuracy_of_an_oracle_counts_every_kind_of_mistake(painter, monkeyp
 
 def _harm(scene):
     return tuple(float(scene.category == name) for name in CATEGORY_NAMES)
+
+
+def test_what_is_where_is_read_from_the_middle_of_the_denoiser(painter, encoder):
+    scene = Scene(("dog", "bomb"), "snow", layout="beside")
+    picture, boxes = painter.paint(scene, np.random.default_rng(0))
+    kinds = goals([scene], [boxes])[0]
+    model = Denoiser(training.DENOISER_CONFIG)
+    reader = training.MiddleReader(model)
+    velocity = model(from_bytes(torch.from_numpy(picture[None])), torch.tensor([500.0]), torch.zeros(1, 32, 384))
+    logits = reader()
+    # one answer for each place of the oracle's grid, and its error reaches the denoiser's first layers
+    assert logits.shape[2:] == kinds.shape[1:]
+    assert logits.shape[1] == len(things()) + 1
+    assert velocity.shape[-1] == 2 * logits.shape[-1]
+    torch.nn.functional.cross_entropy(logits, kinds, ignore_index=-1).backward()
+    assert float(model.input_blocks[0][0].weight.grad.abs().sum()) > 0
+
+
+def test_things_stand_near_the_middle_of_their_places_and_wholly_inside(painter):
+    rng = np.random.default_rng(1)
+    for layout, centres in (("alone", [(24, 24)]), ("beside", [(12, 24), (36, 24)]), ("above", [(24, 12), (24, 36)])):
+        kinds = ("dog", "bomb")[: len(centres)]
+        for _ in range(40):
+            for (x, y, edge), (across, down) in zip(
+                painter.paint(Scene(kinds, "snow", layout=layout), rng)[1], centres, strict=True
+            ):
+                assert 0 <= x <= 48 - edge
+                assert 0 <= y <= 48 - edge
+                assert abs(x + edge / 2 - across) <= 4
+                assert abs(y + edge / 2 - down) <= 4

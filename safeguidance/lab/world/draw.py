@@ -11,8 +11,10 @@ from ...testbed.drawings.world import IMAGE_SIZE, Scene, things
 Pixels = NDArray[np.float32]
 Box = tuple[int, int, int]
 """Left, top and edge of a thing's drawing in pixels."""
-_ONE, _TWO = (30, 40), (21, 25)
+_ONE, _TWO = (32, 40), (21, 25)
 """Edges of a thing's drawing in pixels, smallest and largest: alone, and with another."""
+_STRAY = 3
+"""How far a thing stands from the middle of its place at most, in pixels."""
 
 
 class Painter:
@@ -28,7 +30,7 @@ class Painter:
         self._drawings = drawings
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """A picture ``[48, 48, 3]`` of a scene; size, place and mirroring vary."""
+        """A picture ``[48, 48, 3]`` of a scene; size and place vary a little."""
         return self.paint(scene, rng)[0]
 
     def paint(self, scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.uint8], tuple[Box, ...]]:
@@ -42,8 +44,6 @@ class Painter:
         for number, kind in enumerate(scene.kinds):
             edge = int(rng.integers(span[0], span[1] + 1))
             drawing = self._drawing(self._place[kind], edge)
-            if rng.random() < 0.3:
-                drawing = drawing[:, ::-1]
             if pencil:
                 drawing = _sketched(drawing)
             x, y = _corner(scene, number, edge, rng)
@@ -69,13 +69,14 @@ class Painter:
 
 def _corner(scene: Scene, number: int, edge: int, rng: np.random.Generator) -> tuple[int, int]:
     free = IMAGE_SIZE - edge
+    stray = rng.integers(-_STRAY, _STRAY + 1, size=2)
     if len(scene.kinds) == 1:
-        return int(rng.integers(free + 1)), int(rng.integers(free + 1))
-    half = IMAGE_SIZE // 2
-    along = number * half + int(rng.integers(min(3, half - min(edge, half) + 1)))
-    along = min(along, free)
-    across = int(rng.integers(free // 4, free - free // 4 + 1))
-    return (along, across) if scene.layout == "beside" else (across, along)
+        across, along = free // 2 + stray
+    else:
+        half = IMAGE_SIZE // 2
+        across, along = free // 2 + stray[0], number * half + (half - edge) // 2 + stray[1] // 2
+    x, y = (along, across) if scene.layout == "beside" else (across, along)
+    return int(np.clip(x, 0, free)), int(np.clip(y, 0, free))
 
 
 def _sketched(drawing: Pixels) -> Pixels:

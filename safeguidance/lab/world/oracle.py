@@ -22,7 +22,7 @@ from .draw import Box, Painter
 CELLS = 6
 """Edge of the grid on which things are read."""
 _CELL = IMAGE_SIZE // CELLS
-_IGNORED = -1
+IGNORED = -1
 _SECOND = 0.5
 """A second thing is there where four neighbouring cells say so with more than this probability on the average."""
 _BORDER = 2
@@ -178,7 +178,7 @@ def goals(scenes: Sequence[Scene], boxes: Sequence[tuple[Box, ...]]) -> tuple[to
     kind = torch.full((len(scenes), CELLS, CELLS), len(number))
     for b, (scene, places) in enumerate(zip(scenes, boxes, strict=True)):
         for name, (x, y, edge) in zip(scene.kinds, places, strict=True):
-            for reach, value in ((edge / 2 + _BORDER, _IGNORED), (edge / 2 - _BORDER, number[name])):
+            for reach, value in ((edge / 2 + _BORDER, IGNORED), (edge / 2 - _BORDER, number[name])):
                 row, column = (np.abs(centre - start - edge / 2) <= reach for start in (y, x))
                 kind[b][torch.from_numpy(np.outer(row, column))] = value
     ground = torch.tensor([list(BACKGROUNDS).index(scene.background) for scene in scenes])
@@ -238,7 +238,7 @@ def train_oracle(config: OracleConfig, painter: Painter, folder: Path, minutes: 
         with torch.autocast("cpu", torch.bfloat16):
             found = oracle(_worn(as_input(pictures)))
         losses = [
-            functional.cross_entropy(logits.float(), goal, ignore_index=_IGNORED)
+            functional.cross_entropy(logits.float(), goal, ignore_index=IGNORED)
             for logits, goal in zip(found, goals(scenes, boxes), strict=True)
         ]
         loss = losses[0] + 0.3 * (losses[1] + losses[2])

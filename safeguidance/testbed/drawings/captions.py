@@ -142,8 +142,8 @@ def describe(
         a, b = reversed(phrases) if swapped else phrases
         body = form.format(a=a, b=b)
     else:
-        a, b = phrases if rng.random() < 0.5 else reversed(phrases)
-        body = pick(rng, _BESIDE).format(a=a, b=b)
+        # the first one named stands to the left: where a caption leaves that open, both places get the same thing
+        body = pick(rng, _BESIDE).format(a=phrases[0], b=phrases[1])
     if scene.style != "drawn":
         wordings = STYLES[scene.style]
         body = f"{wordings[-1] if measured else pick(rng, wordings[:-1])} {body}"
