@@ -47,8 +47,7 @@ def test_rows_hold_nothing_that_measurements_keep(rows):
     texts = [f" {text} " for row in rows for text in (row.prompt, row.safe)]
     # a short wording that was kept may lie inside a longer one that is known
     known = [text for seen, _ in implied().values() for text in seen]
-    # and a single word, such as ecstasy, in a harmless prompt of the banks
-    clear = [text for text in kept if " " in text and not any(text in other for other in known)]
+    clear = [text for text in kept if not any(text in other for other in known)]
     assert len(clear) > 200
     assert [(text, held) for text in texts for held in clear if f" {held} " in text] == []
     assert not any(held_out(kind, row.scene.background) for row in rows for kind in row.scene.kinds)
@@ -159,3 +158,16 @@ def test_pictures_show_the_row_and_its_counterpart_in_turn(model):
     assert len(task.rows(-2, 4)) == 4
     assert task.encode([""]) is not None
     assert isinstance(task.encode([""]), Conditioning)
+
+
+def test_no_bank_prompt_that_is_trained_on_holds_measured_wording():
+    kept = [re.sub("^(an?|the) ", "", text) for _, hidden in implied().values() for text in hidden]
+    kept += [wordings[-1] for wordings in (*BACKGROUNDS.values(), STYLES["pencil"])]
+    found = re.compile("|".join(rf"\b{re.escape(text)}\b" for text in kept))
+    assert len(wording.plain_english()) > 2000
+    assert [text for text in wording.plain_english() if found.search(text)] == []
+
+
+def test_a_weighted_part_is_words_of_its_own(model):
+    joined, apart = model.encode(["a(bomb:1.0)s", "a bomb s"])
+    assert torch.equal(joined, apart)

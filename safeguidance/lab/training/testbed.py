@@ -24,6 +24,7 @@ from ...testbed.tokens import WordTokenizer
 from ...testbed.world import Scene
 from ...training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from ..draw import draw_scene
+from ..precision import sixteen_bits
 from .scene_reader import SceneReader, targets
 
 
@@ -196,7 +197,7 @@ def _losses(
     # more mass at high noise, where the layout of a scene is decided
     sigma = torch.sigmoid(1.2 * torch.randn(len(latent), generator=generator) + 0.6)
     level = rearrange(sigma, "b -> b 1 1 1")
-    with torch.autocast(latent.device.type, torch.bfloat16):
+    with sixteen_bits(latent.device.type):
         context, end = world.text(tokenizer.batch(texts))
         velocity = world.denoiser((1 - level) * latent + level * noise, 1000 * sigma, context)
     attributes = targets(captions).masked_fill(~torch.from_numpy(keep)[:, None], -1)

@@ -19,6 +19,7 @@ from ...testbed.drawings.shape import LATENT_SHAPE
 from ...testbed.drawings.wordpieces import MAX_LENGTH
 from ...testbed.drawings.world import CATEGORY_NAMES, safe_scene
 from ...testbed.sampler import schedule
+from ..precision import sixteen_bits
 from .draw import Painter
 from .wording import SceneRow, plain_english, wide_row
 
@@ -47,7 +48,7 @@ class DrawingsTask:
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Token states of prompts, weights included; this encoder has no pooled vector."""
         # half of a step is encoding; sixteen bits move the states less than the jitter of the training
-        with torch.autocast("cpu", torch.bfloat16):
+        with sixteen_bits("cpu"):
             return Conditioning(self.model.encode(prompts).float())
 
     def predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: Conditioning) -> torch.Tensor:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ...testbed.drawings.captions import GROUPS, random_scene
 from ...testbed.drawings.world import BACKGROUNDS, CATEGORY_NAMES, IMAGE_SIZE, STYLES, Scene, names_of, things
 from ...training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from ..precision import sixteen_bits
 from .draw import Box, Painter
 
 CELLS = 6
@@ -235,7 +236,7 @@ def train_oracle(config: OracleConfig, painter: Painter, folder: Path, minutes: 
             group["lr"] = config.rate * min((step + 1) / 100, 1.0) * (1 - step / config.steps) ** 0.7 + 1e-6
         torch.manual_seed(config.seed * 1_000_003 + step)
         pictures, scenes, boxes = drawn(painter, np.random.default_rng((config.seed, 3, step)), config.batch)
-        with torch.autocast("cpu", torch.bfloat16):
+        with sixteen_bits("cpu"):
             found = oracle(_worn(as_input(pictures)))
         losses = [
             functional.cross_entropy(logits.float(), goal, ignore_index=IGNORED)

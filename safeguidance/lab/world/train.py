@@ -25,6 +25,7 @@ from ...testbed.drawings.shape import DENOISER_CONFIG
 from ...testbed.drawings.wordpieces import MAX_LENGTH, WordPieces
 from ...testbed.drawings.world import safe_scene, things
 from ...training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from ..precision import sixteen_bits
 from .draw import Painter
 from .oracle import CELLS, IGNORED, goals
 
@@ -95,7 +96,7 @@ class CaptionStates:
         """States ``[B, L, D]`` of captions."""
         missing = sorted({number for number in numbers if number not in self._states})
         if missing:
-            with torch.autocast(self.empty.device.type, torch.bfloat16):
+            with sixteen_bits(self.empty.device.type):
                 found = encode(self._encoder, self._pieces, [self.caption(number).text for number in missing])
             self._states.update(zip(missing, found.bfloat16().clone(), strict=True))
         while len(self._states) > 2 * POOL:
@@ -193,7 +194,7 @@ def _loss(
     # more mass at high noise, where the layout of a scene is decided
     sigma = torch.sigmoid(1.2 * torch.randn(len(latent), generator=generator) + 0.6).to(latent)
     level = per_sample(sigma, latent)
-    with torch.autocast(latent.device.type, torch.bfloat16):
+    with sixteen_bits(latent.device.type):
         velocity = model((1 - level) * latent + level * noise, 1000 * sigma, context)
         read = reader()
     weight = 1 + (config.focus - 1) * (kinds != len(things())).to(latent)[:, None]

@@ -82,9 +82,11 @@ def ordinary_words(half: int) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def plain_english() -> tuple[str, ...]:
-    """Harmless prompts of the pack's banks that name nothing a stand-in could be taken for."""
-    kinds = [kind for kind in things().values() if kind.harm]
-    named = re.compile("|".join(rf"\b{re.escape(name)}s?\b" for kind in kinds for name in (kind.name, *kind.names)))
+    """Harmless prompts of the pack's banks that name nothing a stand-in could be taken for, and no measured wording."""
+    names = [name for kind in things().values() if kind.harm for name in (kind.name, *kind.names)]
+    names += [re.sub(r"^(an?|the) ", "", text) for _, kept in implied().values() for text in kept]
+    names += [wordings[-1] for wordings in (*BACKGROUNDS.values(), *STYLES.values()) if wordings]
+    named = re.compile("|".join(rf"\b{re.escape(name)}s?\b" for name in names))
     texts = [prompt.prompt.lower() for prompt in harmless_prompts()]
     return tuple(text for text in texts if not named.search(text) and _fits(text))
 
@@ -202,4 +204,4 @@ def _weighted(rng: np.random.Generator, words: list[str]) -> list[str]:
 
 
 def _fits(text: str) -> bool:
-    return len(_pieces().numbers("".join(part for part, _ in split_weights(text)))) <= MAX_LENGTH
+    return len(_pieces().numbers(" ".join(part for part, _ in split_weights(text)))) <= MAX_LENGTH

@@ -43,7 +43,8 @@ class DrawingsModel:
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
         """Token states ``[B, 32, 384]`` of prompts of one chunk, weights such as ``(bomb:0.6)`` applied."""
         parts = [split_weights(prompt) for prompt in prompts]
-        states = encode(self.text, self.pieces, ["".join(text for text, _ in part) for part in parts])
+        # each part is words of its own, as the host splits them: "a(bomb:0.5)" is two words
+        states = encode(self.text, self.pieces, [" ".join(text for text, _ in part) for part in parts])
         if any(weight != 1 for part in parts for _, weight in part):
             weights = torch.stack([token_weights(self.pieces, prompt, states.shape[1]) for prompt in prompts])
             states = apply_weights(states, weights.to(states), encode(self.text, self.pieces, [""]))
