@@ -13,5 +13,7 @@ def sixteen_bits(device: str) -> torch.autocast:
     Args:
         device: a device's type, ``"cpu"`` or ``"cuda"``.
     """
-    fast = device != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # a PyTorch without oneDNN does not have the question either
+    multiplies = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    fast = device != "cpu" or bool(multiplies)
     return torch.autocast(device, torch.bfloat16, enabled=fast)

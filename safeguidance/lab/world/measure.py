@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ...testbed.drawings.model import DrawingsModel
 from ...testbed.drawings.shape import LATENT_SHAPE
 from ...testbed.drawings.world import things
 from ...testbed.sampler import euler, schedule, seeded_noise
+from ..precision import sixteen_bits
 from .oracle import Oracle, Reading
 from .statistics import distance
 
@@ -37,7 +39,7 @@ class Sampling:
         steps: Euler steps.
         cfg: guidance scale.
         batch: pictures at once.
-        fast: sixteen-bit arithmetic.
+        fast: sixteen-bit arithmetic, where the device multiplies in it.
     """
 
     steps: int = 20
@@ -106,7 +108,7 @@ def pictures(
         both = guard(prompts[part])
 
         def guided(x: torch.Tensor, sigma: torch.Tensor, _step: int, both: torch.Tensor = both) -> torch.Tensor:
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=how.fast):
+            with sixteen_bits(x.device.type) if how.fast else nullcontext():
                 denoised = model.predict(torch.cat([x, x]), torch.cat([sigma, sigma]), both)
             sure, free = denoised.float().chunk(2)
             return free + how.cfg * (sure - free)
