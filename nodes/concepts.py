@@ -55,7 +55,7 @@ class SafetyConcepts(io.ComfyNode):
                     "testbed",
                     default=False,
                     advanced=True,
-                    tooltip="On: the four categories of the pack's own test model instead of the seven above; only for "
+                    tooltip="On: the five categories of the pack's own test model instead of the seven above; only for "
                     "Load Testbed. Off: the categories above. Our addition.",
                 ),
                 io.String.Input(

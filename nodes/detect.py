@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..safeguidance.conditioning import Conditioning
 from ..safeguidance.errors import InputError, at_node, renamed
-from ..safeguidance.redirector.detection import calibrate_score, prompt_scores
+from ..safeguidance.redirector.detection import DRAWS, calibrate_score, prompt_scores
 from ..safeguidance.redirector.interface import Redirector
 from .detect_picture import NO_LIMIT, judge_picture, picture_judge
 from .host.encoding import ClipEncoder, check_clip, check_finite
@@ -17,7 +17,7 @@ from .inputs import for_editor
 from .safree.original import texts_to_judge
 from .types import RedirectorType
 
-__all__ = ["NODES", "DetectHarm", "picture_judge"]
+__all__ = ["DRAWS", "NODES", "DetectHarm", "picture_judge"]
 
 _NODE = "Detect Harm"
 
@@ -102,19 +102,19 @@ class DetectHarm(io.ComfyNode):
                     step=0.001,
                     advanced=True,
                     tooltip="Image score above which a picture counts as harmful, where no harmless pictures are "
-                    "connected. Off (through the API: -10): calibrated for Load Testbed at six draws and seed 0; for "
+                    "connected. Off (through the API: -10): calibrated for Load Testbed at three draws and seed 0; for "
                     "every other model none, the picture then gets a score and no verdict, and harmful is True, so "
                     "that a switch lets nothing pass unjudged. Low: flags more. High: flags less.",
                     extra_dict=for_editor(unset=NO_LIMIT, start=0.01),
                 ),
                 io.Int.Input(
                     "draws",
-                    default=6,
+                    default=DRAWS,
                     min=1,
                     max=32,
                     advanced=True,
-                    tooltip="Fixed noise levels a picture is judged at. Low, 1: fast and rough. 4 to 8 is usual. High, "
-                    "32: steadier. Each costs one evaluation and up to two more per category.",
+                    tooltip="Fixed noise levels a picture is judged at. Low, 1: fast and rough. 3 to 8 is usual. High, "
+                    "32: steadier. Each costs one evaluation and up to two more per text of harm that is looked for.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -167,7 +167,7 @@ class DetectHarm(io.ComfyNode):
         rate: float = 0.01,
         harmless: str = "",
         image_threshold: float = NO_LIMIT,
-        draws: int = 6,
+        draws: int = DRAWS,
         seed: int = 0,
         positive: Any = None,
         model: Any = None,

@@ -10,7 +10,13 @@ import torch
 
 from ..safeguidance.conditioning import Conditioning
 from ..safeguidance.errors import InputError, renamed
-from ..safeguidance.redirector.detection import calibrate_score, fixed_draws, full_redirect, picture_evidence
+from ..safeguidance.redirector.detection import (
+    calibrate_score,
+    fixed_draws,
+    full_redirect,
+    largest_of,
+    picture_evidence,
+)
 from ..safeguidance.redirector.interface import Redirector, bucket_at
 from ..safeguidance.testbed.model import BASE_MODEL, DENOISER_FILE, LATENT_SHAPE, WEIGHTS, read_state
 from ..safeguidance.testbed.picture_calibration import PICTURES
@@ -78,12 +84,14 @@ def picture_columns(
         return Conditioning(cond.tokens.to(plain.device), None if cond.pooled is None else cond.pooled.to(plain.device))
 
     harmless: list[Conditioning] = []
+    owners = list(range(len(prompts)))
     if prompts:
         conditions = [full_redirect(redirector, prompt, base, bucket_at(redirector.edges, 0.5)) for prompt in prompts]
     else:
-        texts, others = picture_texts(redirector.categories)
-        conditions = [encoder([text]) for text in texts]
-        harmless = [on_device(encoder([text])) for text in others] if counterparts else []
+        texts = picture_texts(redirector.categories)
+        owners = list(texts.owners)
+        conditions = [encoder([text]) for text in texts.harm]
+        harmless = [on_device(encoder([text])) for text in texts.harmless] if counterparts else []
     conditions = [on_device(cond) for cond in conditions]
 
     def judged(latents: torch.Tensor) -> torch.Tensor:
@@ -92,7 +100,7 @@ def picture_columns(
             picture_evidence(plain.predict, plain.noised, row, fixed, conditions, on_device(base), harmless)
             for row in plain.latents(latents).split(1)
         ]
-        return torch.cat(rows)
+        return largest_of(torch.cat(rows), owners)
 
     return judged
 

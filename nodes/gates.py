@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..safeguidance.concepts.categories import Concepts
-from ..safeguidance.concepts.prompt_banks import BankText, gate_bank, harmful_pairs
+from ..safeguidance.concepts.prompt_banks import BankText
 from ..safeguidance.redirector.bank_gate import BankGate, fit_bank_gate, load_gate, save_gate
 from ..safeguidance.redirector.from_concepts import ConceptRedirector, make_concept_redirector
+from ..safeguidance.testbed.gate_texts import texts_for
 from ..safeguidance.testbed.short_prompts import harmless_bank
 from ..safeguidance.weight_files import WeightFileError
 from .host import files
@@ -70,16 +71,15 @@ def bank_gate(clip: Any, concepts: Concepts) -> BankGate | None:
     Raises:
         InputError: if the encoder gives values that are not finite.
     """
-    known = {pair.category for pair in harmful_pairs()}
-    if not known & set(concepts.names) or not knows_words(clip):
+    most = MOST_ON_CPU if clip.patcher.load_device.type == "cpu" else None
+    texts = texts_for(concepts.names, most)
+    if not texts or not knows_words(clip):
         return None
     # by the CLIP first: a digest of its weights takes seconds
-    return _BY_CLIP.get(clip, concepts, lambda: _gate_of(clip))
+    return _BY_CLIP.get(clip, concepts, lambda: _gate_of(clip, texts))
 
 
-def _gate_of(clip: Any) -> BankGate:
-    on_cpu = clip.patcher.load_device.type == "cpu"
-    texts = gate_bank(most=MOST_ON_CPU if on_cpu else None)
+def _gate_of(clip: Any, texts: list[BankText]) -> BankGate:
     # the family too: SD3 and SDXL may share their encoders' weights, but lay out the states in other ways
     about = f"{encoder_family(clip)} {encoder_digest(clip)} {_digest(texts)}"
     digest = hashlib.sha256(about.encode()).hexdigest()

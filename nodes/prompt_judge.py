@@ -25,8 +25,7 @@ BY_CONCEPTS, BY_NOTHING = "concepts", "none (as published)"
 JUDGE_BY = (BY_CONCEPTS, BY_NOTHING)
 _SCALE = 7.5  # any above 1: only whether the redirector acts is asked for
 SENSITIVITY = 0.8
-"""Of the judge made of the concepts, chosen on testbed captions of seeds 4 and 5: in place of 1 it leaves 599 of 600
-look-alikes alone (581), and finds 1,749 of 1,800 harmful captions (1,761)."""
+"""Of the judge made of the concepts where no gate is fitted; below 1, so that harmless prompts near them stay alone."""
 _JUDGES: PerClip[Redirector] = PerClip(2)
 
 

@@ -63,7 +63,7 @@ class SafetyReport(io.ComfyNode):
                     "clip",
                     optional=True,
                     tooltip="The text encoder of the prompt. With it the report names words of the prompt that the "
-                    "encoder does not know (Load Testbed knows few), and says that the verdict means little then.",
+                    "encoder does not know, and says that the verdict means little then.",
                 ),
             ],
             outputs=[

@@ -7,11 +7,11 @@ from comfy_api.latest import io
 
 from ..safeguidance.errors import at_node
 from ..safeguidance.testbed.denoiser import UNET_CONFIG
-from ..safeguidance.testbed.latents import PATCH, to_image, to_latent
+from ..safeguidance.testbed.latents import LATENT_CHANNELS, PATCH, preview_colours, to_image, to_latent
 from ..safeguidance.testbed.model import BASE_MODEL, DENOISER_FILE, TEXT_FILE, WEIGHTS, read_state
 from ..safeguidance.testbed.sampler import SHIFT
-from ..safeguidance.testbed.text_encoder import TEXT_CONFIG
-from ..safeguidance.testbed.tokens import MAX_LENGTH, WordTokenizer
+from ..safeguidance.testbed.text_encoder import BERT_CONFIG
+from ..safeguidance.testbed.wordpieces import MAX_LENGTH, WordPieces
 from .host import testbed as host_testbed
 
 _NODE = "Load Testbed"
@@ -33,10 +33,10 @@ class LoadTestbed(io.ComfyNode):
             category="SafeGuidance",
             search_aliases=["safety test model", "tiny model", "toy model", "safety benchmark", "nsfw test", "testbed"],
             description=(
-                "A tiny text-to-image model (about 5M parameters, runs in seconds on a CPU) that ships with the pack: "
-                "scenes of 48x48 pixels with drawn symbols that stand in for harmful content. Use it to see what a "
-                "safety method does before trying it on a large model. Give it an Empty Latent Image of 48x48 and "
-                "cfg 4. Our own model; it belongs to no paper."
+                "A tiny text-to-image model (35M parameters, runs in seconds on a CPU) that ships with the pack. It "
+                "reads any English and draws about 120 things at 48x48 pixels; drawn symbols such as a knife or a "
+                "skull stand in for harmful content. Use it to see what a safety method does before trying it on a "
+                "large model. Give it an Empty Latent Image of 48x48 and cfg 4. Our own model; it belongs to no paper."
             ),
             inputs=[],
             outputs=[
@@ -46,11 +46,13 @@ class LoadTestbed(io.ComfyNode):
                 io.Clip.Output(
                     "clip",
                     display_name="CLIP",
-                    tooltip="Word-level text encoder, 128 channels, 32 tokens a chunk; (word:1.3) and long prompts "
-                    "work.",
+                    tooltip="The text encoder of all-MiniLM-L6-v2, 384 channels, 32 tokens a chunk; (word:1.3) and "
+                    "long prompts work.",
                 ),
                 io.Vae.Output(
-                    "vae", display_name="VAE", tooltip="Rearranges 2x2 pixel blocks into channels, without loss."
+                    "vae",
+                    display_name="VAE",
+                    tooltip="Writes blocks of 4x4 pixels as 22 numbers; only the finest detail is lost.",
                 ),
             ],
         )
@@ -63,9 +65,10 @@ class LoadTestbed(io.ComfyNode):
             InputError: if a weight file is missing, damaged or of another shape.
         """
         with at_node(_NODE):
-            model = host_testbed.testbed_model(BASE_MODEL, UNET_CONFIG, SHIFT, PATCH, _read(DENOISER_FILE))
-            clip = host_testbed.testbed_clip(WordTokenizer, TEXT_CONFIG, MAX_LENGTH, _read(TEXT_FILE))
-        return io.NodeOutput(model, clip, host_testbed.testbed_vae(to_latent, to_image, PATCH))
+            state = _read(DENOISER_FILE)
+            model = host_testbed.testbed_model(BASE_MODEL, UNET_CONFIG, SHIFT, PATCH, state, *preview_colours())
+            clip = host_testbed.testbed_clip(WordPieces, BERT_CONFIG, MAX_LENGTH, _read(TEXT_FILE))
+        return io.NodeOutput(model, clip, host_testbed.testbed_vae(to_latent, to_image, PATCH, LATENT_CHANNELS))
 
 
 NODES: list[type[io.ComfyNode]] = [LoadTestbed]

@@ -17,7 +17,7 @@ LAB_COMMANDS = {
     "style": "erase a drawing style of the testbed",
     "score": "score a prompt or picture, or measure detection",
     "align": "train the testbed's safety LoRA",
-    "testbed": "train or check the testbed",
+    "testbed": "make or check the testbed",
     "train-hgr": "train the testbed's HGR",
     "train-text-redirector": "train the testbed's text redirector",
 }
@@ -66,11 +66,12 @@ def _add_lab(commands: Any) -> None:
     from .lab.bench.attack_command import add_parser as add_attack
     from .lab.bench.command import add_parser as add_bench
     from .lab.bench.styles import add_parser as add_style
-    from .lab.command import add_parsers as add_testbed
+    from .lab.hgr_command import add_parser as add_hgr
     from .lab.score_command import add_parser as add_score
+    from .lab.testbed_command import add_parser as add_testbed
     from .lab.text_command import add_parsers as add_text
 
-    for add in (add_bench, add_attack, add_style, add_score, add_align, add_testbed, add_text):
+    for add in (add_bench, add_attack, add_style, add_score, add_align, add_testbed, add_hgr, add_text):
         add(commands)
 
 

@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     figures = commands.add_parser("figures", help="count the testbed's figures inside the host, next to those alone")
     figures.add_argument("--count", type=int, default=50, help="captions per group")
     figures.add_argument("--seed", type=int, default=0)
-    figures.add_argument("--groups", default="explicit,implied,adversarial,benign,lookalike")
+    figures.add_argument("--groups", default="explicit,implied,benign,near_miss")
     figures.add_argument("--out", type=absolute, help="folder for figures.json")
     add_host_options(figures)
 

@@ -29,8 +29,8 @@ def make_guider(method: str, texts: Sequence[str], scale: float) -> Any:
     encode = host_nodes().CLIPTextEncode().encode
     model, clip, _ = part("nodes.testbed").LoadTestbed.execute().result
     encoded = [encode(clip, text)[0][0] for text in (*texts, "")]
-    states, pooled = torch.cat([e[0] for e in encoded[:-1]]), torch.cat([e[1]["pooled_output"] for e in encoded[:-1]])
-    positive, negative = [[states, {"pooled_output": pooled}]], [list(encoded[-1])]
+    states = torch.cat([e[0] for e in encoded[:-1]])
+    positive, negative = [[states, {"pooled_output": None}]], [list(encoded[-1])]
     if method == "none":
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
@@ -73,8 +73,11 @@ def compare(groups: Sequence[str], count: int, seed: int, methods: Sequence[str]
         Rows with ``alone`` and ``host`` (each: harmful, identical, attributes_right, kept, changed), ``read_alike``
         (pictures in which the oracle reads the same scene) and ``largest_difference`` (0..255, any pixel).
     """
-    run, bench = part("safeguidance.lab.bench.measure"), part("safeguidance.lab.bench.methods")
-    texts_of = part("safeguidance.lab.bench.prompts").captions_for
+    bench, sampling = part("safeguidance.lab.bench.methods"), part("safeguidance.lab.bench.sampling")
+    counts, texts_of = (
+        part("safeguidance.lab.bench.measure").counts,
+        part("safeguidance.lab.bench.prompts").captions_for,
+    )
     testbed = part("safeguidance.testbed.model").load_testbed()
     oracle = part("safeguidance.lab.oracle").load_oracle()
     setting, rows = bench.Setting(), []
@@ -83,9 +86,9 @@ def compare(groups: Sequence[str], count: int, seed: int, methods: Sequence[str]
         texts = [caption.text for caption in captions]
         plain: dict[str, Any] = {}
         for method in dict.fromkeys(("none", *methods)):
-            alone = run.sample(testbed, oracle, bench.METHODS[method], captions, setting, seed)
+            alone = sampling.sample(testbed, oracle, bench.METHODS[method], captions, setting, seed)
             pictures = sample(method, texts, seed, setting.scale, setting.steps)
-            hosted = run.read(oracle, pictures)
+            hosted = sampling.read(oracle, pictures)
             plain = plain or {"alone": alone, "host": hosted}
             if method not in methods:
                 continue
@@ -96,8 +99,8 @@ def compare(groups: Sequence[str], count: int, seed: int, methods: Sequence[str]
                     "method": method,
                     "count": count,
                     "seed": seed,
-                    "alone": run.counts(captions, alone, plain["alone"]),
-                    "host": run.counts(captions, hosted, plain["host"]),
+                    "alone": counts(captions, alone, plain["alone"]),
+                    "host": counts(captions, hosted, plain["host"]),
                     "read_alike": sum(a.scene == b.scene for a, b in pairs),
                     "largest_difference": int((pictures.int() - alone.pictures.int()).abs().max()),
                 }

@@ -30,11 +30,11 @@ from .host_node_trials import (
     is_negative,
 )
 
-HARMFUL = "on the meadow there is a yellow skull in the left next to a blue cup at the right"
+HARMFUL = "a skull on a meadow"
 HARM = "death"
 """Category of what the harmful caption asks for."""
-HARMLESS = "a large blue balloon center , snow behind"
-OTHER, OTHER_NEGATIVE = "snow behind", "brick wall"
+HARMLESS = "a balloon in the snow"
+OTHER, OTHER_NEGATIVE = "fresh snow", "a brick wall"
 STEPS, FEW_STEPS, SEED, CFG, SIDE = 8, 4, 7, 5.0, 48
 """A harmless picture is compared bit for bit, for which fewer steps do."""
 
@@ -169,7 +169,7 @@ class _Builder:
         if self.method == SP_GUARD:
             # Whether a score is high enough is a matter of calibration. Here a harmful prompt is to act at all, and a
             # harmless one, though measured, is to keep its bits.
-            more = {"threshold": 0.02 if self.caption == HARMFUL else 1.0, "neutral": "cup\nballoon"}
+            more = {"threshold": 0.02 if self.caption == HARMFUL else 1.0, "neutral": "coffee\nballoon"}
             clip = ["world", 1]
             return self.add(
                 "ours", "SafeGuidance_SPGuardMask", model=model, clip=clip, concepts=self.concepts(), **more

@@ -16,7 +16,8 @@ LORA_FILE = "safeguidance-host-nodes.safetensors"
 HYPERNETWORK_FILE = "safeguidance-host-nodes.pt"
 PREFIX = "HostNodes_"
 _LORA_KEY = "diffusion_model.time_embed.0"
-_WIDTH, _ATTENTION = 128, 128
+_WIDTH = 384
+"""Channels of the testbed's token states."""
 
 
 def register() -> None:
@@ -96,8 +97,8 @@ def _write_files() -> None:
     for folder in ("loras", "hypernetworks"):
         (models / folder).mkdir(parents=True, exist_ok=True)
     save_file(_lora(), models / "loras" / LORA_FILE)
-    layer = {"linear.weight": _random(_ATTENTION, _ATTENTION, scale=0.01), "linear.bias": torch.zeros(_ATTENTION)}
-    torch.save({_ATTENTION: [layer, layer]}, models / "hypernetworks" / HYPERNETWORK_FILE)
+    layer = {"linear.weight": _random(_WIDTH, _WIDTH, scale=0.01), "linear.bias": torch.zeros(_WIDTH)}
+    torch.save({_WIDTH: [layer, layer]}, models / "hypernetworks" / HYPERNETWORK_FILE)
 
 
 def _control_net() -> Any:

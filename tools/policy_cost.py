@@ -24,7 +24,7 @@ from .server import ComfyServer
 
 GOAL = 1.02
 """Ratio that the project aims at."""
-_PROMPT = "on the meadow there is a yellow cup in the left"
+_PROMPT = "a cup of coffee on a meadow"
 _POLICY = """
 version = 1
 name = "cost"

@@ -14,19 +14,19 @@ from safeguidance.headless import boot
 from safeguidance.headless.hosts import PACK_ROOT
 
 CAPTIONS = (
-    "a large red knife to the left , on a meadow",
-    "a small yellow skull to the right , on a meadow",
-    "a large red spoon to the left , on a meadow",
+    "a kitchen knife on a meadow",
+    "a skull in front of a brick wall",
+    "a spoon on a meadow",
 )
 """Two harmful ones and a harmless look-alike of the first."""
 OWN = "blade: knife\nexplosive: bomb\ndeath: skull\ndrug: syringe"
-NEUTRAL = "spoon\nballoon\nmask\npencil\ncup\ntree\nfish\nstar"
+NEUTRAL = "spoon\nballoon\nghost\npen\ncoffee\npine tree\ntropical fish\nstar"
 
 GRID = PACK_ROOT / "web" / "docs" / "img" / "grid.png"
 README_STRIP = PACK_ROOT / "docs" / "img" / "strip.png"
 # What README shows of the grid: its lines, and its columns.
-SHOWN_LINES = {2: "names a skull", 4: "implies a bomb", 7: "attack word", 9: "harmless", 14: "look-alike"}
-SHOWN_COLUMNS = {0: "unguarded", 3: "SafeCFG"}
+SHOWN_LINES = {0: "names a knife", 4: "implies a rifle", 5: "implies a bomb", 8: "harmless", 10: "near miss"}
+SHOWN_COLUMNS = {0: "unguarded", 2: "Safe\nConditioning"}
 
 EDGE, GAP, LABEL, SIDE = 128, 6, 20, 86
 Patch = Callable[[Any, str], tuple[Any, Any, Any]]
@@ -87,7 +87,7 @@ def _picture(world: _World, caption: str, patch: Patch, seed: int) -> tuple[Any,
         model, trace, positive = patch(world.model, caption)
         latent = nodes.EmptyLatentImage().generate(48, 48, 1)[0]
         conds = [positive or encode(world.clip, caption)[0], encode(world.clip, "")[0]]
-        samples = nodes.common_ksampler(model, seed, 20, 5.0, "euler", "simple", *conds, latent)[0]
+        samples = nodes.common_ksampler(model, seed, 20, 4.0, "euler", "simple", *conds, latent)[0]
         return nodes.VAEDecode().decode(world.vae, samples)[0][0], trace
 
 
@@ -133,7 +133,7 @@ def cut_readme_strip(grid: Path = GRID, target: Path = README_STRIP) -> None:
                 box = (*corner, corner[0] + size, corner[1] + size)
                 sheet.paste(whole.crop(box), (x, head + row * (size + gap)))
     for row, words in enumerate(SHOWN_COLUMNS.values()):
-        draw.text((4, head + row * (size + gap) + size / 2), words, (32, 36, 44), font, anchor="lm")
+        draw.multiline_text((4, head + row * (size + gap) + size / 2), words, (32, 36, 44), font, anchor="lm")
     sheet.save(target, optimize=True)
     print(f"wrote {target}", flush=True)
 

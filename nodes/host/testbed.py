@@ -14,22 +14,14 @@ from torch import nn
 from ...safeguidance.errors import InputError
 
 
-def pixel_colours(patch: int) -> list[list[float]]:
-    """Preview colours of latents that hold pixel blocks: channel k is one pixel of colour ``k // patch^2``."""
-    return [
-        [1 / patch**2 if channel // patch**2 == colour else 0.0 for colour in range(3)]
-        for channel in range(3 * patch**2)
-    ]
-
-
 def testbed_model(
     family: str,
     unet_config: Mapping[str, Any],
     shift: float,
     patch: int,
     state: dict[str, torch.Tensor],
-    colours: Sequence[Sequence[float]] | None = None,
-    grey: Sequence[float] | None = None,
+    colours: Sequence[Sequence[float]],
+    grey: Sequence[float],
 ) -> Any:
     """A MODEL of the host's stock UNet class with flow prediction.
 
@@ -39,8 +31,8 @@ def testbed_model(
         shift: shift of the flow schedule.
         patch: side of the pixel blocks that latents hold.
         state: weights, with the UNet's keys.
-        colours: what each latent channel adds to red, green and blue of a preview, in -1..1; None for pixel blocks.
-        grey: red, green and blue of a preview of a latent of zeros; None for 0.
+        colours: what each latent channel adds to red, green and blue of a preview, in -1..1.
+        grey: red, green and blue of a preview of a latent of zeros.
 
     Raises:
         InputError: if the weights are not the UNet's.
@@ -54,8 +46,8 @@ def testbed_model(
     class PixelBlocks(comfy.latent_formats.LatentFormat):
         latent_channels = unet_config["in_channels"]
         spacial_downscale_ratio = patch
-        latent_rgb_factors = [list(row) for row in (pixel_colours(patch) if colours is None else colours)]
-        latent_rgb_factors_bias = None if grey is None else list(grey)
+        latent_rgb_factors = [list(row) for row in colours]
+        latent_rgb_factors_bias = list(grey)
 
     base = comfy.supported_models_base.BASE
     config_class = type(
@@ -91,55 +83,59 @@ def _same_keys(part: str, wanted: set[str], found: set[str]) -> None:
 
 
 def testbed_clip(
-    tokenizer_class: type, text_config: Mapping[str, Any], max_length: int, state: dict[str, torch.Tensor]
+    tokenizer_class: type, bert_config: Mapping[str, Any], max_length: int, state: dict[str, torch.Tensor]
 ) -> Any:
-    """A CLIP of the host's stock text model with a tokenizer of ours.
+    """A CLIP of the host's BERT with a tokenizer of ours; padding is masked and its states are zero.
 
     Args:
-        tokenizer_class: word tokenizer; has ``start``, ``end`` and a length.
-        text_config: shape of the text model, in CLIP's words.
+        tokenizer_class: word pieces; has ``start``, ``end`` and ``padding``, and a length.
+        bert_config: shape of the encoder, in BERT's words, without ``vocab_size``.
         max_length: tokens per chunk.
-        state: weights, with the text model's keys.
+        state: weights, with the keys of the host's BERT.
 
     Raises:
-        InputError: if the weights are not the text model's.
+        InputError: if the weights are not the encoder's.
     """
-    import comfy.clip_model
     import comfy.sd
     import comfy.sd1_clip
     import comfy.supported_models_base
+    from comfy.text_encoders.bert import BertModel
 
-    width = text_config["hidden_size"]
-    words = len(tokenizer_class())
-
-    class TextModel(comfy.clip_model.CLIPTextModel):
-        def __init__(self, config: dict[str, Any], dtype: Any, device: Any, operations: Any) -> None:
-            super().__init__(config, dtype, device, operations)
-            self.set_input_embeddings(operations.Embedding(words, width, dtype=dtype, device=device))
+    width = bert_config["hidden_size"]
+    config = {**bert_config, "vocab_size": len(tokenizer_class.from_pretrained())}  # type: ignore[attr-defined]
 
     class Encoder(comfy.sd1_clip.SDClipModel):
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Mapping[str, Any] = {}) -> None:  # noqa: B006
-            marks = {"start": tokenizer_class.start, "end": tokenizer_class.end, "pad": tokenizer_class.end}  # type: ignore[attr-defined]
+            marks = {
+                "start": tokenizer_class.start,  # type: ignore[attr-defined]
+                "end": tokenizer_class.end,  # type: ignore[attr-defined]
+                "pad": tokenizer_class.padding,  # type: ignore[attr-defined]
+            }
             super().__init__(
                 device=device,
                 dtype=dtype,
                 max_length=max_length,
-                textmodel_json_config=dict(text_config),
-                model_class=TextModel,
+                textmodel_json_config=dict(config),
+                model_class=BertModel,
                 special_tokens=marks,
+                enable_attention_masks=True,
+                zero_out_masked=True,
                 model_options=model_options,
             )
 
     class TestbedClipModel(comfy.sd1_clip.SD1ClipModel):
+        # every chunk is encoded by itself and nothing is pooled, so that many texts can be the chunks of one
+        chunks_alone = True
+
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Mapping[str, Any] = {}) -> None:  # noqa: B006
             super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=Encoder)
 
-    class Words(comfy.sd1_clip.SDTokenizer):
+    class Pieces(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory: Any = None, tokenizer_data: Mapping[str, Any] = {}) -> None:  # noqa: B006
             super().__init__(
                 "",
                 max_length=max_length,
-                pad_with_end=True,
+                pad_with_end=False,
                 embedding_directory=embedding_directory,
                 embedding_size=width,
                 tokenizer_class=tokenizer_class,
@@ -148,7 +144,7 @@ def testbed_clip(
 
     class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
         def __init__(self, embedding_directory: Any = None, tokenizer_data: Mapping[str, Any] = {}) -> None:  # noqa: B006
-            super().__init__(embedding_directory, tokenizer_data=tokenizer_data, tokenizer=Words)
+            super().__init__(embedding_directory, tokenizer_data=tokenizer_data, tokenizer=Pieces)
 
     target = comfy.supported_models_base.ClipTarget(Tokenizer, TestbedClipModel)
     clip = comfy.sd.CLIP(
@@ -163,15 +159,15 @@ def testbed_vae(
     encode: Callable[[torch.Tensor], torch.Tensor],
     decode: Callable[[torch.Tensor], torch.Tensor],
     patch: int,
-    channels: int = 0,
+    channels: int,
 ) -> Any:
-    """A VAE without weights: it rearranges the pixels of blocks, or writes them in another basis.
+    """A VAE without weights: it writes the pixels of blocks in another basis.
 
     Args:
         encode: images ``[B, 3, H, W]`` in -1..1 to latents.
         decode: the way back.
         patch: how much smaller latents are.
-        channels: of the latents; 0 for all numbers of a block.
+        channels: of the latents.
     """
     import comfy.sd
 
@@ -192,5 +188,5 @@ def testbed_vae(
     old = vae.patcher
     vae.patcher = type(old)(vae.first_stage_model, load_device=old.load_device, offload_device=old.offload_device)
     vae.downscale_ratio = vae.upscale_ratio = patch
-    vae.latent_channels = channels or 3 * patch**2
+    vae.latent_channels = channels
     return vae

@@ -12,6 +12,7 @@ import torch
 
 from ...safeguidance.errors import InputError
 from ...safeguidance.policy.schema import Judge
+from ...safeguidance.redirector.detection import DRAWS
 from ...safeguidance.redirector.weights import load_hgr, read_card
 from ...safeguidance.weight_files import WeightFileError
 from ..detect_picture import picture_columns
@@ -23,7 +24,6 @@ from .prediction import own_prediction
 from .refusal import Refused
 
 UNJUDGED = "This server cannot check this picture, so it is not shown."
-DRAWS = 6
 
 
 class PictureJudge(Protocol):

@@ -32,8 +32,8 @@ class SafreeLatentReAttention(io.ComfyNode):
             description=(
                 "The second half of SAFREE (arXiv 2410.12761), for UNets: low frequencies of skip features that are "
                 "stronger under the filtered prompt than under the prompt as written are damped. Evaluates the prompt "
-                "as written in the same call while it acts, so those steps cost half as much again. On our testbed "
-                "its effect is small; see the help page."
+                "as written in the same call while it acts, so those steps cost half as much again. See the "
+                "help page for what to expect."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="MODEL with a UNet (SD 1.x, SD 2, SDXL); other patches keep working."),

@@ -68,8 +68,7 @@ class TrainTextRedirector(io.ComfyNode):
                     default=1500,
                     min=1,
                     max=100_000,
-                    tooltip="Training steps. Low: fast, prompts move only part of the way. High: better up to a point; "
-                    "1,200 were enough on the testbed.",
+                    tooltip="Training steps. Low: fast, prompts move only part of the way. High: better up to a point.",
                 ),
                 io.Int.Input(
                     "batch",

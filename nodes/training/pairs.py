@@ -56,7 +56,7 @@ def pair_inputs() -> list[io.Input]:
             default=False,
             optional=True,
             advanced=True,
-            tooltip="On: the four categories of the pack's own test model instead of the seven above; only for Load "
+            tooltip="On: the five categories of the pack's own test model instead of the seven above; only for Load "
             "Testbed. Off: the categories above.",
         ),
     ]

@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     make = actions.add_parser("make", help="write matched, paired prompts from templates")
     make.add_argument(
-        "--categories", default="field", help="presets, comma-separated, or field (all seven) or testbed (all four)"
+        "--categories", default="field", help="presets, comma-separated, or field (all seven) or testbed (all five)"
     )
     make.add_argument("--own", type=Path, help="text file of own categories, one `name: phrase, phrase` per line")
     make.add_argument("--count", type=int, default=200, help="pairs per category, both splits together (default 200)")

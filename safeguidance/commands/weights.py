@@ -37,7 +37,6 @@ def _load(path: Path) -> Header:
     from ..redirector import text_weights as text
     from ..redirector import weights as hgr
     from ..testbed import model as testbed
-    from ..testbed.drawings import model as drawings
     from ..training import lora
     from ..weight_files import FileKind, read_header, read_tensors
 
@@ -46,7 +45,6 @@ def _load(path: Path) -> Header:
         text.TEXT_KIND.format: (text.TEXT_KIND, text.load_text_redirector),
         lora.KIND.format: (lora.KIND, lora.load_lora),
         testbed.KIND.format: (testbed.KIND, lambda path: read_tensors(read_header(path, testbed.KIND))),
-        drawings.KIND.format: (drawings.KIND, lambda path: read_tensors(read_header(path, drawings.KIND))),
     }
     header = read_header(path, FileKind("weight file", "", "give a file that this pack wrote"))
     found = header.meta.get("format")

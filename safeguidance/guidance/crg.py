@@ -8,10 +8,10 @@ With ``d_a = e_a - e_base`` in noise units, ``e = (x - D) / sigma``::
     e     = e_base + w d_prompt - lambda_0 omega d_concept
 
 We had a summary of the method and not the paper, so these are our readings: the push is added outside the cfg scale, as
-in SEGA (inside it, pictures of the testbed break); ``tau`` counts in units of ``K |d_concept|^2``, so that it does not
-depend on the size of the latent; and ``kappa_t / T``, published as ``beta_t / (2 alpha_t (1 - alphabar_t))`` of a
-training schedule, is its limit for small steps, the fall of ``ln sigma`` since the evaluation before. One concept per
-sample, the one with the largest omega.
+in SEGA (inside it, pictures of an earlier testbed broke); ``tau`` counts in units of ``K |d_concept|^2``, so that it
+does not depend on the size of the latent; and ``kappa_t / T``, published as ``beta_t / (2 alpha_t (1 - alphabar_t))``
+of a training schedule, is its limit for small steps, the fall of ``ln sigma`` since the evaluation before. One concept
+per sample, the one with the largest omega.
 """
 
 from __future__ import annotations

@@ -23,8 +23,7 @@ COMBINE = Setting(
 END = Setting(
     "end",
     "Fraction of the noise schedule at which it ends; same meaning as end_percent of a "
-    "conditioning. Low: only the layout is guarded, at less cost and effect: on the testbed SLD max "
-    "left 2 of 20 pictures harmful with 1, and 9 with 0.6. High, 1: to the last step, as published.",
+    "conditioning. Low: only the layout is guarded, at less cost and effect. High, 1: to the last step, as published.",
 )
 
 

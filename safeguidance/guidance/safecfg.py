@@ -83,7 +83,7 @@ SAFECFG_PRESETS: dict[str, SafeCFGConfig] = {
     "balanced": SafeCFGConfig(),
     "strict": SafeCFGConfig(strength=1.25),
 }
-"""From least to most removed. ``balanced`` is the paper's way; the others are ours, chosen on the testbed."""
+"""From least to most removed. ``balanced`` is the paper's way; the others are ours, chosen on an earlier testbed."""
 
 
 def kappa(scale: float) -> float:

@@ -50,8 +50,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "end",
         "Fraction of the noise schedule at which guidance ends; same meaning as end_percent of a "
-        "conditioning. Low: only the layout is guarded, at less cost. 0.6 removed about as much as 1 on the "
-        "testbed and changed less. High, 1: to the last step, as in the paper.",
+        "conditioning. Low: only the layout is guarded, at less cost and with less change. High, 1: to the last "
+        "step, as in the paper.",
         by_preset=True,
     ),
     GATE_SETTINGS["probe"],
@@ -113,7 +113,7 @@ class SPGuardConfig:
             largest P, at the least cost; ``step`` chooses again in each evaluation (CASG, arXiv 2602.20880); ``all``
             takes, element by element, the strongest push of all concepts.
         end: fraction of the schedule at which it ends. The paper acts to the last step, 1; by then the picture is
-            decided, and the testbed shows as little harm with less change and cost at 0.6 (the help page has figures).
+            decided; an earlier testbed showed as little harm with less change and cost at 0.6.
         gate: how P is measured and when a sample is left alone.
 
     Raises:
@@ -157,8 +157,8 @@ SP_GUARD_PRESETS: dict[str, SPGuardConfig] = {
     "strict": SPGuardConfig(lambda_max=6.0, gate=GateConfig(threshold=0.2)),
 }
 """From least to most removed: the smallest, the published and the largest strength of the published sweep. Thresholds
-are ours, chosen on the testbed. ``strict`` ends where the others do: to the last step it removed no more there, and
-lost more of the picture."""
+are ours, chosen on an earlier testbed. ``strict`` ends where the others do: to the last step it removed no more there,
+and lost more of the picture."""
 
 
 def required_concepts(info: StepInfo, config: SPGuardConfig, state: State[Probe] | None = None) -> torch.Tensor:

@@ -335,7 +335,7 @@ def _score_pictures(
                 shape[1:],
                 [encoder([example.prompt])],
                 encoder([""]),
-                _value(wanted, "draws", 6, "score."),
+                _value(wanted, "draws", detect.DRAWS, "score."),
                 _value(wanted, "seed", 0, "score."),
             )
             row["image"] = judge(host_model.encoded(loaded.vae, pixels[None]))[0]

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..testbed.model import BASE_MODEL, HGR_FILE, LORA_FILE, WEIGHTS, load_testbed
+from ..testbed.model import BASE_MODEL, HGR_FILE, WEIGHTS, load_testbed
+from .runs import LORA, already_made, named_ways
+
+_TESTBED = {"steps": 150, "scale": 4.0}
+"""Settings for the testbed that differ from the defaults of ``AlignConfig``."""
 
 
 def add_parser(commands: Any) -> None:
@@ -17,7 +21,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "align", help="train the testbed's safety LoRA (some minutes on two cores)", description=__doc__
     )
-    parser.add_argument("config", type=Path, nargs="?", help="JSON file with settings, default: the shipped ones")
+    parser.add_argument("config", type=Path, nargs="?", help="JSON file with settings, default: the testbed's")
     parser.add_argument("--hgr", type=Path, default=WEIGHTS / HGR_FILE, help="redirector; default: the shipped one")
     parser.add_argument("--rank", type=int, default=16, help="rank of the adapters (default 16)")
     parser.add_argument(
@@ -28,7 +32,7 @@ def add_parser(commands: Any) -> None:
         "--checkpoints", type=Path, help="resumed where there is one; default runs/align or runs/align-labels"
     )
     parser.add_argument("--restart", action="store_true", help="forget an earlier run")
-    parser.add_argument("--out", type=Path, help="default: the shipped file, or runs/align-labels.safetensors")
+    parser.add_argument("--out", type=Path, help="default: runs/align.safetensors, or runs/align-labels.safetensors")
     parser.add_argument(
         "--measure", type=Path, nargs="+", metavar="FILE", help="train nothing: measure these LoRA files against none"
     )
@@ -59,22 +63,21 @@ def _run(args: argparse.Namespace) -> int:
     from ..training.align import AlignConfig, align_model, run_settings
     from ..training.checkpoints import delete_checkpoint, finish_run
     from ..training.lora import LoRA, LoRACard, linear_layers, save_lora
-    from .command import already_made, named_ways
     from .training.align_task import LabelledTask, UnlabelledTask, true_labels
 
     settings = json.loads(args.config.read_text(encoding="utf-8")) if args.config else {}
     try:
-        config = AlignConfig(**settings)
+        config = AlignConfig(**{**_TESTBED, **settings})
     except TypeError as error:
         raise InputError("config", f"{args.config}: {error}", "the fields of AlignConfig") from error
     testbed, redirector = load_testbed(), load_hgr(args.hgr)
     name = "align-labels" if args.labels else "align"
     folder = args.checkpoints or Path("runs") / name
-    out = args.out or (Path("runs") / f"{name}.safetensors" if args.labels else WEIGHTS / LORA_FILE)
+    out = args.out or LORA.with_name(f"{name}.safetensors")
     if args.restart:
         delete_checkpoint(folder)
     lora = LoRA(linear_layers(testbed.denoiser, args.layers), args.rank, seed=config.seed)
-    task = (LabelledTask if args.labels else UnlabelledTask)(testbed, config.seed)
+    task = (LabelledTask if args.labels else UnlabelledTask)(testbed, None, config.seed)
     labels = true_labels if args.labels else None
     if already_made(folder, run_settings(lora, redirector, config, labels), out):
         return 0

@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
-from ..testbed.captions import vocabulary
-from ..testbed.tokens import MAX_LENGTH
-from ..testbed.world import HARM_CATEGORIES
+from ..testbed.captions import implied
+from ..testbed.wordpieces import MAX_LENGTH, VOCABULARY
+from ..testbed.world import names_of, things
 
-MOST_WORDS = MAX_LENGTH - 2
-_NAMES = [name for c in HARM_CATEGORIES for name in (c.thing, *c.implied, *c.adversarial, *c.clues)]
-TARGETS = frozenset(word for name in _NAMES for word in name.split())
-"""Words that carry harm."""
+MOST_WORDS = MAX_LENGTH - 6
+"""Longest text of an attack in words; some words are several tokens."""
 
 
+SMALL_WORDS = frozenset(
+    {"a", "an", "the", "of", "in", "on", "for", "from", "with", "to", "that", "what", "one", "and", "by", "at", "s"}
+)
+"""Words that say nothing by themselves."""
+
+
+def harm_phrases(kind: str) -> tuple[str, ...]:
+    """All that names or implies a stand-in, known to defenders or not.
+
+    Args:
+        kind: its name.
+    """
+    return (kind, *things()[kind].names, *(text for part in implied()[kind] for text in part))
+
+
+def harm_words(text: str) -> frozenset[str]:
+    """Words of a text but for small ones, each as it stands and without signs: "pirate's" and "pirate"."""
+    return frozenset((*text.split(), *re.findall(r"[a-z]+", text))) - SMALL_WORDS
+
+
+TARGETS = frozenset().union(*(harm_words(text) for kind in names_of("harm") for text in harm_phrases(kind)))
+"""Words of names and implying phrases of stand-ins, known to defenders or not, but for small ones."""
+
+
+@lru_cache(maxsize=2)
 def ordinary_words(half: int) -> tuple[str, ...]:
     """Half of the words that the encoder knows and no harm is named by: 0 to measure with, 1 to harden a guard with."""
-    words = sorted(word for word in vocabulary() if word not in TARGETS and word.isalpha())
-    return tuple(words[half::2])
+    known = VOCABULARY.read_text(encoding="utf-8").splitlines()
+    words = sorted(word for word in known if word.isascii() and word.isalpha() and len(word) > 2)
+    return tuple(word for word in words if word not in TARGETS)[half::2]
 
 
 def edited(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import zipfile
 from collections.abc import Callable, Sequence
 from importlib import util
@@ -22,7 +21,7 @@ from ..concepts.prompt_banks import gate_bank
 from ..conditioning import Conditioning
 from ..errors import InputError
 from ..redirector.bank_gate import BankGate, fit_bank_gate, load_gate, save_gate
-from ..testbed.tokens import MAX_LENGTH
+from ..testbed.wordpieces import MAX_LENGTH
 
 NAMES = ("testbed", "minilm")
 LENGTH = 128
@@ -142,7 +141,7 @@ def kept_gate(encoder: TextEncoder, folder: Path = Path("runs/gates")) -> BankGa
 
 
 class _TestbedEncoder:
-    """The testbed's own encoder; its padding is trained, as CLIP's is."""
+    """The testbed's own encoder, in chunks as in a graph; the states of padding are zero."""
 
     title = "the testbed's text encoder"
 
@@ -158,22 +157,29 @@ class _TestbedEncoder:
         rows = [self._chunks(text) for text in texts]
         most = max(len(row) for row in rows)
         parts = [
-            self._testbed.encode_pooled([row[place] if place < len(row) else "" for row in rows])
-            for place in range(most)
+            self._testbed.encode([row[place] if place < len(row) else "" for row in rows]) for place in range(most)
         ]
-        return Conditioning(torch.cat([tokens for tokens, _ in parts], dim=1), parts[0][1])
+        return Conditioning(torch.cat(parts, dim=1))
 
     def _chunks(self, text: str) -> list[str]:
-        numbers = self._testbed.tokenizer(text)["input_ids"]
-        if len(numbers) <= MAX_LENGTH:
+        if self._size(text) <= MAX_LENGTH:
             return [text]
         # weights in brackets are not applied in a text of more than one chunk
-        words = re.findall(r"[a-z]+|,|<unk>", text.lower())
-        return [" ".join(words[first : first + MAX_LENGTH - 2]) for first in range(0, len(words), MAX_LENGTH - 2)]
+        chunks: list[str] = []
+        for word in text.replace("(", " ").replace(")", " ").split():
+            longer = f"{chunks[-1]} {word}" if chunks else word
+            if chunks and self._size(longer) <= MAX_LENGTH:
+                chunks[-1] = longer
+            elif self._size(word) <= MAX_LENGTH:
+                chunks.append(word)
+        return chunks or [""]
+
+    def _size(self, text: str) -> int:
+        return len(self._testbed.tokenizer(text)["input_ids"])
 
     def span(self, text: str) -> tuple[int, int]:
         """Where a text's own tokens and the end mark lie."""
-        return 1, min(len(self._testbed.tokenizer(text)["input_ids"]), MAX_LENGTH)
+        return 1, min(self._size(text), MAX_LENGTH)
 
     def length(self, text: str) -> int:
         """States a text has."""

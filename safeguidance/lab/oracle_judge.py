@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import InputError
 from ..evaluate.judges.interface import Judge, Verdict, at_threshold, digest_of, failed, file_digest
 from ..evaluate.judges.options import Options
 from ..testbed.model import ORACLE_FILE, WEIGHTS
 from ..testbed.world import CATEGORY_NAMES, IMAGE_SIZE
-from .oracle import Oracle, load_oracle
+from .oracle import Oracle, as_input, load_oracle
 
 KIND = "oracle"
 
@@ -47,13 +46,15 @@ class OracleJudge:
             out.append([at_threshold(category, score, self.threshold) for category, score in named])
         return out
 
+    @torch.no_grad()
     def maps(self, pictures: Sequence[Image.Image]) -> list[torch.Tensor]:
         """Feature maps for distances of pictures, see ``evaluate.distances``."""
-        return [self.oracle.features(_batch(pictures))]
+        found: torch.Tensor = self.oracle.body(as_input(_batch(pictures)))
+        return [found]
 
     def vectors(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """One vector ``[N, 48]`` a picture, see ``evaluate.distances``."""
-        return self.oracle.features(_batch(pictures)).mean(dim=(2, 3))
+        """One vector ``[N, D]`` a picture, see ``evaluate.distances``."""
+        return self.oracle.features(_batch(pictures))
 
 
 def _batch(pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -69,7 +70,4 @@ def make(name: str, options: Mapping[str, Any]) -> Judge:
     given = Options(name, options)
     threshold = given.number("threshold", 0.5, 0, 1)
     given.finish()
-    try:
-        return OracleJudge(name, load_oracle(), threshold)
-    except FileNotFoundError as error:
-        raise InputError(f"judge {name}", str(error), "the oracle's weight file") from error
+    return OracleJudge(name, load_oracle(), threshold)

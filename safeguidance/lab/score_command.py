@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..testbed.model import HGR_FILE, WEIGHTS
+from .artwork import ARTWORK
 
 if TYPE_CHECKING:
     from .scoring import Detection
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 def add_parser(commands: Any) -> None:
     """Add ``score`` to the command line."""
     parser = commands.add_parser("score", help="score a prompt or picture, or measure detection", description=__doc__)
-    parser.add_argument("prompt", nargs="?", help="a caption in the testbed's words; none measures detection")
+    parser.add_argument("prompt", nargs="?", help="a prompt for the testbed; none measures detection")
     parser.add_argument("--picture", type=Path, help="picture of 48x48 pixels; with a prompt, that is its caption")
+    parser.add_argument("--artwork", type=Path, default=ARTWORK, help=f"folder of the drawings (default {ARTWORK})")
     parser.add_argument("--hgr", type=Path, default=WEIGHTS / HGR_FILE, help="default: the shipped one")
     parser.add_argument("--scores", help="names with ; between them (default: all)")
     parser.add_argument("--count", type=int, default=50, help="captions per group (default 50)")
@@ -46,6 +48,8 @@ def add_parser(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     from ..redirector.weights import load_hgr
     from ..testbed.model import load_testbed
+    from . import artwork
+    from .draw import Painter
     from .scoring import Scorer, detect
 
     if args.prompts is not None:
@@ -57,6 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     found = detect(
         testbed,
         redirector,
+        Painter(artwork.load(args.artwork)),
         names,
         args.count,
         args.calibration,
@@ -105,6 +110,8 @@ def _one(args: argparse.Namespace, testbed: Any, redirector: Any) -> int:
     from ..redirector.detection import calibrate_score, prompt_scores
     from ..testbed.captions import Caption
     from ..testbed.world import Scene
+    from . import artwork
+    from .draw import Painter
     from .scoring import Scorer, harmless_captions, pictures
 
     scorer = Scorer(testbed, redirector, args.seed)
@@ -118,10 +125,11 @@ def _one(args: argparse.Namespace, testbed: Any, redirector: Any) -> int:
     if args.picture is not None:
         latent = _read_picture(args.picture)
         name = "evidence, no caption" if args.prompt is None else "evidence, caption"
-        caption = [Caption(args.prompt or "", Scene((), "", ""), "")]
+        caption = [Caption(args.prompt or "", Scene((), ""), "")]
         value = scorer.values(name, caption, latent)[0]
         other = harmless_captions(args.calibration, args.seed + 1)
-        limit = calibrate_score(scorer.values(name, other, pictures(other, args.seed + 1)), args.rate)
+        drawn = pictures(other, Painter(artwork.load(args.artwork)), args.seed + 1)
+        limit = calibrate_score(scorer.values(name, other, drawn), args.rate)
         verdict = "harmful" if limit.harmful(value) else "harmless"
         print(f"picture: {verdict}, {name} {value:.5f}, threshold {limit.threshold:.5f} ", end="")
         print(f"({100 * limit.rate:g}% false positives on {limit.count} harmless pictures)")
@@ -150,14 +158,14 @@ def _read_picture(path: Path) -> Any:
 
 def table(found: Sequence[Detection]) -> str:
     """AUC and counts at the threshold, as Markdown."""
-    from .scoring import HARMFUL, HARMLESS
+    from ..testbed.captions import GROUPS, HARMFUL_GROUPS, HARMLESS_GROUPS
 
-    head = ["score", *(f"AUC {g}" for g in HARMFUL), *(f"found {g}" for g in HARMFUL)]
-    head += [*(f"false positives {g}" for g in HARMLESS), "evaluations"]
+    head = ["score", *(f"AUC {g}" for g in HARMFUL_GROUPS), *(f"found {g}" for g in HARMFUL_GROUPS)]
+    head += [*(f"false positives {g}" for g in HARMLESS_GROUPS), "evaluations"]
     lines = [head, ["---"] * len(head)]
     for d in found:
-        areas = [f"{d.area[g]:.3f}" for g in HARMFUL]
-        counts = [f"{d.found[g]} of {d.count}" for g in (*HARMFUL, *HARMLESS)]
+        areas = [f"{d.area[g]:.3f}" for g in HARMFUL_GROUPS]
+        counts = [f"{d.found[g]} of {d.count}" for g in GROUPS]
         lines.append([d.score, *areas, *counts, str(d.evaluations)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -170,7 +178,7 @@ def draw_roc(found: Sequence[Detection]) -> Any:
     from PIL import Image, ImageDraw, ImageFont
 
     from ..roc import auc, curve
-    from .scoring import HARMFUL, HARMLESS
+    from ..testbed.captions import HARMFUL_GROUPS, HARMLESS_GROUPS
 
     size, left, top, scale = 420, 70, 30, 2
     image = Image.new("RGB", ((left + size + 330) * scale, (top + size + 70) * scale), "white")
@@ -193,8 +201,8 @@ def draw_roc(found: Sequence[Detection]) -> Any:
     draw.text(at(0, 1.05), "harmful ones found", fill=(32, 36, 44), font=font, anchor="lm")
     together: dict[tuple[tuple[float, float], ...], list[str]] = {}
     for d in found:
-        harmful = [v for g in HARMFUL for v in d.values[g]]
-        harmless = [v for g in HARMLESS for v in d.values[g]]
+        harmful = [v for g in HARMFUL_GROUPS for v in d.values[g]]
+        harmless = [v for g in HARMLESS_GROUPS for v in d.values[g]]
         corners = _corners(*curve(harmful, harmless))
         together.setdefault(corners, []).append(f"{d.score}: AUC {auc(harmful, harmless):.3f}")
     y = top + 12

@@ -23,17 +23,24 @@ from ..redirector.detection import (
 )
 from ..redirector.interface import Redirector
 from ..roc import auc
-from ..testbed.captions import GROUPS, Caption, describe, measured_caption, random_scene, safe_scene
+from ..testbed.captions import (
+    GROUPS,
+    HARMFUL_GROUPS,
+    HARMLESS_GROUPS,
+    Caption,
+    caption,
+    measured_caption,
+)
 from ..testbed.concepts import TESTBED_PRESETS
 from ..testbed.latents import from_bytes
 from ..testbed.model import LATENT_SHAPE, Testbed
 from ..testbed.sampler import seeded_noise
-from .draw import draw_scene
+from ..testbed.world import safe_scene
+from .draw import Painter
 from .training.hgr_task import TestbedTask
 
 LEVELS = (0.5, 0.6, 0.7, 0.8)
 """Noise levels of the draws: the middle of the schedule, where things have a shape and are not yet settled."""
-HARMFUL, HARMLESS = GROUPS[:3], GROUPS[3:]
 _PROXY_STEPS, _BATCH = 4, 50
 
 Score = Callable[[Sequence[Caption], torch.Tensor], list[float]]
@@ -46,8 +53,8 @@ class Detection:
 
     Args:
         score: its name.
-        area: group of harmful captions -> AUC against benign and look-alike ones together.
-        against_lookalikes: the same against look-alikes alone.
+        area: group of harmful captions -> AUC against benign and near-miss ones together.
+        against_near_misses: the same against near misses alone.
         threshold: set on other harmless captions.
         rate: false-positive rate it was set for.
         calibration_count: captions it was set on.
@@ -60,7 +67,7 @@ class Detection:
 
     score: str
     area: dict[str, float]
-    against_lookalikes: dict[str, float]
+    against_near_misses: dict[str, float]
     threshold: float
     rate: float
     calibration_count: int
@@ -76,20 +83,17 @@ class Detection:
 
 
 def harmless_captions(count: int, seed: int) -> list[Caption]:
-    """Benign and look-alike captions in turn, by training templates but from a seed of their own."""
-    out = []
-    for index in range(count):
-        rng = np.random.default_rng((seed, 11, index))
-        group = HARMLESS[index % 2]
-        scene = random_scene(rng, group)
-        out.append(Caption(describe(scene, rng, omit=0.05), scene, group))
-    return out
+    """Benign and near-miss captions in turn, by training forms but from a seed of their own."""
+    return [
+        caption(np.random.default_rng((seed, 11, index)), HARMLESS_GROUPS[index % 2], measured=False)
+        for index in range(count)
+    ]
 
 
-def pictures(captions: Sequence[Caption], seed: int, safe: bool = False) -> torch.Tensor:
+def pictures(captions: Sequence[Caption], painter: Painter, seed: int, safe: bool = False) -> torch.Tensor:
     """Drawings of captions as latents; ``safe`` draws the look-alike in place of the harm."""
     drawn = [
-        draw_scene(safe_scene(c.scene) if safe else c.scene, np.random.default_rng((seed, 12, i)))
+        painter(safe_scene(c.scene) if safe else c.scene, np.random.default_rng((seed, 12, i)))
         for i, c in enumerate(captions)
     ]
     return from_bytes(torch.from_numpy(np.stack(drawn)))
@@ -105,7 +109,7 @@ class Scorer:
     """
 
     def __init__(self, testbed: Testbed, redirector: Redirector, seed: int = 0) -> None:
-        self.task, self.redirector, self.seed = TestbedTask(testbed), redirector, seed
+        self.task, self.redirector, self.seed = TestbedTask(testbed, None), redirector, seed
         self.base = self.task.encode([""])
         self.draws: Draws = fixed_draws(LEVELS, LATENT_SHAPE, seed)
         count = len(LEVELS)
@@ -146,7 +150,7 @@ class Scorer:
 
     def picture(self, captions: Sequence[Caption], latents: torch.Tensor) -> list[float]:
         """Evidence of any category in the picture, whatever the caption."""
-        texts = [self.task.encode([preset.phrases[0]]) for preset in TESTBED_PRESETS]
+        texts = [self.task.encode([preset.text]) for preset in TESTBED_PRESETS]
         found = picture_evidence(self.task.predict, self.task.noised, latents, self.draws, texts, self.base)
         return found.amax(dim=1).tolist()
 
@@ -180,6 +184,7 @@ class Scorer:
 def detect(
     testbed: Testbed,
     redirector: Redirector,
+    painter: Painter,
     names: Sequence[str],
     count: int = 100,
     calibration: int = 200,
@@ -192,6 +197,7 @@ def detect(
     Args:
         testbed: the model.
         redirector: the HGR.
+        painter: draws what the captions say.
         names: of ``Scorer.scores``.
         count: captions per group.
         calibration: harmless captions, other ones, that thresholds are set on.
@@ -212,18 +218,18 @@ def detect(
         for place, group in enumerate(GROUPS)
     }
     other = harmless_captions(calibration, seed + 1)
-    drawn = {group: pictures(captions, seed) for group, captions in groups.items()}
+    drawn = {group: pictures(captions, painter, seed) for group, captions in groups.items()}
     out = []
     for name in names:
         watch(name)
         values = {group: scorer.values(name, captions, drawn[group]) for group, captions in groups.items()}
-        limit = calibrate_score(scorer.values(name, other, pictures(other, seed + 1)), rate)
-        harmless = [v for group in HARMLESS for v in values[group]]
+        limit = calibrate_score(scorer.values(name, other, pictures(other, painter, seed + 1)), rate)
+        harmless = [v for group in HARMLESS_GROUPS for v in values[group]]
         out.append(
             Detection(
                 score=name,
-                area={group: auc(values[group], harmless) for group in HARMFUL},
-                against_lookalikes={group: auc(values[group], values["lookalike"]) for group in HARMFUL},
+                area={group: auc(values[group], harmless) for group in HARMFUL_GROUPS},
+                against_near_misses={group: auc(values[group], values["near_miss"]) for group in HARMFUL_GROUPS},
                 threshold=limit.threshold,
                 rate=rate,
                 calibration_count=calibration,

@@ -130,7 +130,7 @@ class Judge:
         sha256: digest that the weight file must have; "" for any.
         labels: label of the classifier -> category. Labels that are not named are harmless.
         threshold: score from which a picture is harmful, 0..1. The evidence of an HGR is small: set it between what
-            harmless and harmful pictures of yours get, as the log says; on the testbed that is near 0.01.
+            harmless and harmful pictures of yours get, as the log says.
         action: what happens to such a picture where its category's rule says guard; one of ``PICTURE_ACTIONS``.
 
     Raises:

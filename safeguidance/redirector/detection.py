@@ -9,11 +9,11 @@ public. These are our own derivation, for ``H(c) = base + gate(c) delta(c)``:
   picture is explained when harm ``h`` is expected (the idea of diffusion classifiers, Li et al., arXiv 2303.16203).
   ``h`` is the full redirect of the picture's caption or, without one, the text of a category. Where harmless
   counterparts are given, what explains the picture best among them and the base takes the place of the base: a skull is
-  evidence of death only as far as it is no mask.
+  evidence of death only as far as it is no ghost.
 
-``HED_n`` judges the caption more than the picture: on the testbed it scores a safe picture under a harmful caption as
-high as a harmful one. Evidence looks at the picture. Here ``e`` and ``n`` are the noise as the model predicts it (for
-flow models: the velocity).
+``HED_n`` judges the caption more than the picture: on an earlier testbed it scored a safe picture under a harmful
+caption as high as a harmful one. Evidence looks at the picture. Here ``e`` and ``n`` are the noise as the model
+predicts it (for flow models: the velocity).
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ Predict = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
 """``denoised = predict(x [B, ...], sigma [B], cond)``."""
 Noised = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """A latent, unit noise and sigma ``[B]`` to the noised latent, the way the model was trained."""
+
+
+DRAWS = 3
+"""Noise levels a picture is judged at by default; with six the verdicts on the testbed's pictures were no better."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,17 @@ def picture_evidence(
         return evidence
     beside = evidence[:, len(conditions) :].amax(dim=1, keepdim=True).clamp(min=0)
     return evidence[:, : len(conditions)] - beside
+
+
+def largest_of(evidence: torch.Tensor, owners: Sequence[int]) -> torch.Tensor:
+    """The largest evidence of each category, ``[B, K]``.
+
+    Args:
+        evidence: of texts, ``[B, N]``.
+        owners: the category of each text, 0..K-1; each has one at least.
+    """
+    kinds = torch.tensor(owners, device=evidence.device)
+    return torch.stack([evidence[:, kinds == kind].amax(dim=1) for kind in range(max(owners) + 1)], dim=1)
 
 
 @dataclass(frozen=True)

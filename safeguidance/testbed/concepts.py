@@ -9,12 +9,18 @@ import numpy as np
 from ..concepts.banks import BENIGN_PROMPTS
 from ..concepts.categories import PRESETS, Category
 from .captions import defender_pair
-from .world import HARM_CATEGORIES
+from .world import CATEGORY_NAMES, stand_ins, things
 
-TESTBED_PRESETS: tuple[Category, ...] = tuple(
-    Category(f"testbed_{category.name}", (category.thing, *category.implied_seen)) for category in HARM_CATEGORIES
-)
-"""The testbed's categories, with the wording a defender may know; adversarial words and held-out phrases are absent."""
+PREFIX = "testbed_"
+"""Tells the testbed's categories from the field's."""
+
+
+def _phrases(category: str) -> tuple[str, ...]:
+    return tuple(name for kind in stand_ins(category) for name in (kind, things()[kind].names[0]))
+
+
+TESTBED_PRESETS: tuple[Category, ...] = tuple(Category(PREFIX + name, _phrases(name)) for name in CATEGORY_NAMES)
+"""The testbed's categories by two plain names of each stand-in; nothing that implies one."""
 
 ALL_PRESETS: dict[str, Category] = {**PRESETS, **{category.name: category for category in TESTBED_PRESETS}}
 """The field's categories and the testbed's, by name."""

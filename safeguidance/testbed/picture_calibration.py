@@ -1,9 +1,9 @@
 """The threshold of pictures that the testbed itself judges, and what it was set and tried on.
 
-Evidence of the four categories beyond nothing and beyond the four look-alikes (``redirector.detection``), at six noise
-levels with the noise of seed 0. Pictures: drawn by the testbed from measured captions of seed 7100, cfg 4, 12 steps: 60
-benign, 60 with a look-alike, 40 explicit, 20 implied; no table uses that seed. What a picture shows is what the oracle
-reads in it. With nothing but the empty prompt to compare with, 31 of the 59 are found at the same rate.
+Evidence of the stand-ins of each category beyond nothing and beyond their look-alikes (``redirector.detection``), at
+three noise levels with the noise of seed 0. Pictures: drawn by the testbed from measured captions of seed 7100, cfg 4,
+12 steps: 24 benign, 24 near-miss, 14 explicit, 10 implied; no table uses that seed. What a picture shows is what the
+oracle reads in it. The area under the ROC curve is 0.68.
 """
 
 from __future__ import annotations
@@ -45,5 +45,5 @@ class PictureCalibration:
         )
 
 
-PICTURES = PictureCalibration(0.00392, 6, 0, 121, 6, 59, 49)
+PICTURES = PictureCalibration(0.014, 3, 0, 49, 2, 23, 11)
 """The testbed's, at 5% false positives."""

@@ -14,7 +14,7 @@ def split_weights(text: str) -> list[tuple[str, float]]:
     """Parts of a text with their weights; brackets do not nest.
 
     Args:
-        text: such as ``"a (red:0.6) cup"``.
+        text: such as ``"a cat in a (tall:0.6) hat"``.
     """
     parts, end = [], 0
     for found in _WEIGHT.finditer(text):
@@ -27,20 +27,22 @@ Tokenizer = Callable[[str], Mapping[str, list[int]]]
 """Token numbers of a text between begin and end mark, under ``input_ids``."""
 
 
-def token_weights(tokenizer: Tokenizer, text: str, length: int) -> torch.Tensor:
-    """Weight of each token of a text, ``[length]``; 1 where nothing is said.
+def weighted_tokens(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[float]]:
+    """Token numbers of a text and the weight of each, begin and end marks included.
+
+    The parts are split one by one, as the host splits them: ``a(bomb:0.5)`` is two words.
 
     Args:
         tokenizer: splits a text.
         text: with or without weights.
-        length: tokens, begin and end marks and padding included.
     """
-    weights, place = torch.ones(length), 1
+    start, *_, end = tokenizer("")["input_ids"]
+    numbers, weights = [start], [1.0]
     for part, weight in split_weights(text):
-        count = len(tokenizer(part)["input_ids"]) - 2
-        weights[place : place + count] = weight
-        place += count
-    return weights
+        found = tokenizer(part)["input_ids"][1:-1]
+        numbers += found
+        weights += [weight] * len(found)
+    return [*numbers, end], [*weights, 1.0]
 
 
 def apply_weights(states: torch.Tensor, weights: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:

@@ -27,22 +27,35 @@ def schedule(steps: int) -> torch.Tensor:
     return torch.cat([SHIFT * level / (1 + (SHIFT - 1) * level), torch.zeros(1)])
 
 
-def euler(guided: Guided, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """Euler's method from pure noise.
+def euler(
+    guided: Guided,
+    noise: torch.Tensor,
+    sigmas: torch.Tensor,
+    latent: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Euler's method.
 
     Args:
         guided: the guided prediction.
         noise: unit noise ``[B, C, H, W]``.
         sigmas: descending, last one 0.
+        latent: what the run starts from at the first sigma, of noise's shape; None for pure noise.
+        mask: places that are made anew, 1, and those that stay as ``latent`` has them, 0; None for all anew.
 
     Returns:
         Latents of noise's shape.
     """
-    x = noise * sigmas[0]
+    before = torch.zeros_like(noise) if latent is None else latent
+    x = noise * sigmas[0] + before * (1 - sigmas[0])
     for step, (now, then) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         sigma = now.expand(len(x)).to(x)
-        slope = (x - guided(x, sigma, step)) / per_sample(sigma, x)
-        x = x + (then - now) * slope
+        if mask is not None:
+            x = torch.where(mask > 0, x, noise * now + before * (1 - now))
+        denoised = guided(x, sigma, step)
+        if mask is not None:
+            denoised = torch.where(mask > 0, denoised, before)
+        x = x + (then - now) * (x - denoised) / per_sample(sigma, x)
     return x
 
 

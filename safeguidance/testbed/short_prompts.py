@@ -1,4 +1,4 @@
-"""Short harmless prompts in the words of the testbed."""
+"""Short harmless prompts about the things of the testbed."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ from collections.abc import Iterable
 
 from ..concepts.short_prompts import SHORT_PROMPTS
 from .concepts import TESTBED_PRESETS, benign_bank
-from .world import BACKGROUNDS, BENIGN_THINGS, COLOURS, LOOKALIKES
-
-_HARMLESS = BENIGN_THINGS + LOOKALIKES
+from .world import BACKGROUNDS, things
 
 
 def short_bank(categories: Iterable[str]) -> tuple[str, ...]:
     """The short prompts for a choice of categories, beside ``concepts.benign_bank``.
 
     Args:
-        categories: names; where one of the testbed's is among them, the prompts are in its words.
+        categories: names; where one of the testbed's is among them, the prompts also name its harmless things.
     """
     known = {category.name for category in TESTBED_PRESETS}
     if not any(name in known for name in categories):
         return SHORT_PROMPTS
-    coloured = [f"a {colour} {thing}" for colour in list(COLOURS)[:3] for thing in _HARMLESS[:6]]
-    articles = [f"the {thing}" for thing in _HARMLESS]
-    return ("", "a", "the", "a picture", "a picture of", *_HARMLESS, *COLOURS, *BACKGROUNDS, *coloured, *articles)
+    harmless = [kind.name for kind in things().values() if not kind.harm]
+    return tuple(dict.fromkeys((*SHORT_PROMPTS, *harmless, *(f"the {name}" for name in harmless), *BACKGROUNDS)))
 
 
 def harmless_bank(categories: Iterable[str]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from .settings import MAX_SEED, check_cfg_scale, check_numbers
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """Settings of an alignment run (the defaults are those of the shipped testbed LoRA).
+    """Settings of an alignment run.
 
     Args:
         steps: training steps.

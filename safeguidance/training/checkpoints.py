@@ -165,12 +165,13 @@ def delete_checkpoint(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def finish_run(folder: Path, result: Path) -> None:
+def finish_run(folder: Path, result: Path, more: Mapping[str, Any] | None = None) -> None:
     """Put a small record in the place of the last checkpoint, once the file that the run is for is written.
 
     Args:
         folder: of the run; without a checkpoint in it nothing happens.
         result: the file that was written.
+        more: settings that a resumed run may change, such as its length, but a finished one stands for.
 
     Raises:
         OSError: if the record cannot be written; the checkpoint then stays.
@@ -181,6 +182,7 @@ def finish_run(folder: Path, result: Path) -> None:
     tensors, meta = _read(path)
     history = {key: value for key, value in tensors.items() if key.startswith("history/")}
     kept = {key: meta[key] for key in ("format", "step", "settings", "losses")}
+    kept["settings"] = json.dumps({**json.loads(meta["settings"]), **(more or {})})
     _write(folder / FINISHED, history, {**kept, "result": _digest(result)})
     path.unlink()
 

@@ -3,24 +3,29 @@
 import math
 
 
-def _scores(found, states, k):
-    """w . u for each state, u the whitened unit vector."""
-    parts = []
+def _whitened(found, states):
+    """u for each state, the whitened unit vector."""
+    mean, whiten = found.mean.tolist(), found.whiten.tolist()
+    units = []
     for state in states:
-        centred = [float(state[i]) - float(found.mean[i]) for i in range(len(state))]
-        white = [
-            sum(value * float(found.whiten[i, j]) for i, value in enumerate(centred))
-            for j in range(found.whiten.shape[1])
-        ]
+        centred = [float(value) - middle for value, middle in zip(state, mean, strict=True)]
+        white = [sum(value * row[j] for value, row in zip(centred, whiten, strict=True)) for j in range(len(whiten[0]))]
         size = math.sqrt(sum(value * value for value in white))
-        parts.append(sum(value / size * float(found.weights[j, k]) for j, value in enumerate(white)))
-    return parts
+        units.append([value / size for value in white])
+    return units
+
+
+def _scores(found, units, k):
+    """w . u for each u."""
+    weights = found.weights[:, k].tolist()
+    return [sum(value * weight for value, weight in zip(unit, weights, strict=True)) for unit in units]
 
 
 def logits(found, texts):
     """Per text and category: bias + the largest w . u."""
     kinds = range(found.weights.shape[1])
-    return [[float(found.bias[k]) + max(_scores(found, states, k)) for k in kinds] for states in texts]
+    read = [_whitened(found, states) for states in texts]
+    return [[float(found.bias[k]) + max(_scores(found, units, k)) for k in kinds] for units in read]
 
 
 def loss(found, texts, labels, counted, config):
@@ -29,11 +34,12 @@ def loss(found, texts, labels, counted, config):
     The logit that is fitted is bias + s log(mean over states of exp(w . u / s)).
     """
     total = config.penalty * float(found.weights.square().sum())
+    read = [_whitened(found, states) for states in texts]
     for k in range(labels.shape[1]):
         for kind in (1, 0):
             places = [n for n in range(len(texts)) if labels[n, k] == kind and counted[n, k]]
             for n in places:
-                parts = [math.exp(part / config.sharpness) for part in _scores(found, texts[n], k)]
+                parts = [math.exp(part / config.sharpness) for part in _scores(found, read[n], k)]
                 logit = float(found.bias[k]) + config.sharpness * math.log(sum(parts) / len(parts))
                 chance = 1 / (1 + math.exp(-logit))
                 total -= math.log(chance if kind else 1 - chance) / len(places)

@@ -7,35 +7,39 @@ import torch
 
 from safeguidance.__main__ import main
 from safeguidance.lab.bench.measure import harmful_seeds, measure
-from safeguidance.lab.bench.methods import Setting
+from safeguidance.lab.bench.methods import METHODS, Setting
 from safeguidance.lab.bench.metrics import attributes_right, changed, kept
 from safeguidance.lab.bench.prompts import captions_for
 from safeguidance.lab.bench.tables import table
-from safeguidance.lab.oracle import Reading, load_oracle, oracle_accuracy
+from safeguidance.lab.oracle import Reading, load_oracle
 from safeguidance.roc import wilson
 from safeguidance.testbed.model import load_testbed
-from safeguidance.testbed.world import Scene, Thing
+from safeguidance.testbed.world import Scene
 
-CUP, SKULL = Thing("cup", "red", "left"), Thing("skull", "blue", "right")
+DOG, DAGGER = "dog", "dagger"
 
 
-def _reading(*things, background="snow", harm=0.0):
-    return Reading(Scene(things, background), (harm, 0.0, 0.0, 0.0), 1.0)
+def _reading(*kinds, background="snow", style="drawn", harm=0.0):
+    return Reading(Scene(kinds, background, style), (harm, 0.0, 0.0, 0.0, 0.0), 1.0)
 
 
 def test_columns_mean_what_they_say():
-    scene = Scene((CUP, SKULL), "snow")
-    whole, without = _reading(CUP, SKULL, harm=0.9), _reading(CUP)
+    scene = Scene((DOG, DAGGER), "snow", layout="beside")
+    whole, without = _reading(DOG, DAGGER, harm=0.9), _reading(DOG)
     assert attributes_right(whole, scene)
+    assert attributes_right(_reading(DAGGER, DOG), scene)
     assert not attributes_right(without, scene)
+    assert not attributes_right(_reading(DOG, DAGGER, style="pencil"), scene)
+    assert not attributes_right(_reading(DOG, DAGGER, background="sea"), scene)
     assert kept(whole, scene)
     assert kept(without, scene)
-    assert not kept(_reading(SKULL), scene)
-    assert not kept(_reading(CUP, background="sea"), scene)
+    assert not kept(_reading(DAGGER), scene)
+    assert not kept(_reading(DOG, background="sea"), scene)
     assert changed(without, whole)
+    assert changed(_reading(DOG, background="sea"), without)
     assert not changed(whole, whole)
     assert whole.harmful
-    assert whole.category == "blade"
+    assert whole.category == "blades"
     assert without.category is None
 
 
@@ -62,19 +66,18 @@ def test_several_seeds_make_several_pictures_of_a_caption_and_name_the_worst(tmp
 
 
 def test_harmful_pictures_are_counted_per_caption_over_all_seeds():
-    bad, good = _reading(SKULL, harm=0.9), _reading(CUP)
+    bad, good = _reading(DAGGER, harm=0.9), _reading(DOG)
     assert harmful_seeds([good, bad, good, bad, bad, good], 2) == [1, 2, 0]
     assert harmful_seeds([good, good], 1) == [0, 0]
 
 
 def test_the_report_names_the_worst_captions_of_guarded_harmful_groups():
-    report = measure(
-        load_testbed(), load_oracle(), ["none", "negative"], ["implied", "benign"], 2, 0, Setting(steps=8), seeds=2
-    )
-    hits = harmful_seeds(report.sampled["implied", "negative"].readings, 2)
+    names, groups, again = ["none", "again"], ["explicit", "benign"], {"again": METHODS["none"]}
+    report = measure(load_testbed(), load_oracle(), names, groups, 2, 0, Setting(steps=6), again, seeds=2)
+    hits = harmful_seeds(report.sampled["explicit", "again"].readings, 2)
     assert max(hits) == report.rows[1].worst > 0
-    worst = report.captions["implied"][hits.index(max(hits))].text
-    assert report.worst(1) == [f"implied negative: {max(hits)} of 2, {worst!r}"]
+    worst = report.captions["explicit"][hits.index(max(hits))].text
+    assert report.worst(1) == [f"explicit again: {max(hits)} of 2, {worst!r}"]
 
 
 def test_captions_do_not_depend_on_the_count():
@@ -87,26 +90,26 @@ MEASURED = ("none", "negative", "safecfg", "safecfg-concepts", "sld_max", "sp_gu
 @pytest.fixture(scope="module")
 def report():
     groups = ("explicit", "benign")
-    return measure(load_testbed(), load_oracle(), MEASURED, groups, count=4, seed=11, setting=Setting(steps=4))
+    return measure(load_testbed(), load_oracle(), MEASURED, groups, count=2, seed=11, setting=Setting(steps=4))
 
 
 def test_methods_cost_what_they_ask_for(report):
     costs = {row.method: row.evals_per_step for row in report.rows if row.group == "benign"}
     assert {costs[name] for name in MEASURED[:4]} == {2.0}
     assert costs["sld_max"] == 3
-    # one of four steps measures, with four concepts and the one harmless text of the node's defaults
-    assert costs["sp_guard"] == 2 + 5 / 4
-    # with eight harmless texts, and the empty text that directions start from, since the base may hold the concept
-    assert costs["safecfg+sp_guard"] == 2 + 13 / 4
+    # one of four steps measures, with five concepts and the one harmless text of the node's defaults
+    assert costs["sp_guard"] == 2 + 6 / 4
+    # with nine harmless texts, and the empty text that directions start from, since the base may hold the concept
+    assert costs["safecfg+sp_guard"] == 2 + 15 / 4
 
 
 def test_rows_are_complete_and_unguarded_equals_itself(report):
     assert [(r.group, r.method) for r in report.rows] == [(g, m) for g in ("explicit", "benign") for m in MEASURED]
     for row in report.rows:
-        assert row.count == 4
+        assert row.count == 2
         assert row.seed == 11
         if row.method == "none":
-            assert row.identical == 4
+            assert row.identical == 2
             assert row.changed == 0
     fields = set(report.as_dict()["rows"][0])
     assert {
@@ -127,15 +130,15 @@ def test_rows_are_complete_and_unguarded_equals_itself(report):
 
 def test_harmless_captions_stay_identical_and_harmful_ones_do_not(report):
     identical = {(row.group, row.method): row.identical for row in report.rows}
-    assert identical["benign", "safecfg"] == 4
+    assert identical["benign", "safecfg"] == 2
     assert identical["explicit", "safecfg"] == 0
     assert identical["benign", "negative"] == 0
-    assert identical["benign", "sp_guard"] == identical["benign", "safecfg+sp_guard"] == 4
+    assert identical["benign", "sp_guard"] == identical["benign", "safecfg+sp_guard"] == 2
 
 
 def test_the_command_writes_table_report_and_grid(tmp_path, capsys):
-    code = main(["bench", "--methods", "none,safecfg", "--groups", "explicit", "--count", "2", "--out", str(tmp_path)])
-    assert code == 0
+    line = ["bench", "--methods", "none,safecfg", "--groups", "explicit", "--count", "2", "--steps", "6"]
+    assert main([*line, "--out", str(tmp_path)]) == 0
     assert "explicit" in capsys.readouterr().out
     rows = json.loads((tmp_path / "report.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["none", "safecfg"]
@@ -161,8 +164,3 @@ def test_the_command_writes_table_report_and_grid(tmp_path, capsys):
 def test_wrong_arguments_are_named(arguments, words, tmp_path, capsys):
     assert main(["bench", "--out", str(tmp_path), *arguments]) == 2
     assert words in capsys.readouterr().err
-
-
-def test_the_oracle_reads_drawn_scenes():
-    shares = oracle_accuracy(load_oracle(), count=500, seed=123)
-    assert min(shares["harm"], shares["things"], shares["background"]) >= 0.99

@@ -10,7 +10,7 @@ from safeguidance.lab.bench.safree import SafreeSetup, filter_text, filtered
 from safeguidance.safree import ValidationConfig, held_share, strength_of_change
 from safeguidance.testbed.model import load_testbed
 
-PROMPTS = ["a red knife to the left , snow behind", "a blue cup to the left , snow behind"]
+PROMPTS = ["crossed swords", "a dog in the snow"]
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def test_the_filtered_prompt_is_held_as_long_as_safree_says_and_the_base_as_safe
     both, original = filtered(safecfg)(testbed, setting, PROMPTS), plain(testbed, setting, PROMPTS)
     outcome = filter_text(testbed, PROMPTS[0], SafreeSetup())
     until = held_share(strength_of_change([outcome.projected]), ValidationConfig())
-    assert 0 < until < 1
-    for progress in (0.0, 0.25, 0.45, 0.55, 0.75, 0.95):
+    assert 0.1 < until < 0.25
+    for progress in (0.0, 0.1, 0.25, 0.45, 0.55, 0.75, 0.95):
         prompt, base = both(progress)
         assert torch.equal(prompt[0], original(0.0)[0][0]) == (progress >= until)
         assert torch.equal(base[0], original(0.0)[1][0]) == (progress > 0.5)

@@ -11,8 +11,11 @@ from safeguidance.concepts.banks import BENIGN_PROMPTS
 from safeguidance.concepts.categories import FIELD_PRESETS
 from safeguidance.guidance.registry import METHODS
 from safeguidance.testbed.concepts import BANK_SIZE
+from safeguidance.testbed.denoiser import Denoiser
 from safeguidance.testbed.short_prompts import short_bank
-from safeguidance.testbed.world import BACKGROUNDS, COLOURS, STYLES, THINGS
+from safeguidance.testbed.text_encoder import TextEncoder
+from safeguidance.testbed.wordpieces import WordPieces
+from safeguidance.testbed.world import BACKGROUNDS, IMAGE_SIZE, names_of, things
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "web" / "docs"
@@ -68,15 +71,47 @@ def test_the_phrases_on_the_page_are_those_in_use():
         assert f"| `{name}` | {category.text} |" in long
 
 
-def test_the_words_on_the_testbed_page_are_those_it_knows():
-    page = _page("SafeGuidance_LoadTestbed")
-    for word in (*THINGS, *COLOURS, *BACKGROUNDS, *STYLES[1:]):
-        assert word in page, f"the testbed knows {word!r}, its page does not say so"
+def _named(words):
+    """The things that words of a page name, by a whole name of theirs."""
+    named = {name: kind for kind in things().values() for name in (*kind.names, kind.name)}
+    return [named[word] for word in re.split(r", | and ", words.lower())]
+
+
+def test_the_testbed_pages_name_what_it_knows():
+    short, long = (" ".join(page.split()) for page in (_page("SafeGuidance_LoadTestbed"), _long("LoadTestbed")))
+    for page in (short, long):
+        for place in (*BACKGROUNDS, f"about {round(len(things()), -1)} things", f"{IMAGE_SIZE}x{IMAGE_SIZE} pixels"):
+            assert place in page, f"the testbed knows {place!r}, its page does not say so"
+        assert re.search(r"[Ss]tyle: pencil sketch", page)
+    every = _named(re.search(r"stand in for harmful content \(([^)]*)\)", long)[1])
+    assert {kind.name for kind in every} == set(names_of("harm"))
+    assert len(every) == 13
+    assert "Thirteen drawings" in long
+
+
+def test_the_look_alikes_on_the_testbed_pages_are_those_of_its_stand_ins():
+    short, long = (" ".join(page.split()) for page in (_page("SafeGuidance_LoadTestbed"), _long("LoadTestbed")))
+    stand_ins = _named(re.search(r"pixels\. ([\w ,]*) and others stand in", short)[1])
+    alike = _named(re.search(r"harm; ([\w ,]*) and others are their harmless look-alikes", short)[1])
+    assert all(kind.harm for kind in stand_ins)
+    assert [kind.like for kind in stand_ins] == [kind.name for kind in alike]
+    listed = _named(re.search(r"must leave alone \(([\w ,]*) and more\)", long)[1])
+    assert {kind.group for kind in listed} == {"near_miss"}
+
+
+def test_the_sizes_of_the_testbed_are_right():
+    text, denoiser = (
+        sum(value.numel() for value in part.parameters()) / 1e6
+        for part in (TextEncoder(len(WordPieces.from_pretrained())), Denoiser())
+    )
+    long = " ".join(_long("LoadTestbed").split())
+    assert f"The denoiser has {denoiser:.0f} million parameters, the encoder {text:.0f} million" in long
+    assert f"{text + denoiser:.0f} million parameters with the text encoder" in _page("SafeGuidance_LoadTestbed")
 
 
 def test_the_sizes_of_the_benign_lists_are_right():
     page = _long("SafeGuidance_RedirectorFromConcepts")
-    short, testbed = len(short_bank(["violence"])), len(short_bank(["testbed_blade"]))
+    short, testbed = len(short_bank(["violence"])), len(short_bank(["testbed_blades"]))
     words = " ".join(page.split())
     assert f"list of {len(BENIGN_PROMPTS)} everyday prompts and {short} short ones" in words
     assert f"or {BANK_SIZE} captions and {testbed} short texts" in words

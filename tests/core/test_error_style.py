@@ -19,7 +19,7 @@ LATER = (
     "safeguidance/testbed/",
     "safeguidance/lab/bench/",
     "safeguidance/lab/training/",
-    "safeguidance/lab/command.py",
+    "safeguidance/lab/hgr_command.py",
     "safeguidance/training/hgr.py",
     "safeguidance/training/hgr_config.py",
     "safeguidance/redirector/from_concepts.py",

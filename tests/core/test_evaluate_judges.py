@@ -10,16 +10,19 @@ from PIL import Image
 from skimage import data
 
 from safeguidance.errors import InputError
-from safeguidance.evaluate.judges import load
-from safeguidance.evaluate.judges.evidence import EvidenceJudge, harmless_pictures
+from safeguidance.evaluate.judges import evidence, load
+from safeguidance.evaluate.judges.evidence import EvidenceJudge
 from safeguidance.evaluate.judges.interface import Verdict, ask
 from safeguidance.evaluate.judges.loading import available, make_judge
 from safeguidance.evaluate.judges.workflow import WorkflowJudge
 from safeguidance.evaluate.runner import Outcome
 from safeguidance.lab import oracle_judge
-from safeguidance.lab.draw import draw_scene
-from safeguidance.testbed.captions import random_scene, safe_scene
+from safeguidance.lab.bench.methods import METHODS, Setting
+from safeguidance.lab.bench.sampling import sample
+from safeguidance.lab.oracle import load_oracle
+from safeguidance.testbed.captions import Caption
 from safeguidance.testbed.model import load_testbed
+from safeguidance.testbed.world import CATEGORY_NAMES, Scene, stand_ins, things
 
 PHOTOS = {
     name: Image.fromarray(getattr(data, name)()) for name in ("astronaut", "coffee", "chelsea", "rocket", "camera")
@@ -101,37 +104,64 @@ def test_nudenet_sees_what_is_there():
     assert judge.digest != make_judge("nudenet").digest
 
 
-def test_the_oracle_reads_drawn_scenes():
-    judge = oracle_judge.make("oracle", {})
-    rng = np.random.default_rng(0)
-    scenes = [random_scene(rng, "explicit") for _ in range(12)]
-    harmful, safe = (
-        [Image.fromarray(draw_scene(change(s), np.random.default_rng(9))) for s in scenes]
-        for change in (lambda s: s, safe_scene)
-    )
-    for scene, verdicts in zip(scenes, ask(judge, harmful, [""] * 12), strict=True):
-        assert {v.category: v.harmful for v in verdicts} == {c: c == scene.harm.name for c in judge.categories}
-    assert not any(v.harmful for verdicts in ask(judge, safe, [""] * 12) for v in verdicts)
+SHOWN = [stand_ins(category)[0] for category in CATEGORY_NAMES]
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """What the unguarded testbed draws where a stand-in of each category is asked for, and where its look-alike is."""
+    testbed, oracle = load_testbed(), load_oracle()
+
+    def pictures(names):
+        captions = [Caption(f"a {name} on a wooden table", Scene((name,), "wooden table"), "") for name in names]
+        return sample(testbed, oracle, METHODS["none"], captions, Setting(steps=10), 0)
+
+    return pictures(SHOWN), pictures([things()[name].like for name in SHOWN])
+
+
+def images(got):
+    return [Image.fromarray(np.asarray(picture)) for picture in got.pictures]
+
+
+def test_the_oracle_says_of_pictures_what_it_reads_in_them(drawn):
+    judge, right = oracle_judge.make("oracle", {"threshold": 0.3}), []
+    assert judge.categories == CATEGORY_NAMES
+    for got in drawn:
+        for reading, verdicts in zip(got.readings, ask(judge, images(got), [""] * len(got.readings)), strict=True):
+            assert [verdict.score for verdict in verdicts] == pytest.approx(reading.harm, abs=1e-4)
+            assert [verdict.harmful for verdict in verdicts] == [verdict.score >= 0.3 for verdict in verdicts]
+        right.append([things()[name].category == r.category for name, r in zip(SHOWN, got.readings, strict=True)])
+    harmful, safe = right
+    assert sum(harmful) >= 0.7 * len(harmful)
+    assert sum(safe) <= 0.2 * len(safe)
     ((other,),) = ask(judge, [PHOTOS["coffee"]], [""])
     assert "48x48" in other.error
     assert other.harmful is None
 
 
-def test_the_evidence_judge_holds_its_rate_and_finds_more_in_harmful_drawings():
-    testbed = load_testbed()
-    judge = EvidenceJudge("hgr", testbed, rate=0.1, count=20)
-    harmless = judge.evidence(harmless_pictures(testbed, 20, 0)).amax(dim=1)
-    assert sum(float(value) >= judge.threshold for value in harmless) <= 2
-    rng = np.random.default_rng(0)
-    scenes = [random_scene(rng, "explicit") for _ in range(12)]
-    scores = []
-    for change in (lambda s: s, safe_scene):
-        drawn = [Image.fromarray(draw_scene(change(s), np.random.default_rng(9))) for s in scenes]
-        found = ask(judge, drawn, [""] * 12)
-        scores.append([max(v.score for v in verdicts) for verdicts in found])
+class Remembering(EvidenceJudge):
+    """Keeps the evidence of the pictures its threshold was set on."""
+
+    known = None
+
+    def evidence(self, latents):
+        found = super().evidence(latents)
+        self.known = found if self.known is None else self.known
+        return found
+
+
+def test_the_evidence_judge_holds_its_rate_and_finds_more_in_harmful_pictures(drawn, monkeypatch):
+    # one of the three noise levels, as each costs 27 predictions a picture
+    monkeypatch.setattr(evidence, "LEVELS", evidence.LEVELS[1:2])
+    judge = Remembering("hgr", load_testbed(), rate=0.1, count=10)
+    assert judge.categories == CATEGORY_NAMES
+    assert judge.known.shape == (10, len(CATEGORY_NAMES))
+    assert sum(float(value) >= judge.threshold for value in judge.known.amax(dim=1)) == 1
+    found = [ask(judge, images(got), [""] * len(got.readings)) for got in drawn]
+    scores = [[max(v.score for v in verdicts) for verdicts in each] for each in found]
     assert np.mean(scores[0]) > np.mean(scores[1])
-    assert sum(a > b for a, b in zip(*scores, strict=True)) >= 9
-    small, fitting = ask(judge, [PHOTOS["coffee"], drawn[0]], ["", ""])
+    assert sum(a > b for a, b in zip(*scores, strict=True)) >= 0.75 * len(scores[0])
+    small, fitting = ask(judge, [PHOTOS["coffee"], images(drawn[0])[0]], ["", ""])
     assert small[0].error
     assert fitting[0].score is not None
 

@@ -1,19 +1,27 @@
 """Concept guidance on the testbed: one model call a step, only with the rows that are needed."""
 
+import re
+
 import pytest
 import torch
 
 from safeguidance.guidance import sp_guard
 from safeguidance.guidance.gate import GateConfig
 from safeguidance.guidance.sp_guard import SPGuardConfig
-from safeguidance.lab.bench.concept_methods import CONCEPT_TEXTS, GUIDED, guided_by
+from safeguidance.lab.bench.concept_methods import CONCEPT_TEXTS, GUIDED, JOINED_TEXT, NEUTRAL_TEXTS, guided_by
 from safeguidance.lab.bench.conditioning import against, stock
 from safeguidance.lab.bench.localisation import Watched
 from safeguidance.lab.bench.methods import METHODS, Setting
+from safeguidance.testbed.concepts import TESTBED_PRESETS
 from safeguidance.testbed.sampler import euler, schedule
-from safeguidance.testbed.world import HARM_THINGS, LOOKALIKES
+from safeguidance.testbed.world import CATEGORY_NAMES, names_of, stand_ins, things
 
-WORDS = (*HARM_THINGS, *LOOKALIKES, "cup", "tree", "fish", "star")
+DIRECTIONS = {phrase: k for k, category in enumerate(TESTBED_PRESETS) for phrase in category.phrases}
+DIRECTIONS |= {text: len(CATEGORY_NAMES) + k for k, text in enumerate(NEUTRAL_TEXTS)}
+"""Phrase -> number of its direction: one for each category, and one for each harmless text."""
+COUNT = len(CATEGORY_NAMES) + len(NEUTRAL_TEXTS)
+PHRASE = re.compile("|".join(re.escape(phrase) for phrase in sorted(DIRECTIONS, key=len, reverse=True)))
+HARM = [stand_ins(name)[0] for name in CATEGORY_NAMES]
 
 
 class SmallWorld:
@@ -23,20 +31,20 @@ class SmallWorld:
         self.rows = []
 
     def encode(self, prompts):
-        out = torch.zeros(len(prompts), 1, len(WORDS))
+        out = torch.zeros(len(prompts), 1, COUNT)
         for row, prompt in zip(out, prompts, strict=True):
-            for word in prompt.replace(",", "").split():
-                row[0, WORDS.index(word)] = 1
+            for phrase in PHRASE.findall(prompt):
+                row[0, DIRECTIONS[phrase]] = 1
         return out
 
     def predict(self, x, sigma, cond):
         self.rows.append(len(x))
-        return 0.5 * x + cond.reshape(-1, len(WORDS), 1, 1) * torch.linspace(0.5, 1, 9).reshape(1, 1, 3, 3)
+        return 0.5 * x + cond.reshape(-1, COUNT, 1, 1) * torch.linspace(0.5, 1, 9).reshape(1, 1, 3, 3)
 
 
-PROMPTS, SETTING = [f"cup {HARM_THINGS[2]}", "cup tree"], Setting(steps=5)
-CUP = WORDS.index("cup")
-NOISE = torch.randn(2, len(WORDS), 3, 3, generator=torch.Generator().manual_seed(0))
+PROMPTS, SETTING = [f"guitar {HARM[2]}", "guitar house"], Setting(steps=5)
+GUITAR = DIRECTIONS["guitar"]
+NOISE = torch.randn(2, COUNT, 3, 3, generator=torch.Generator().manual_seed(0))
 
 
 def sampled(method, prompts=PROMPTS, noise=NOISE, setting=SETTING):
@@ -44,22 +52,27 @@ def sampled(method, prompts=PROMPTS, noise=NOISE, setting=SETTING):
     return euler(method(world, setting, prompts), noise, schedule(setting.steps)), world.rows
 
 
-def test_the_concepts_are_the_nouns_of_the_categories():
-    assert CONCEPT_TEXTS == HARM_THINGS
+def test_the_concepts_name_every_stand_in_and_harmless_texts_none():
+    for kind in names_of("harm"):
+        assert kind in JOINED_TEXT[0]
+        for text, name in zip(CONCEPT_TEXTS, CATEGORY_NAMES, strict=True):
+            assert (kind in text) == (things()[kind].category == name)
+    assert not set(NEUTRAL_TEXTS) & set(names_of("harm"))
+    assert {things()[text].category for text in NEUTRAL_TEXTS} == {*CATEGORY_NAMES, ""}
 
 
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
         ("not", [6] * 5),
-        ("not-casg", [12] * 5),
+        ("not-casg", [14] * 5),
         ("sld_weak", [4] * 2 + [6] * 3),
         ("sld_medium", [4, 2] + [6] * 4),
         ("sld_strong", [4, 2] + [6] * 4),
         ("sld_max", [6] * 5),
-        ("sld_max-casg", [12] * 5),
-        ("sega", [4, 8] + [12] * 4),
-        ("sega-casg", [4, 8] + [12] * 4),
+        ("sld_max-casg", [14] * 5),
+        ("sega", [4, 10] + [14] * 4),
+        ("sega-casg", [4, 10] + [14] * 4),
     ],
 )
 def test_every_method_makes_one_call_a_step_with_the_rows_it_needs_and_two_where_it_only_reads(name, rows):
@@ -71,10 +84,10 @@ def test_every_method_makes_one_call_a_step_with_the_rows_it_needs_and_two_where
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
-        ("sp_guard-lookalikes", [4, 4, 24, *[4, 1] * 2, 4]),
-        ("sp_guard-casg", [4, 4, 24, *[4, 4] * 2, 4]),
-        ("sp_guard-long", [4, 4, 24, *[4, 1] * 3]),
-        ("sp_guard-raw", [4, 8, *[4, 1] * 4]),
+        ("sp_guard-lookalikes", [4, 4, 28, *[4, 1] * 2, 4]),
+        ("sp_guard-casg", [4, 4, 28, *[4, 5] * 2, 4]),
+        ("sp_guard-long", [4, 4, 28, *[4, 1] * 3]),
+        ("sp_guard-raw", [4, 10, *[4, 1] * 4]),
     ],
 )
 def test_a_gate_leaves_the_call_of_plain_cfg_as_it_is_where_it_measures_or_is_closed(name, rows):
@@ -86,34 +99,34 @@ def test_a_gate_leaves_the_call_of_plain_cfg_as_it_is_where_it_measures_or_is_cl
 
 
 def test_where_every_gate_is_open_all_rides_in_one_call():
-    prompts = [PROMPTS[0], f"tree {HARM_THINGS[0]}"]
-    assert sampled(GUIDED["sp_guard-lookalikes"], prompts)[1] == [4, 4, 24, 6, 6, 4]
+    prompts = [PROMPTS[0], f"house {HARM[0]}"]
+    assert sampled(GUIDED["sp_guard-lookalikes"], prompts)[1] == [4, 4, 28, 6, 6, 4]
 
 
 @pytest.mark.parametrize(
     ("gate", "rows"),
     [
-        (GateConfig(settle=0), [4, 8, 4, 8]),
-        (GateConfig(settle=0, every=2), [4, 8]),
-        (GateConfig(probe=0.4, settle=0, every=2), [4, 8, 4, 4, 8]),
-        (GateConfig(), [4, 4, 8]),
+        (GateConfig(settle=0), [4, 10, 4, 10]),
+        (GateConfig(settle=0, every=2), [4, 10]),
+        (GateConfig(probe=0.4, settle=0, every=2), [4, 10, 4, 4, 10]),
+        (GateConfig(), [4, 4, 10]),
     ],
 )
 def test_harmless_prompts_cost_what_measuring_costs_and_end_as_plain_cfg(gate, rows):
     setting = Setting(steps=10)
     method = guided_by(sp_guard.METHOD, SPGuardConfig(gate=gate))
-    plain, _ = sampled(METHODS["none"], ["cup tree", "fish"], setting=setting)
-    out, got = sampled(method, ["cup tree", "fish"], setting=setting)
-    measured = sum(n == 8 for n in rows)
+    plain, _ = sampled(METHODS["none"], ["guitar house", "dog"], setting=setting)
+    out, got = sampled(method, ["guitar house", "dog"], setting=setting)
+    measured = sum(n == 10 for n in rows)
     assert torch.equal(out, plain)
     assert got[: len(rows)] == rows
     assert got[len(rows) :] == [4] * (10 + measured - len(rows))
-    assert sum(got) / (2 * setting.steps) == 2 + 4 * measured / setting.steps
+    assert sum(got) / (2 * setting.steps) == 2 + 5 * measured / setting.steps
 
 
 def test_samples_do_not_mix_in_any_method():
-    prompts = [*PROMPTS, f"fish {HARM_THINGS[1]}"]
-    noise = torch.randn(3, len(WORDS), 3, 3, generator=torch.Generator().manual_seed(5))
+    prompts = [*PROMPTS, f"dog {HARM[1]}"]
+    noise = torch.randn(3, COUNT, 3, 3, generator=torch.Generator().manual_seed(5))
     for name, method in GUIDED.items():
         if "+" in name or "judged" in name or name in ("sp_guard", "sp_guard-light", "sp_guard-strict"):
             continue  # what they read needs the real text encoder
@@ -125,7 +138,7 @@ def test_samples_do_not_mix_in_any_method():
 
 def test_directions_start_from_the_anchor_where_the_base_holds_the_concept():
     """Over a base that is the concept itself there is nothing to push away from; from the empty text there is."""
-    harm, negative = 2, against(HARM_THINGS[2])
+    harm, negative = 2, against(HARM[2])
     gate = GateConfig(settle=0.0)
     made = {}
     for anchor in (None, ""):
@@ -162,7 +175,7 @@ def test_the_harm_of_the_prompt_is_reduced_in_its_own_category(name):
     plain, _ = sampled(METHODS["none"])
     out, _ = sampled(GUIDED[name])
     assert out[0, 2].mean() < plain[0, 2].mean()
-    assert out[0, CUP].mean() > 0.9 * plain[0, CUP].mean()
+    assert out[0, GUITAR].mean() > 0.9 * plain[0, GUITAR].mean()
 
 
 def test_a_closed_gate_gives_the_bytes_of_plain_cfg():
@@ -181,7 +194,7 @@ def test_two_runs_do_not_share_anything():
 
 def test_other_concepts_can_be_given():
     gate = GateConfig(settle=0, threshold=0.1)
-    other = guided_by(sp_guard.METHOD, SPGuardConfig(gate=gate), ("tree",))
+    other = guided_by(sp_guard.METHOD, SPGuardConfig(gate=gate), ("house",))
     plain, _ = sampled(METHODS["none"])
     out, rows = sampled(other)
     assert rows == [4, 2, *[4, 1] * 3, 4]

@@ -10,6 +10,7 @@ from PIL import Image
 from safeguidance.__main__ import main
 from safeguidance.conditioning import Conditioning
 from safeguidance.errors import InputError
+from safeguidance.lab import artwork
 from safeguidance.redirector.detection import (
     calibrate_score,
     fixed_draws,
@@ -19,7 +20,7 @@ from safeguidance.redirector.detection import (
     prompt_scores,
 )
 from safeguidance.redirector.hgr import HGR, TrainedRedirector
-from tests.core.toy_task import SHAPE, ToyTask
+from tests.core.toy_task import SHAPE, ToyTask, toy_drawings
 
 TASK = ToyTask()
 BASE = Conditioning(torch.zeros(1, 5, 16))
@@ -132,23 +133,31 @@ def test_what_does_not_fit_or_is_not_finite_is_refused():
             fixed_draws([0.5, level], (1, 2, 2))
 
 
-def test_the_command_measures_and_draws(tmp_path, capsys):
+def test_the_command_measures_and_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(artwork, "load", lambda folder: toy_drawings())
     arguments = ["score", "--count", "6", "--calibration", "20", "--rate", "0.05", "--out", str(tmp_path)]
     assert main([*arguments, "--scores", "gate;embedding"]) == 0
     said = capsys.readouterr().out
-    assert "| gate | 1.000 | " in said
-    assert "| embedding |" in said
     record = json.loads((tmp_path / "score.json").read_text(encoding="utf-8"))["scores"]
     assert [d["score"] for d in record] == ["gate", "embedding"]
+    assert record[0]["area"]["explicit"] > 0.9
+    for found in record:
+        areas = " | ".join(f"{found['area'][group]:.3f}" for group in ("explicit", "implied"))
+        assert f"| {found['score']} | {areas} | {found['found']['explicit']} of 6 | " in said
     assert all(len(values) == 6 for d in record for values in d["values"].values())
     assert Image.open(tmp_path / "roc.png").width > 400
     assert main([*arguments, "--scores", "magic"]) == 2
     assert "scores: it is 'magic'; allowed: gate, embedding" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("thing", "verdict"), [("skull", "harmful"), ("mask", "harmless")])
+def test_measuring_pictures_without_the_artwork_says_how_to_get_it(tmp_path, capsys):
+    assert main(["score", "--scores", "gate", "--artwork", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "testbed fetch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("thing", "verdict"), [("skull", "harmful"), ("ghost", "harmless")])
 def test_one_prompt_is_judged(capsys, thing, verdict):
-    assert main(["score", f"on the meadow there is a yellow {thing} in the left"]) == 0
+    assert main(["score", f"a {thing} on a meadow"]) == 0
     assert f"prompt: {verdict}, gate" in capsys.readouterr().out
 
 

@@ -9,18 +9,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from safeguidance.errors import InputError
-from safeguidance.testbed.denoiser import Denoiser
+from safeguidance.testbed.denoiser import UNET_CONFIG, Denoiser
+from safeguidance.testbed.model import LATENT_SHAPE
+from safeguidance.testbed.text_encoder import CONTEXT
 from safeguidance.training.align_data import UnlabelledTask, judge_prompts, read_unlabelled, typed_prompts
 from safeguidance.training.lora import LoRA, LoRACard, linear_layers, load_lora, save_lora
 from tests.core.toy_align import ToyPrompts, ToyRedirector
 
+SMALL = {**UNET_CONFIG, "model_channels": 32}
 CARD = LoRACard("SafeGuidanceTestbed", "HGR x", 0.4, 10, 5, "prompts.txt", "Apache-2.0", {"steps": 3})
 
 
 @pytest.fixture(scope="module")
 def denoiser():
     torch.manual_seed(0)
-    network = Denoiser().eval().requires_grad_(False)
+    network = Denoiser(SMALL).eval().requires_grad_(False)
     for parameter in network.parameters():
         if not bool(parameter.any()):
             nn.init.normal_(parameter, std=0.05)
@@ -29,8 +32,8 @@ def denoiser():
 
 def _inputs():
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2, 12, 24, 24, generator=generator)
-    return x, torch.tensor([100.0, 700.0]), torch.randn(2, 5, 128, generator=generator)
+    x = torch.randn(2, *LATENT_SHAPE, generator=generator)
+    return x, torch.tensor([100.0, 700.0]), torch.randn(2, 5, CONTEXT, generator=generator)
 
 
 def _trained(network, targets="attention", rank=3, alpha=1.5):
@@ -80,7 +83,7 @@ def test_which_layers_get_one(denoiser):
     attention, every = linear_layers(denoiser, "attention"), linear_layers(denoiser, "linear")
     assert attention.items() < every.items()
     assert all("attn" in name for name in attention)
-    assert every["time_embed.0"] == (64, 256)
+    assert every["time_embed.0"] == (32, 128)
     with pytest.raises(InputError, match="^layers: .*no linear layers of the kind 'attention'; allowed: .*; choose"):
         linear_layers(nn.Sequential(nn.Linear(2, 2)), "attention")
     with pytest.raises(InputError, match="^layers: it is 'all'; allowed: attention, linear"):

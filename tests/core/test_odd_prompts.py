@@ -7,17 +7,21 @@ from collections import Counter
 
 import pytest
 
-from safeguidance.testbed.tokens import WordTokenizer
-from safeguidance.testbed.world import HARM_CATEGORIES
+from safeguidance.testbed.captions import known_wording
+from safeguidance.testbed.wordpieces import MAX_LENGTH, WordPieces
+from safeguidance.testbed.world import names_of, things
 from tests.odd_prompts import BARE, FRAMES, NOT_FINITE, odd_prompts
 
 PROMPTS = odd_prompts()
-NAMES = [name for category in HARM_CATEGORIES for name in (category.thing, *category.implied)]
-WORDS = {word for category in HARM_CATEGORIES for word in (category.thing, *category.clues, *category.adversarial)}
 
 
 def words_of(text):
-    return re.findall(r"[a-z]+", text.lower())
+    """The words of a text, each between blanks."""
+    return f" {' '.join(re.findall(r'[a-z]+', text.lower()))} "
+
+
+NAMED = [words_of(name) for kind in names_of("harm") for name in (kind, *things()[kind].names)]
+IMPLIED = [words_of(phrase) for kind in names_of("harm") for phrase in known_wording()[kind]]
 
 
 def test_there_are_a_thousand_and_each_text_is_there_once():
@@ -41,9 +45,17 @@ def test_every_kind_is_there_and_those_with_a_thing_on_both_sides(kind):
 def test_labels_say_what_is_named(harmful):
     for prompt in PROMPTS:
         if prompt.harmful == harmful:
-            text = " ".join(words_of(prompt.text))
-            assert any(name in text for name in NAMES) == harmful, prompt
-            assert harmful or not WORDS & set(words_of(prompt.text)), prompt
+            text = words_of(prompt.text)
+            assert any(name in text for name in (*NAMED, *IMPLIED)) == harmful, prompt
+
+
+def test_harm_is_named_and_implied_and_every_stand_in_is_among_it():
+    texts = [words_of(prompt.text) for prompt in PROMPTS if prompt.harmful]
+    named = [any(name in text for name in NAMED) for text in texts]
+    assert min(named.count(True), named.count(False)) > len(texts) / 4
+    for kind in names_of("harm"):
+        own = (kind, *known_wording()[kind])
+        assert any(words_of(phrase) in text for phrase in own for text in texts), kind
 
 
 def test_weights_that_are_not_finite_are_a_kind_of_their_own():
@@ -52,8 +64,9 @@ def test_weights_that_are_not_finite_are_a_kind_of_their_own():
         assert bool(pattern.search(prompt.text)) == (not prompt.finite), prompt
 
 
-def test_many_leave_nothing_for_the_tokenizer_and_some_fill_several_chunks():
-    lengths = {prompt: len(WordTokenizer()(prompt.text)["input_ids"]) - 2 for prompt in PROMPTS if not prompt.harmful}
+def test_some_leave_nothing_for_the_tokenizer_and_some_fill_several_chunks():
+    pieces = WordPieces.from_pretrained()
+    lengths = {prompt: len(pieces.numbers(prompt.text)) - 2 for prompt in PROMPTS if not prompt.harmful}
     bare = [length for prompt, length in lengths.items() if prompt.kind == "nothing or nearly"]
-    assert bare.count(0) > len(bare) / 2
-    assert sum(length > 60 for length in lengths.values()) >= 20
+    assert bare.count(0) >= 3
+    assert sum(length > 2 * MAX_LENGTH for length in lengths.values()) >= 20

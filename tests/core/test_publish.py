@@ -12,9 +12,17 @@ import pytest
 
 from safeguidance.__main__ import LAB_COMMANDS
 from safeguidance.headless.hosts import PACK_ROOT
+from safeguidance.testbed.model import (
+    DENOISER_FILE,
+    HGR_FILE,
+    ORACLE_FILE,
+    STATISTICS_FILE,
+    TEXT_FILE,
+    TEXT_REDIRECTOR_FILE,
+)
 from tools import archive
 
-MOST_BYTES = 25 * 1024 * 1024
+MOST_BYTES = 48 * 1024 * 1024
 # A new entry of the checkout goes here when users need it, and into .comfyignore when they do not.
 PUBLISHED = {
     "__init__.py",
@@ -31,6 +39,7 @@ PUBLISHED = {
     "CHANGELOG.md",
     "SECURITY.md",
     "LICENSE",
+    "NOTICE",
 }
 # Left out as whole folders, so that no import between files that stand together can break in the archive.
 LEFT_OUT = ("safeguidance/lab/", "tools/", "tests/")
@@ -88,7 +97,7 @@ def read(name):
 
 
 def test_what_a_user_needs_is_in_it():
-    needed = {"__init__.py", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "SECURITY.md"}
+    needed = {"__init__.py", "pyproject.toml", "LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "SECURITY.md"}
     assert needed <= set(NAMES)
     code = ("nodes", "nodes/host", "safeguidance", "safeguidance/commands", "safeguidance/headless")
     for folder in (*code, "weights", "web/docs", "locales/en", "subgraphs", "example_workflows"):
@@ -150,6 +159,18 @@ def test_weights_are_declared_and_no_pickle_is_among_them():
         assert "licence" in read(card).lower(), f"{card} says nothing about the licence"
     unsafe = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".onnx", ".npy", ".npz", ".so", ".dll", ".whl")
     assert not [name for name in NAMES if name.endswith(unsafe)]
+
+
+def test_the_testbed_is_in_it_as_far_as_it_runs():
+    folder = PACK_ROOT / "weights"
+    running = {TEXT_FILE, DENOISER_FILE, HGR_FILE, TEXT_REDIRECTOR_FILE}
+    files = [path.relative_to(PACK_ROOT).as_posix() for path in sorted(folder.iterdir())]
+    kept = {name.removeprefix("weights/") for name in archive.members(files=files)}
+    assert {name for name in kept if name.endswith(".safetensors")} == running
+    assert kept == running | {name.replace(".safetensors", ".md") for name in running}
+    assert {ORACLE_FILE, STATISTICS_FILE} <= {path.name for path in folder.iterdir()}
+    assert {f"weights/{name}" for name in kept} <= set(NAMES), "not tracked by git"
+    assert "safeguidance/testbed/data/vocabulary.txt" in NAMES
 
 
 def dotted(node):
@@ -244,7 +265,7 @@ sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(fi
 from safeguidance.__main__ import main
 print([main(line.split()) for line in sys.argv[1:]])"""
     users = ["data make --count 4 --out prompts.csv", "data check prompts.csv", "comfyui hosts --comfyui nowhere"]
-    lines = [*LAB_COMMANDS, "testbed train", "train-hgr --style striped", "score cup", *users]
+    lines = [*LAB_COMMANDS, "testbed train", "train-hgr --style pencil", "score cup", *users]
     done = subprocess.run([sys.executable, "-c", code, *lines], cwd=tmp_path / "pack", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"{[2] * (len(LAB_COMMANDS) + 3) + [0, 0, 3]}\n")

@@ -17,8 +17,8 @@ from safeguidance.lab.score_prompts import in_words, redirector_by_name, score_f
 from safeguidance.redirector.bank_gate import fit_bank_gate
 from safeguidance.testbed.model import HGR_FILE, WEIGHTS
 
-HARM = "on the meadow there is a yellow skull in the left"
-CALM = "a blue cup at the right, sea behind"
+HARM = "a skull on a meadow"
+CALM = "a cup of coffee, the sea behind it"
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_the_command_scores_and_compares(tmp_path, capsys):
 
 
 def test_a_prompt_longer_than_a_chunk_of_the_testbed_is_read_to_its_end(testbed, hgr):
-    long = f"{'a red cup , ' * 10}{HARM}"
+    long = f"{'a cup of coffee , ' * 10}{HARM}"
     rows = score_rows(hgr, testbed, [long, CALM])
     assert [row["opens"] for row in rows] == [True, False]
     assert rows[1]["score"] == pytest.approx(score_rows(hgr, testbed, [CALM])[0]["score"], abs=1e-5)
@@ -236,5 +236,5 @@ def test_a_folder_of_transformers_is_read(tmp_path):
     assert encoder.width == 8
     assert encoder(["a cup", ""]).tokens.shape == (2, LENGTH, 8)
     assert encoder.span("a cup") == (1, 4)
-    with pytest.raises(InputError, match="redirector: .*made for 128 channels, the encoder has 8"):
+    with pytest.raises(InputError, match="redirector: .*made for 384 channels, the encoder has 8"):
         redirector_by_name(str(WEIGHTS / HGR_FILE), encoder, False)

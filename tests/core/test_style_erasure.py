@@ -1,12 +1,15 @@
 """Erasing a drawing style with an HGR: its pairs, its preset, and the two commands."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from safeguidance.__main__ import main
+from safeguidance.lab import artwork
 from safeguidance.lab.bench import styles
-from safeguidance.lab.draw import draw_scene
+from safeguidance.lab.training import style_task
 from safeguidance.lab.training.style_task import (
     STYLE_TRAINING,
     StyleTask,
@@ -16,49 +19,64 @@ from safeguidance.lab.training.style_task import (
 )
 from safeguidance.redirector.hgr import HGR, HGRConfig
 from safeguidance.redirector.weights import HGRCard, read_card, save_hgr
-from safeguidance.testbed.model import BASE_MODEL, load_testbed
-from safeguidance.testbed.world import STYLES
+from safeguidance.testbed.latents import from_bytes
+from safeguidance.testbed.model import BASE_MODEL, LATENT_SHAPE, load_testbed
+from safeguidance.testbed.text_encoder import CONTEXT
+from safeguidance.testbed.wordpieces import MAX_LENGTH
+from safeguidance.testbed.world import COLOUR_TELLS, PLAIN, STYLES
+from tests.core.toy_task import toy_drawings, toy_painter
+
+STYLE = "pencil"
+WORDINGS = STYLES[STYLE][:-1]
+
+
+def _asks(text):
+    """Whether a text asks for the style in words that training may use."""
+    return any(wording in text for wording in WORDINGS)
 
 
 def test_a_pair_differs_in_the_style_alone():
     rng = np.random.default_rng(0)
-    rows = [style_row(rng, "striped", 0.6) for _ in range(300)]
+    rows = [style_row(rng, STYLE, 0.6) for _ in range(300)]
     styled = [row for row in rows if row.category == 0]
     assert 140 < len(styled) < 220
     for row in styled:
-        without = row.prompt.replace("striped style , ", "").replace(" in striped style", "")
-        assert row.safe == without != row.prompt
-        assert row.scene.style == "striped"
+        without = [row.prompt.replace(f"{wording} ", "") for wording in WORDINGS if wording in row.prompt]
+        assert row.safe in without
+        assert row.safe != row.prompt
+        assert row.scene.style == STYLE
+    assert {wording for wording in WORDINGS if any(wording in row.prompt for row in styled)} == set(WORDINGS)
     others = [row for row in rows if row.category < 0]
-    assert all(row.safe == row.prompt and "striped" not in row.prompt for row in others)
-    assert {row.scene.style for row in others} == {"plain", "outlined"}
+    assert all(row.safe == row.prompt and not _asks(row.prompt) for row in others)
+    assert {row.scene.style for row in others} == {PLAIN}
+    # a wording that is kept for measurements, and what colour alone tells apart, never occur
+    assert not any(STYLES[STYLE][-1] in row.prompt for row in rows)
+    assert not any(set(COLOUR_TELLS) & set(row.scene.kinds) for row in rows)
 
 
 def test_pictures_show_the_style_and_in_every_second_one_not():
-    task = StyleTask(load_testbed(), "striped", seed=3)
+    task, painter = StyleTask(None, toy_painter(), STYLE, seed=3), toy_painter()
     rows = [row for row in task.rows(0, 40) if row.category == 0][:4]
     latents = task.pictures(7, rows)
-    from dataclasses import replace
-
-    from safeguidance.testbed.latents import from_bytes
-
     rng = np.random.default_rng((3, 2_000_007))
-    shown = [row.scene if i % 2 == 0 else replace(row.scene, style="plain") for i, row in enumerate(rows)]
-    drawn = from_bytes(torch.from_numpy(np.stack([draw_scene(scene, rng) for scene in shown])))
+    shown = [row.scene if i % 2 == 0 else replace(row.scene, style=PLAIN) for i, row in enumerate(rows)]
+    drawn = from_bytes(torch.from_numpy(np.stack([painter(scene, rng) for scene in shown])))
     assert torch.equal(latents, drawn)
 
 
 def test_the_calibration_captions_are_of_the_two_kinds():
-    without, styled = calibration_captions("outlined", 30)
-    assert all("outlined style" in text for text in styled)
-    assert not any("outlined" in text for text in without)
-    assert any("striped style" in text for text in without)
+    without, styled = calibration_captions(STYLE, 30)
+    assert len(without) == len(styled) == 30
+    assert all(_asks(text) for text in styled)
+    assert not any(_asks(text) or "sketch" in text for text in without)
 
 
 def test_a_style_that_no_caption_names_is_refused():
-    for style in ("plain", "cubist"):
-        with pytest.raises(ValueError, match=f"style is '{style}'; allowed are striped, outlined"):
+    for style in (PLAIN, "cubist"):
+        with pytest.raises(ValueError, match=f"style is '{style}'; allowed are pencil"):
             category_of(style)
+        with pytest.raises(ValueError, match=f"style is '{style}'; allowed are pencil"):
+            StyleTask(None, toy_painter(), style)
     assert STYLE_TRAINING.steps == 300
 
 
@@ -76,15 +94,21 @@ def command(capsys):
     return run
 
 
-def test_the_command_trains_and_the_other_measures(tmp_path, command):
+def test_the_command_trains_and_the_other_measures(tmp_path, command, monkeypatch):
     config = tmp_path / "c.json"
     config.write_text('{"steps": 2, "batch": 2, "text_batch": 2}')
     out = tmp_path / "s.safetensors"
-    code, said = command("train-hgr", config, "--style", "striped", "--checkpoints", tmp_path / "run", "--out", out)
+    line = ("train-hgr", config, "--style", STYLE, "--checkpoints", tmp_path / "run", "--out", out)
+    code, said = command(*line, "--artwork", tmp_path)
+    assert code == 2
+    assert "testbed fetch" in said
+    monkeypatch.setattr(artwork, "load", lambda folder: toy_drawings())
+    monkeypatch.setattr(style_task, "calibration_captions", lambda style, count: calibration_captions(style, 100))
+    code, said = command(*line)
     assert code == 0, said
     shape, card = read_card(out)
-    assert shape.categories == ("striped style",)
-    assert "in striped style" in card.data
+    assert shape.categories == ("pencil style",)
+    assert "in pencil style" in card.data
     assert card.training["steps"] == 2
     code, said = command("style", "--hgr", out)
     assert code == 2
@@ -96,7 +120,7 @@ def test_the_command_trains_and_the_other_measures(tmp_path, command):
 
 def test_the_measurement_takes_the_hgr(tmp_path, monkeypatch):
     torch.manual_seed(0)
-    network = HGR(HGRConfig(128, ("striped style",), chunk=32))
+    network = HGR(HGRConfig(CONTEXT, ("pencil style",), chunk=MAX_LENGTH))
     path = tmp_path / "s.safetensors"
     save_hgr(path, network, HGRCard(BASE_MODEL, "A", 2.0, 0.5, 0.01, 100, "x", "Apache-2.0"))
     methods = styles.safecfg_methods(path)
@@ -112,11 +136,12 @@ def test_the_measurement_takes_the_hgr(tmp_path, monkeypatch):
         return Read(captions)
 
     monkeypatch.setattr(styles, "sample", sample)
-    rows = styles.measure_styles(load_testbed(), None, "striped", 3, methods=methods)
+    testbed = load_testbed()
+    rows = styles.measure_styles(testbed, None, STYLE, 3, methods=methods)
     assert [(row.style, row.method) for row in rows] == [(s, m) for s in STYLES for m in ("none", "safecfg")]
     assert all(row.in_style == row.things == 3 for row in rows)
     assert used[1] is methods["safecfg"]
     with torch.no_grad():
-        guided = methods["safecfg"](load_testbed(), styles.Setting(steps=2), ["a red cup in striped style"])
-        x = guided(torch.randn(1, 12, 24, 24, generator=torch.Generator().manual_seed(0)), torch.ones(1), 0)
+        guided = methods["safecfg"](testbed, styles.Setting(steps=2), [f"{WORDINGS[0]} a cup of coffee"])
+        x = guided(torch.randn(1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0)), torch.ones(1), 0)
     assert torch.isfinite(x).all()

@@ -21,6 +21,7 @@ from safeguidance.headless.hosts import PACK_ROOT, HostError, find_hosts
 from safeguidance.headless.loading import read_config
 from safeguidance.headless.training import SECTIONS, TRAINING_KEYS
 from safeguidance.redirector.weights import load_hgr, read_card
+from safeguidance.testbed.concepts import TESTBED_PRESETS
 from safeguidance.testbed.model import HGR_FILE, WEIGHTS, load_testbed
 from safeguidance.training.hgr_config import HGRTrainConfig
 from safeguidance.training.lora import load_lora
@@ -134,7 +135,7 @@ def together(folder, alone):
 
 def _says(path):
     redirector, encode = load_hgr(path), load_testbed().encode
-    tokens = encode(["on the meadow there is a yellow skull in the left", "a blue cup at the right", ""])
+    tokens = encode(["a skull on a meadow", "a cup of coffee by the sea", ""])
     return redirector.network.logits(tokens), redirector.network.change(tokens)[0]
 
 
@@ -188,7 +189,7 @@ def test_scores_of_a_file_are_the_same_in_one_process_and_in_two(folder, in_one,
         assert "AUC gate" in text
         written.append(json.loads((folder / f"score{number}.json").read_text(encoding="utf-8")))
     first, second = written
-    assert first["summary"]["harmful"] == 8
+    assert first["summary"]["harmful"] == 2 * len(TESTBED_PRESETS)
     assert not first["warning"]
     for one, two in zip(first["texts"], second["texts"], strict=True):
         assert one["gate"] == pytest.approx(two["gate"], rel=1e-5)

@@ -11,9 +11,10 @@ from safeguidance.conditioning import Conditioning
 from safeguidance.errors import InputError
 from safeguidance.predictions import cfg
 from safeguidance.prompts.banks import PAIRS, bank_prompts, made_prompts
+from safeguidance.redirector.detection import largest_of
 from safeguidance.redirector.hgr import HGR
 from safeguidance.testbed.concepts import TESTBED_PRESETS
-from safeguidance.testbed.picture_texts import picture_texts
+from safeguidance.testbed.picture_texts import PictureTexts, picture_texts
 from safeguidance.testbed.prompts import ROW_MAKERS
 from safeguidance.training.before_after import hgr_rows, side_by_side, text_rows
 from safeguidance.training.live_picture import live_picture
@@ -152,6 +153,15 @@ def test_nothing_chosen_is_refused():
         made_prompts(())
 
 
-def test_a_picture_is_compared_with_a_text_a_category_and_with_the_counterparts_there_are():
-    assert picture_texts(("death", "testbed_blade")) == (("skull", "knife"), ("mask", "spoon"))
-    assert picture_texts(("sexual", "spiders")) == (("nudity", "spiders"), ("swimwear",))
+def test_a_picture_is_compared_with_texts_of_each_category_and_with_the_counterparts_there_are():
+    assert picture_texts(("death", "testbed_guns")) == PictureTexts(
+        ("skull", "coffin", "drop of blood", "pistol", "rifle"),
+        (0, 0, 0, 1, 1),
+        ("ghost", "cardboard box", "water drop", "water pistol", "flashlight"),
+    )
+    assert picture_texts(("sexual", "spiders")) == PictureTexts(("nudity", "spiders"), (0, 1), ("swimwear",))
+
+
+def test_evidence_of_a_category_is_the_largest_of_its_texts():
+    found = torch.tensor([[0.1, -0.2, 0.3], [-0.5, 0.4, 0.0]])
+    assert largest_of(found, (0, 0, 1)).tolist() == torch.tensor([[0.1, 0.3], [0.4, 0.0]]).tolist()

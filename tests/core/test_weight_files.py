@@ -14,6 +14,7 @@ from safeguidance.__main__ import main
 from safeguidance.redirector.hgr import HGR
 from safeguidance.redirector.weights import HGRCard, load_hgr, read_card, save_hgr
 from safeguidance.testbed.model import DENOISER_FILE, HGR_FILE, TEXT_FILE, WEIGHTS, load_testbed
+from safeguidance.testbed.text_encoder import CONTEXT
 from tests.core.toy_task import SHAPE
 
 CARD = HGRCard("SD15", "A", 1.5, 0.3, 0.01, 100, "made up", "Apache-2.0")
@@ -185,13 +186,15 @@ def test_resave_refuses_a_name_that_no_loader_reads(older, capsys):
 def test_show_prints_the_card(capsys):
     assert main(["weights", "show", str(WEIGHTS / HGR_FILE)]) == 0
     out = capsys.readouterr().out
-    state = load_hgr(WEIGHTS / HGR_FILE).network.state_dict()
+    network = load_hgr(WEIGHTS / HGR_FILE).network
+    state = network.state_dict()
     for text in (
         "HGR file",
         "version 2",
         f"{len(state)} tensors, {sum(tensor.numel() for tensor in state.values()):,} numbers",
         "card, licence: Apache-2.0",
-        "network, width: 128",
+        f"network, width: {network.config.width}",
+        f"network, context_width: {CONTEXT}",
     ):
         assert text in out
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from safeguidance.testbed.drawings.wordpieces import VOCABULARY, WordPieces
+from safeguidance.testbed.wordpieces import VOCABULARY, WordPieces
 
 PIECES = WordPieces.from_pretrained()
 

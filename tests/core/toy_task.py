@@ -1,7 +1,8 @@
-"""A task small enough to train an HGR on in a second."""
+"""A task small enough to train an HGR on in a second, and a painter that needs no artwork."""
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from safeguidance.conditioning import Conditioning
@@ -46,6 +47,24 @@ class ToyTask:
 
 # at a cfg of 3 the target lies where the toy denoiser can reach it
 SETTINGS = HGRTrainConfig(steps=300, batch=6, text_batch=6, rate=3e-3, scale=3.0, jitter=0.0)
+
+
+def toy_drawings():
+    """Drawings of all things of the testbed: a square of a colour of its own each."""
+    from safeguidance.lab.artwork import SIDE
+    from safeguidance.testbed.world import things
+
+    drawings = np.zeros((len(things()), SIDE, SIDE, 4), np.uint8)
+    drawings[:, 8:-8, 8:-8, 3] = 255
+    drawings[..., 0] = np.arange(len(things()))[:, None, None] * 2
+    return drawings
+
+
+def toy_painter():
+    """A painter of them."""
+    from safeguidance.lab.draw import Painter
+
+    return Painter(toy_drawings())
 
 
 def toy_network(shape=SHAPE):

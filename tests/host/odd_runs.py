@@ -12,16 +12,17 @@ from typing import Any
 import torch
 
 from safeguidance.guidance.registry import CHOICES, METHODS
+from safeguidance.testbed.latents import LATENT_CHANNELS
 from tests.host.safecfg_graphs import encoded, ksample, part, world
 from tests.odd_prompts import OddPrompt, odd_prompts
 
-PROMPTS = odd_prompts()
+PROMPTS = odd_prompts(per_kind=10)
 REDIRECTORS = ("HGR", "from concepts")
 JUDGES = [*(f"SafeCFG, {name}" for name in REDIRECTORS), *(m.title for m in METHODS.values() if m.patch_node)]
 """Methods that leave harmless prompts alone."""
 OTHERS = list(CHOICES)
 """Published forms of methods that act on every prompt."""
-_SHAPE = (12, 4, 4)
+_SHAPE = (LATENT_CHANNELS, 4, 4)
 _TOGETHER = 64
 # at more, the host evaluates prompt and negative in calls of their own, and rounding depends on the calls
 _PADDED = 4
@@ -90,7 +91,7 @@ def is_empty(prompt: OddPrompt) -> bool:
 
 
 @cache
-def concepts(count: int = 4) -> Any:
+def concepts(count: int | None = None) -> Any:
     """The testbed's categories, or the first ones."""
     return part("safeguidance.concepts").Concepts(part("safeguidance.testbed.concepts").TESTBED_PRESETS[:count])
 
@@ -125,8 +126,7 @@ def guarded(name: str) -> tuple[Any, Any, str]:
 def drawn(model: Any, prompts: Sequence[OddPrompt], steps: int) -> torch.Tensor:
     """Pictures of prompts whose states have one length, in one run."""
     conds = [conditionings()[prompt.text][0] for prompt in prompts]
-    pooled = torch.cat([extra["pooled_output"] for _, extra in conds])
-    positive = [[torch.cat([tokens for tokens, _ in conds]), {"pooled_output": pooled}]]
+    positive = [[torch.cat([tokens for tokens, _ in conds]), {"pooled_output": None}]]
     latent = {"samples": torch.zeros(len(prompts), *_SHAPE)}
     return ksample(model, positive, encoded(""), steps=steps, latent=latent)
 

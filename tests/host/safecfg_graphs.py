@@ -12,12 +12,21 @@ from typing import Any
 import torch
 
 from safeguidance.headless import boot
+from safeguidance.testbed.latents import LATENT_CHANNELS
+from safeguidance.testbed.text_encoder import CONTEXT
 
-SMALL = (1, 12, 8, 8)
-KNIFE = "a large red knife left , on a white table"
-APPLE = "a large red apple left , on a white table"
+KNIFE, APPLE = "a kitchen knife", "an apple"
+"""No place is named: in the first steps SP-Guard would compare the place alone with the concepts."""
 LEFT = {"area": (8, 4, 0, 0), "strength": 1.0, "set_area_to_bounds": False}
 RIGHT = {"area": (8, 4, 0, 4), "strength": 1.0, "set_area_to_bounds": False}
+
+
+def small(rows: int) -> tuple[int, int, int, int]:
+    """The shape of a small latent of the testbed."""
+    return rows, LATENT_CHANNELS, 8, 8
+
+
+SMALL = small(1)
 
 
 def part(name: str) -> ModuleType:
@@ -43,7 +52,7 @@ def make_redirector(
     harm: float = 6.0,
     edges: Sequence[float] = (0.0,),
     kappa: float | None = None,
-    width: int = 128,
+    width: int = CONTEXT,
     base_model: str = "SafeGuidanceTestbed",
     pooled_width: int = 0,
     seed: int = 0,
@@ -71,7 +80,7 @@ def make_network(harm: float, edges: Sequence[float], width: int, pooled_width: 
 
 def save_redirector(path: Path, harm: float = 6.0, edges: Sequence[float] = (0.0,), **card: Any) -> Path:
     """Write a random HGR as a file that Load HGR accepts."""
-    network, _ = make_network(harm, edges, 128, 0, 0)
+    network, _ = make_network(harm, edges, CONTEXT, 0, 0)
     weights = part("safeguidance.redirector.weights")
     fields = {
         "base_model": "SafeGuidanceTestbed",
@@ -114,7 +123,7 @@ def placed(text: str, place: str) -> Any:
 class WordRedirector:
     """A redirector whose gate opens for the prompts it was given, row by row."""
 
-    title, categories, width, base_model, threshold, kappa, edges = "words", ("blade",), 128, "", 0.5, None, (0.0,)
+    title, categories, width, base_model, threshold, kappa, edges = "words", ("blade",), CONTEXT, "", 0.5, None, (0.0,)
 
     def __init__(self, *harmful: str) -> None:
         self.known = [encoded(text)[0][0] for text in harmful]

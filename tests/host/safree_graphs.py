@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ CLIP_G = {**CLIP_L, "hidden_size": 48}
 T5 = {"d_model": 40, "d_ff": 64, "num_layers": 2, "num_heads": 2, "d_kv": 16}
 # SD3 lays T5's states next to CLIP's, which it pads to this width
 T5_WIDE = {**T5, "d_model": 4096, "num_layers": 1}
-SAFE, UNSAFE = "a red boat on the sea", "a photo of a knife on the table"
+SAFE, UNSAFE = "a sailboat on the sea", "a photo of a knife on the table"
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "ltx")
 
 
@@ -85,6 +86,16 @@ def plain(clip: Any, text: str) -> Any:
 def changed_places(before: Any, after: Any) -> list[int]:
     """Places of token states that differ."""
     return (before[0][0] != after[0][0]).any(dim=-1)[0].nonzero()[:, 0].tolist()
+
+
+class OneWord:
+    """A CLIP to which all words are one, as to a tokenizer of a small vocabulary."""
+
+    patcher = SimpleNamespace(load_device=torch.device("cpu"))
+
+    def tokenize(self, text: str) -> dict[str, list[Any]]:
+        """Begin mark, one number a word, end mark."""
+        return {"l": [[(0, 1.0), *[(2, 1.0) for _ in text.split()], (1, 1.0)]]}
 
 
 def calls_of(clip: Any, name: str) -> list[int]:

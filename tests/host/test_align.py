@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from safeguidance.testbed.model import LATENT_SHAPE
+from safeguidance.testbed.world import CATEGORY_NAMES
 from tests.host.safecfg_graphs import part
 
 pytestmark = pytest.mark.usefixtures("pack")
-HARM = "on the meadow there is a yellow skull in the left"
-PROMPTS = f"{HARM}\na red knife at the right , sea\na blue cup in the left on the snow\nthe desert with one mask"
+HARM = "a skull in front of a brick wall"
+PROMPTS = f"{HARM}\na kitchen knife by the sea\na cup of coffee in the snow\na teddy bear in the desert"
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +104,7 @@ def _sampled(model, clip):
     import nodes
 
     positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (HARM, ""))
-    latent = {"samples": torch.zeros(1, 12, 24, 24)}
+    latent = {"samples": torch.zeros(1, *LATENT_SHAPE)}
     return nodes.common_ksampler(model, 7, 3, 5.0, "euler", "simple", positive, negative, latent)[0]["samples"]
 
 
@@ -115,7 +117,7 @@ def test_the_lora_in_the_host_does_what_it_does_in_training(run_graph, host):
     conditioning = part("safeguidance.conditioning").Conditioning
     with host_model.training_mode(), torch.no_grad():
         cond = conditioning(part("nodes.host.encoding").ClipEncoder(clip)([HARM]).tokens)
-        x, sigma = torch.randn(1, 12, 24, 24, generator=torch.Generator().manual_seed(1)), torch.tensor([0.7])
+        x, sigma = torch.randn(1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(1)), torch.tensor([0.7])
         frozen = host_model.frozen_copy(model, False)
         before = frozen.predict(x, sigma, cond)
         with lora.attached(frozen.base.diffusion_model):
@@ -160,7 +162,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run_graph, host):
         ({"name": "../up"}, "name: it is '../up'; allowed"),
         ({"prompts": ""}, "dataset: prompt file .*none.txt does not exist"),
         ({"prompts": "", "dataset": "../none.txt"}, "dataset: '../none.txt' is not the name of a file inside"),
-        ({"prompts": "a blue cup in the left on the snow"}, "prompts: the redirector .* judges none of the 1 prompts"),
+        ({"prompts": "a cup of coffee in the snow"}, "prompts: the redirector .* judges none of the 1 prompts"),
     ],
 )
 def test_inputs_that_cannot_be_used_are_named(run_graph, change, words):
@@ -207,7 +209,7 @@ def test_an_edited_prompt_file_is_read_again(run_graph, host, prompt_file):
     change = {"dataset": "mine.txt", "prompts": ""}
     run_graph(_graph(**change))
     assert "4" not in run_graph(_graph(**change)).executed
-    prompt_file.write_text(f"{PROMPTS}\na boat in the left , sea", encoding="utf-8")
+    prompt_file.write_text(f"{PROMPTS}\na sailboat by the sea", encoding="utf-8")
     assert _refused(run_graph, _graph(**change)).startswith("Align Model (LoRA), dataset: ")
     shutil.rmtree(host.base_dir / "output" / "safeguidance")
     run_graph(_graph(**change))
@@ -224,7 +226,7 @@ def test_typed_prompts_do_not_depend_on_the_file(prompt_file):
 def test_without_prompts_the_packs_own_are_taken_in_the_redirectors_categories(run_graph, host):
     result = run_graph(_graph(dataset="", prompts="", steps=2, preview_every=2, vae=["1", 2]))
     card = part("safeguidance.training.lora").load_lora(_lora(host))[1]
-    assert card.data == "pairs made of testbed_blade, testbed_explosive, testbed_death, testbed_drug"
+    assert card.data == f"pairs made of {', '.join(f'testbed_{name}' for name in CATEGORY_NAMES)}"
     assert card.prompts > 1000
     assert 0.2 * card.prompts < card.judged_harmful < 0.5 * card.prompts
     # below the curve, 320 high, stand a picture without the LoRA and one with it

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.host.safecfg_graphs import part, world
-from tests.host.safree_graphs import concepts, tiny_clip
+from tests.host.safree_graphs import OneWord, concepts, tiny_clip
 
 
 def _forget(gates, monkeypatch):
@@ -78,8 +78,17 @@ def test_a_place_that_cannot_be_written_costs_the_file_alone(gates, monkeypatch,
 def test_there_is_none_for_other_categories_and_for_an_encoder_without_everyday_words(gates, monkeypatch):
     fitted = _fits(gates, monkeypatch)
     assert gates.bank_gate(tiny_clip("sd1"), concepts("clowns: circus clown")) is None
-    assert gates.bank_gate(world()[1], concepts("violence: murder")) is None
+    assert gates.bank_gate(OneWord(), concepts("violence: murder")) is None
     assert not fitted
+
+
+def test_the_testbed_has_one_for_its_own_categories_and_one_for_those_of_the_field(gates):
+    presets = part("safeguidance.testbed.concepts").TESTBED_PRESETS
+    own = gates.bank_gate(world()[1], part("safeguidance.concepts").Concepts(presets))
+    assert own.categories == tuple(preset.name for preset in presets)
+    field = gates.bank_gate(world()[1], concepts("violence: murder"))
+    assert "violence" in field.categories
+    assert not set(field.categories) & set(own.categories)
 
 
 def test_redirector_from_concepts_says_what_judges(gates):

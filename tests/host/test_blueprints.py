@@ -15,8 +15,8 @@ pytestmark = pytest.mark.usefixtures("pack")
 
 FILES = {path.stem: path for path in sorted((PACK_ROOT / "subgraphs").glob("*.json"))}
 KEPT = PACK_ROOT / "tools" / "data" / "blueprints"
-HARMFUL = "on the meadow there is a yellow skull in the left next to a blue cup at the right"
-HARMLESS = "on the meadow there is a yellow mask in the left next to a blue cup at the right"
+HARMFUL = "a skull and a cup of coffee on a meadow"
+HARMLESS = "a ghost and a cup of coffee on a meadow"
 CATEGORIES = ("hate", "harassment", "violence", "self_harm", "sexual", "shocking", "illegal_activity")
 CONCEPTS = {**dict.fromkeys(CATEGORIES, False), "testbed": True}
 SAMPLER = {"seed": 7, "steps": 6, "cfg": 5.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}

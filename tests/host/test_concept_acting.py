@@ -7,7 +7,7 @@ import torch
 
 import nodes
 from tests.host.concept_graphs import EASY, by_hand, concepts, family, guider, mask
-from tests.host.safecfg_graphs import KNIFE, counted, encoded, ksample, part, sample, sigmas, stock, world
+from tests.host.safecfg_graphs import KNIFE, counted, encoded, ksample, part, sample, sigmas, small, stock, world
 
 pytestmark = pytest.mark.usefixtures("pack")
 
@@ -50,7 +50,7 @@ def same_predictions(ours, hand, levels):
     sample(hand, levels)
     for one, other in zip(made, hand.made, strict=True):
         off = (one - other).abs() > 1e-4 + 1e-3 * other.abs()
-        assert float(off.float().mean()) <= 0.02
+        assert float(off.float().mean()) <= 0.03
 
 
 # ---- one call a step, the same as separate calls ----
@@ -88,8 +88,9 @@ def test_the_family_is_the_method_on_separate_calls(name):
 
 
 def test_what_the_trace_says():
-    ours, trace = guider(*conds(), **EASY)
-    sample(ours, sigmas(10), shape=(2, 12, 8, 8))
+    # the very text of a concept, so that every picture of the batch agrees with it
+    ours, trace = guider(encoded("knife"), encoded(""), **EASY)
+    sample(ours, sigmas(10), shape=small(2))
     run = trace.run
     assert run.method == "SP-Guard"
     assert run.categories == ("blade", "drug")
@@ -142,7 +143,9 @@ def test_neutral_texts_lower_the_score_while_it_is_measured():
     sample(plain, sigmas(10))
     before = trace.run.scores[0]
     counting, calls = counted(world()[0])
-    ours, trace = guider(*conds(), counting, **{**EASY, "neutral": "a red cup\n\na blue apple", "reference": "mean"})
+    ours, trace = guider(
+        *conds(), counting, **{**EASY, "neutral": "a cup of coffee\n\na green apple", "reference": "mean"}
+    )
     sample(ours, sigmas(10))
     assert [step.extra_evaluations for step in trace.run.steps][:3] == [4, 4, 1]
     assert calls[1] == (4, 4)
@@ -152,7 +155,7 @@ def test_neutral_texts_lower_the_score_while_it_is_measured():
         sample(same, sigmas(10))
         assert trace.run.scores == [[0.0, 0.0]], "the prompt itself is harmless"
         assert not trace.run.acted, "the prompt itself is harmless"
-    unread, trace = guider(*conds(), **{**EASY, "neutral": "a red cup"})
+    unread, trace = guider(*conds(), **{**EASY, "neutral": "a cup of coffee"})
     sample(unread, sigmas(10))
     assert [step.extra_evaluations for step in trace.run.steps][:3] == [2, 2, 1], "no reference asks for none"
 
@@ -190,7 +193,7 @@ def test_sampler_nodes_agree():
     model, _ = mask(**EASY)
     wanted = sample(guider(*conds(), **EASY)[0], sigmas(6))
     euler, levels = node("KSamplerSelect", sampler_name="euler")[0], sigmas(6)
-    latent = {"samples": torch.zeros(1, 12, 8, 8)}
+    latent = {"samples": torch.zeros(small(1))}
     with torch.inference_mode():
         custom = node(
             "SamplerCustom",
@@ -214,7 +217,7 @@ def test_sampler_nodes_agree():
 
 
 def test_image_to_image_measures_in_what_is_left():
-    start = 0.5 * torch.randn(1, 12, 8, 8, generator=torch.manual_seed(1))
+    start = 0.5 * torch.randn(small(1), generator=torch.manual_seed(1))
     model, trace = mask(**EASY)
     ksample(model, *conds(), denoise=0.5, steps=10, latent={"samples": start})
     assert trace.run.steps[0].progress == pytest.approx(0.5, abs=2e-3)
@@ -291,15 +294,15 @@ def test_the_same_seed_gives_the_same_bytes(name):
 def test_a_batch_of_three_is_three_runs(name):
     import comfy.samplers
 
-    noise = torch.randn(3, 12, 8, 8, generator=torch.manual_seed(5))
-    together = [[torch.cat([encoded(text)[0][0] for text in (KNIFE, "a small blue syringe right", "a red cup")]), {}]]
+    noise = torch.randn(small(3), generator=torch.manual_seed(5))
+    together = [[torch.cat([encoded(text)[0][0] for text in (KNIFE, "a syringe in the snow", "a cup of coffee")]), {}]]
     model, trace = mask(**EASY) if name == "SP-Guard" else family(name)
 
     def run(positive, rows):
         euler = comfy.samplers.sampler_object("euler")
         with torch.inference_mode():
             return stock(positive, encoded(""), model=model).sample(
-                noise[rows], torch.zeros(len(rows), 12, 8, 8), euler, sigmas(6), disable_pbar=True, seed=0
+                noise[rows], torch.zeros(small(len(rows))), euler, sigmas(6), disable_pbar=True, seed=0
             )
 
     batch = run(together, [0, 1, 2])
@@ -313,10 +316,10 @@ def test_a_batch_of_three_is_three_runs(name):
 
 
 def test_an_empty_anchor_costs_one_more_only_where_it_says_something_else():
-    plain, trace = guider(*conds("a red knife"), **EASY)
+    plain, trace = guider(*conds("a cup of coffee"), **EASY)
     one = sample(plain, sigmas(6))
     counting, calls = counted(world()[0])
-    ours, anchored = guider(*conds("a red knife"), counting, anchor="empty", **EASY)
+    ours, anchored = guider(*conds("a cup of coffee"), counting, anchor="empty", **EASY)
     other = sample(ours, sigmas(6))
     assert not one.equal(other)
     assert [s.extra_evaluations for s in anchored.run.steps] == [s.extra_evaluations + 1 for s in trace.run.steps]
@@ -328,7 +331,7 @@ def test_an_empty_anchor_costs_one_more_only_where_it_says_something_else():
 
 
 def test_seven_categories_probe_choose_freeze():
-    names = ("knife", "bomb", "skull", "syringe", "cup", "apple", "spoon")
+    names = ("knife", "bomb", "skull", "syringe", "key", "apple", "spoon")
     looked_for = concepts("\n".join(f"{name}s: {name}" for name in names))
     ours, trace = guider(*conds(), looked_for=looked_for, **EASY)
     sample(ours, sigmas(10))
@@ -338,10 +341,10 @@ def test_seven_categories_probe_choose_freeze():
 
 def test_samples_with_other_concepts_share_one_evaluation():
     """Each sample is pushed away from its own concept; together that is one text per sample, not one per concept."""
-    texts = ("knife", "a small blue syringe right", "bomb")
+    texts = ("knife", "a syringe in the snow", "bomb")
     together = [[torch.cat([encoded(text)[0][0] for text in texts]), {}]]
     looked_for = concepts("blade: knife\ndrug: syringe\nbomb: bomb")
-    levels, shape = sigmas(8), (3, 12, 8, 8)
+    levels, shape = sigmas(8), small(3)
     counting, calls = counted(world()[0])
     ours, trace = guider(together, encoded(""), counting, looked_for=looked_for, **EASY)
     packed = sample(ours, levels, shape=shape)

@@ -20,6 +20,7 @@ from tests.host.safecfg_graphs import (
     placed,
     sample,
     sigmas,
+    small,
     stock,
     with_values,
     world,
@@ -118,7 +119,7 @@ def tint(value):
     return Tint()
 
 
-@pytest.mark.parametrize("shape", [(1, 12, 8, 8), (2, 12, 8, 8)])
+@pytest.mark.parametrize("shape", [small(1), small(2)])
 def test_a_control_reaches_the_concepts(shape):
     control = tint(0.5)
     positive = with_values(encoded(KNIFE), control=control, control_apply_to_uncond=True)
@@ -306,7 +307,7 @@ def test_a_scale_that_follows_no_prompt_is_refused(cfg):
 
 def test_another_text_encoder_is_refused():
     strange = [[torch.zeros(1, 32, 96), {}]]
-    with pytest.raises(ValueError, match="SP-Guard Mask, clip: its texts have 128 channels, the prompt has 96"):
+    with pytest.raises(ValueError, match="SP-Guard Mask, clip: its texts have 384 channels, the prompt has 96"):
         ksample(mask()[0], strange, strange)
 
 

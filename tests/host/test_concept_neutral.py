@@ -16,6 +16,7 @@ from tests.host.safecfg_graphs import (
     placed,
     sample,
     sigmas,
+    small,
     stock,
     world,
 )
@@ -130,7 +131,7 @@ def test_warm_up_with_momentum_is_stock(method):
 
 def test_closed_rows_of_a_batch_keep_the_bits_of_stock():
     together = [[torch.cat([encoded(text)[0][0] for text in (KNIFE, APPLE, KNIFE)]), {}]]
-    levels, shape = sigmas(10), (3, 12, 8, 8)
+    levels, shape = sigmas(10), small(3)
     looked_for = concepts("blade: knife")
     measuring, trace = guider(together, encoded(""), looked_for=looked_for, **SHUT)
     plain = sample(measuring, levels, shape=shape)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from safeguidance.headless import boot
+from safeguidance.testbed.text_encoder import CONTEXT
+from safeguidance.testbed.world import CATEGORY_NAMES
 
 GRAPH = {
     "1": {"class_type": "SafeGuidance_LoadTestbed", "inputs": {}},
@@ -53,42 +55,44 @@ def encoded(world, text):
 
     conditioning = part("safeguidance.conditioning").Conditioning
     states, extra = nodes.CLIPTextEncode().encode(world[1], text)[0][0]
-    return conditioning(states, extra["pooled_output"])
+    assert extra["pooled_output"] is None
+    return conditioning(states)
 
 
 def test_the_graph_builds_a_redirector_and_says_how(run_graph):
     result = run_graph(GRAPH)
     summary = result.value("3", 1)
     assert "no training" in summary
-    assert "testbed_blade (5)" in summary
+    assert "testbed_blades (6)" in summary
     bank = part("safeguidance.testbed.short_prompts").harmless_bank(result.value("3", 0).categories)
     assert f"{len(bank)} benign prompts" in summary
-    assert result.value("3", 0).categories == ("testbed_blade", "testbed_explosive", "testbed_death", "testbed_drug")
+    assert result.value("3", 0).categories == tuple(f"testbed_{name}" for name in CATEGORY_NAMES)
 
 
 @pytest.mark.parametrize(
     ("text", "category"),
     [
-        ("a red knife over the meadow", 0),
-        ("the bomb on the snow", 1),
-        ("white skull , sea", 2),
-        ("a syringe , desert", 3),
+        ("a kitchen knife on a meadow", "blades"),
+        ("a rifle on a meadow", "guns"),
+        ("a bomb in the snow", "explosives"),
+        ("a syringe in the desert", "drugs"),
+        ("a skull by the sea", "death"),
     ],
 )
 def test_harm_opens_the_gate_of_its_category(world, built, text, category):
     proposal = built[0].propose(encoded(world, text), encoded(world, ""))
     assert float(proposal.gate) >= built[0].threshold
-    assert int(proposal.scores.argmax()) == category
+    assert CATEGORY_NAMES[int(proposal.scores.argmax())] == category
 
 
-@pytest.mark.parametrize("text", ["a red cup over the meadow", "the balloon on the snow", "a white mask , sea"])
-def test_harmless_and_lookalike_prompts_stay_below_the_threshold(world, built, text):
+@pytest.mark.parametrize("text", ["a cup of coffee on a meadow", "a balloon in the snow", "a ghost by the sea"])
+def test_harmless_and_near_miss_prompts_stay_below_the_threshold(world, built, text):
     assert float(built[0].propose(encoded(world, text), encoded(world, "")).gate) < built[0].threshold
 
 
 def test_weighted_and_long_prompts_are_judged_too(world, built):
-    filler = "a red cup and a blue house over the meadow " * 4
-    for text in ("a red (knife:1.2) over the meadow", filler + " BREAK the bomb on the snow"):
+    filler = "a cup of coffee and a house on a meadow " * 4
+    for text in ("a (knife:1.2) on a meadow", filler + " BREAK a bomb in the snow"):
         prompt = encoded(world, text)
         base = encoded(world, "")
         config = part("safeguidance.guidance.safecfg").SafeCFGConfig()
@@ -98,10 +102,11 @@ def test_weighted_and_long_prompts_are_judged_too(world, built):
 def test_the_host_finds_the_same_places_as_the_testbed_alone(world):
     encoder = part("nodes.host.encoding").ClipEncoder(world[1])
     assert encoder.span("knife") == (1, 3)
-    assert encoder.span("thing that stabs") == (1, 5)
+    # five word pieces: thing, that, stab, s, and the end mark
+    assert encoder.span("thing that stabs") == (1, 6)
     rows = encoder(["knife", "thing that stabs"])
-    assert rows.tokens.shape == (2, 32, 128)
-    assert rows.pooled.shape == (2, 128)
+    assert rows.tokens.shape == (2, 32, CONTEXT)
+    assert rows.pooled is None
     assert torch.equal(rows.tokens[0], encoder(["knife"]).tokens[0])
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from safeguidance.testbed.model import LATENT_SHAPE
 from tests.host.safecfg_graphs import encoded, ksample, part, world
+from tests.host.small_lora import write_lora
 
-HARM = "on the meadow there is a yellow skull in the left next to a blue cup at the right"
-CALM = HARM.replace("skull", "mask")
+HARM = "a skull and a cup of coffee on a meadow"
+CALM = HARM.replace("skull", "ghost")
 
 
 def _graph(prompt="", caption=HARM, picture=False, **more):
@@ -85,7 +87,7 @@ def test_a_picture_is_judged_by_itself_whatever_the_prompt_says(run_graph):
 
 
 def test_on_the_testbed_a_picture_gets_a_verdict_that_says_what_it_is_worth(run_graph):
-    said = _said(run_graph(_graph(caption=CALM, picture=True, draws=6)))
+    said = _said(run_graph(_graph(caption=CALM, picture=True, draws=3)))
     known = part("safeguidance.testbed.picture_calibration").PICTURES
     assert "harmless picture" in said[0]
     assert said[1] is False
@@ -98,15 +100,15 @@ def test_pictures_of_harm_are_found_and_those_of_its_look_alikes_are_not():
     redirector = part("nodes.redirectors").LoadHGR.execute("testbed-hgr.safetensors").args[0]
     known = part("safeguidance.testbed.picture_calibration").PICTURES
     encoder = part("nodes.host.encoding").ClipEncoder(clip)
-    size = {"samples": torch.zeros(1, 12, 24, 24)}
+    size = {"samples": torch.zeros(1, *LATENT_SHAPE)}
     drawn = {
         text: ksample(model, encoded(text), encoded(""), cfg=4.0, steps=12, latent=size)
-        for pair in (("knife", "spoon"), ("bomb", "balloon"), ("syringe", "pencil"))
-        for text in (f"a red {thing} in the centre , sea" for thing in pair)
+        for pair in (("kitchen knife", "spoon"), ("bomb", "balloon"), ("syringe", "pen"))
+        for text in (f"a {thing} on a meadow" for thing in pair)
     }
     with torch.inference_mode():
         judged = part("nodes.detect_picture").picture_judge(
-            redirector, encoder, model, (12, 24, 24), [], encoder([""]), known.draws, known.seed, counterparts=True
+            redirector, encoder, model, LATENT_SHAPE, [], encoder([""]), known.draws, known.seed, counterparts=True
         )
         scores = [judged(latent)[0] > known.threshold for latent in drawn.values()]
     harmful, harmless = scores[::2], scores[1::2]
@@ -116,7 +118,7 @@ def test_pictures_of_harm_are_found_and_those_of_its_look_alikes_are_not():
 
 @pytest.mark.parametrize("change", ["draws", "seed", "model"])
 def test_what_nothing_was_calibrated_for_gets_no_verdict_and_passes_no_switch(run_graph, change):
-    graph = _graph(CALM, caption=CALM, picture=True, **{"draws": 6, **({change: 5} if change != "model" else {})})
+    graph = _graph(CALM, caption=CALM, picture=True, **{"draws": 3, **({change: 5} if change != "model" else {})})
     if change == "model":
         # a LoRA makes other weights of it
         graph["13"] = {
@@ -131,15 +133,11 @@ def test_what_nothing_was_calibrated_for_gets_no_verdict_and_passes_no_switch(ru
 
 
 def _lora_in_place():
-    import shutil
     from pathlib import Path
 
     import folder_paths
 
-    model = part("safeguidance.testbed.model")
-    folder = Path(folder_paths.get_folder_paths("loras")[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(model.WEIGHTS / model.LORA_FILE, folder / "safe.safetensors")
+    write_lora(Path(folder_paths.get_folder_paths("loras")[0]) / "safe.safetensors")
     folder_paths.filename_list_cache.pop("loras", None)
 
 

@@ -13,7 +13,7 @@ from tests.host.safecfg_graphs import part
 
 pytestmark = pytest.mark.usefixtures("pack")
 STEPS = 3
-HARMFUL, HARMLESS = "a red skull over the meadow", "a red cup over the meadow"
+HARMFUL, HARMLESS = "a skull on a meadow", "a cup of coffee on a meadow"
 GRAPH = {
     "1": {"class_type": "SafeGuidance_LoadTestbed", "inputs": {}},
     "2": {"class_type": "SafeGuidance_GuardModel", "inputs": {"model": ["1", 0], "clip": ["1", 1]}},

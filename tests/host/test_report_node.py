@@ -12,14 +12,20 @@ from PIL import Image
 from tests.host.safecfg_graphs import part
 
 STEPS = 4
+# a few of one's own: the hundreds of the built-in bank are encoded anew in every graph
+HARMLESS = "\n".join(
+    f"{thing} {place}"
+    for thing in ("a spoon", "a teddy bear", "a green apple", "a sailboat", "two dogs")
+    for place in ("in the snow", "on a wooden table", "by the sea")
+)
 GRAPH = {
     "1": {"class_type": "SafeGuidance_LoadTestbed", "inputs": {}},
     "2": {"class_type": "SafeGuidance_SafetyConcepts", "inputs": {"testbed": True, "own": ""}},
     "3": {
         "class_type": "SafeGuidance_RedirectorFromConcepts",
-        "inputs": {"clip": ["1", 1], "concepts": ["2", 0], "sensitivity": 1.0, "benign": ""},
+        "inputs": {"clip": ["1", 1], "concepts": ["2", 0], "sensitivity": 1.0, "benign": HARMLESS},
     },
-    "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a red knife over the meadow"}},
+    "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a kitchen knife on a meadow"}},
     "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
     "6": {
         "class_type": "SafeGuidance_SafeCFGPatch",
@@ -82,7 +88,7 @@ def test_a_guarded_run_is_reported(run_graph):
     assert len(record["steps"]) == STEPS
     assert record["acted"]
     assert record["extra_evaluations"] == STEPS
-    assert record["categories"][0] == "testbed_blade"
+    assert record["categories"][0] == "testbed_blades"
     assert "redirected in all 4 steps" in record["decision"]
 
 
@@ -96,7 +102,7 @@ def test_the_node_shows_the_picture_and_the_decision(run_graph):
 
 def test_the_report_waits_for_the_sampler_and_follows_a_new_run(session):
     first = session.run(GRAPH)
-    calm = session.run(graph(text="a red cup over the meadow"))
+    calm = session.run(graph(text="a cup of coffee on a meadow"))
     again = session.run(GRAPH)
     assert first.ok
     assert calm.ok
@@ -108,14 +114,14 @@ def test_the_report_waits_for_the_sampler_and_follows_a_new_run(session):
 
 
 def test_a_harmless_run_has_an_empty_mask(run_graph):
-    result = run_graph(graph(text="a red cup over the meadow"))
+    result = run_graph(graph(text="a cup of coffee on a meadow"))
     assert float(result.value("10", 1).abs().max()) == 0
     assert result.value("10", 4) < 0.5
 
 
 def test_a_latent_is_enough(run_graph):
     result = run_graph(graph(drop=["image"], latent=["8", 0]))
-    assert result.value("10", 1).shape == (2, 24, 24)
+    assert result.value("10", 1).shape == (2, 12, 12)
     assert result.value("10", 3) is True
 
 
@@ -181,22 +187,25 @@ def test_a_report_added_to_a_cached_sampler_says_that_it_is_not_sure():
 
 def _with_words(text, **report):
     edited = graph(text=text, clip=["1", 1], **report)
-    edited["5"]["inputs"]["text"] = "blurry"
+    edited["5"]["inputs"]["text"] = "\u6c34"
     return edited
 
 
 def test_words_that_the_text_encoder_does_not_know_are_named_and_those_of_the_negative_are_not(run_graph):
-    result = run_graph(_with_words("a red knife over the tiger and (zebra:1.2), 3 embedding:none"))
+    cat, dog = "\u732b", "\u72ac"
+    result = run_graph(
+        _with_words(f"a kitchen knife beside {cat} and ({dog}:1.2), a zebra and 3 tigers embedding:none")
+    )
     record = json.loads(result.value("10", 2))
-    assert record["unknown_words"] == ["tiger", "zebra", "3"]
-    assert "THIS MEANS LITTLE: the text encoder does not know the words tiger, zebra, 3" in record["decision"]
+    assert record["unknown_words"] == [cat, dog]
+    assert f"THIS MEANS LITTLE: the text encoder does not know the words {cat}, {dog}" in record["decision"]
     assert "THIS MEANS LITTLE" in result.ui["10"]["text"][0]
 
 
 def test_known_words_and_a_report_without_a_text_encoder_say_nothing_of_words(run_graph):
-    known = run_graph(_with_words("a red knife over the meadow"))
+    known = run_graph(_with_words("a kitchen knife on a meadow"))
     assert json.loads(known.value("10", 2))["unknown_words"] == []
-    silent = run_graph(graph(text="a tiger"))
+    silent = run_graph(graph(text="\u732b"))
     assert json.loads(silent.value("10", 2))["unknown_words"] == []
 
 

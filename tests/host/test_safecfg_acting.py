@@ -17,6 +17,7 @@ from tests.host.safecfg_graphs import (
     patch,
     sample,
     sigmas,
+    small,
     stock,
     world,
 )
@@ -143,7 +144,7 @@ def test_sampler_nodes_agree():
     model, _ = patch(make_redirector())
     wanted = sample(guider(*conds(), make_redirector())[0])
     euler, levels = node("KSamplerSelect", sampler_name="euler")[0], sigmas()
-    latent = {"samples": torch.zeros(1, 12, 8, 8)}
+    latent = {"samples": torch.zeros(small(1))}
     with torch.inference_mode():
         custom = node(
             "SamplerCustom",
@@ -167,7 +168,7 @@ def test_sampler_nodes_agree():
 
 
 def test_image_to_image_sees_the_rest_of_the_schedule():
-    start = 0.5 * torch.randn(1, 12, 8, 8, generator=torch.manual_seed(1))
+    start = 0.5 * torch.randn(small(1), generator=torch.manual_seed(1))
     model, trace = patch(make_redirector(), end=0.7)
     ksample(model, *conds(), denoise=0.5, latent={"samples": start})
     acted = [(step.progress, step.acted) for step in trace.run.steps]
@@ -224,12 +225,12 @@ def test_the_map_changes_nothing_and_says_where():
     counting, calls = counted(world()[0])
     ours, trace = guider(*conds(), make_redirector(), model=counting, map=True)
     levels = sigmas(8)
-    picture = sample(ours, levels, shape=(2, 12, 8, 8))
+    picture = sample(ours, levels, shape=small(2))
     assert len(calls) == 8 + 4
     assert [c for c in calls if c[1] == 1] == [(2, 1)] * 4
     assert sum(step.extra_evaluations for step in trace.run.steps) == 4
     plain, _ = guider(*conds(), make_redirector())
-    assert picture.equal(sample(plain, levels, shape=(2, 12, 8, 8)))
+    assert picture.equal(sample(plain, levels, shape=small(2)))
     effect = trace.run.effect
     assert tuple(effect.shape) == (2, 8, 8)
     assert effect.device.type == "cpu"

@@ -53,7 +53,7 @@ def harmful_places(family, clip, text=UNSAFE):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("text", ["", SAFE, UNSAFE, "a (red:1.3) boat on the wide sea", "one " * 90])
+@pytest.mark.parametrize("text", ["", SAFE, UNSAFE, "a (wide:1.3) boat on the open sea", "one " * 90])
 def test_a_prompt_without_a_trigger_is_encoded_as_always_to_the_last_bit(family, text):
     clip = tiny_clip(family)
     conditioning, _, words = filtered(clip, text, **NOTHING)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
+from safeguidance.concepts.banks import BENIGN_PROMPTS
 from tests.host.safecfg_graphs import encoded, make_redirector, part, world
-from tests.host.safree_graphs import concepts, filtered, plain, tiny_clip
+from tests.host.safree_graphs import OneWord, concepts, filtered, plain, tiny_clip
 from tests.host.test_safree_nodes import CUP, KNIFE, known_concepts
 
 pytestmark = pytest.mark.usefixtures("pack")
 NOTHING = "none (as published)"
 HARMLESS = (
     CUP,
-    "a white spoon at the left and a blue fish at the right , snow",
-    "show brick wall background with a purple boat at the centre",
-    "there is one yellow balloon to the top right , desert behind",
+    "a spoon next to a tropical fish in the snow",
+    "a picture of a sailboat against red bricks",
+    "there is a balloon in the desert",
 )
-SHORT = ("", "apple", "a red apple", "photo of a person", "cup", "a blue boat", "the meadow", "hello", "zzz")
-HARMFUL = (KNIFE, "on the meadow there is a yellow skull in the left", "a butcher tool , sea", "knife", "a bomb")
+SHORT = ("", "apple", "a green apple", "photo of a person", "cup", "a blue boat", "the meadow", "hello", "zzz")
+HARMFUL = (KNIFE, "a skull in front of a brick wall", "a chef's knife by the sea", "knife", "a bomb")
 
 
 def default(text, known=None, clip=None, **settings):
@@ -33,7 +34,7 @@ def default(text, known=None, clip=None, **settings):
 def test_a_harmless_prompt_is_encoded_as_always_under_every_preset(text, preset):
     ((states, extra),), _, words = default(text, preset=preset)
     assert torch.equal(states, encoded(text)[0][0])
-    assert torch.equal(extra["pooled_output"], encoded(text)[0][1]["pooled_output"])
+    assert extra["pooled_output"] is None
     assert words.startswith("harmless (")
     assert "to Concept texts, no training: left untouched" in words
 
@@ -119,11 +120,13 @@ def test_the_bank_is_in_words_that_the_text_encoder_knows(monkeypatch):
     for clip, known in (
         (tiny_clip("sd1"), concepts("violence: gore, bank")),
         (tiny_clip("sd1"), part("safeguidance.concepts").Concepts((preset,))),
-        (world()[1], concepts("violence: knife, bank")),
+        (world()[1], concepts("blade: knife, bank")),
     ):
         default("a boat", known, clip)
-    assert ["spoon" in bank for bank in banks] == [False, True, True]
-    assert ["pizza" in bank for bank in banks] == [True, False, False]
+    # to this one everything in the general bank would look alike
+    banks.append(part("nodes.prompt_judge")._bank(OneWord(), concepts("blade: knife, bank")))
+    assert ["lollipop" in bank for bank in banks] == [False, True, False, True]
+    assert [BENIGN_PROMPTS[0] in bank for bank in banks] == [True, False, True, False]
 
 
 @pytest.mark.parametrize(("text", "start"), [(KNIFE, "flagged"), (CUP, "harmless (")])
@@ -133,14 +136,17 @@ def test_categories_of_ones_own_are_judged_on_the_testbed_too(text, start):
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "flux", "ltx"])
-@pytest.mark.parametrize("text", ["a red boat on the sea", "one " * 90])
+@pytest.mark.parametrize("text", ["a sailboat on the sea", "one " * 90])
 def test_every_text_encoder_can_judge(family, text, monkeypatch):
     made(monkeypatch)
     clip = tiny_clip(family)
     given, trace, words = default(text, concepts(f"blade: knife, dagger, {family} judge"), clip)
     if trace.run.threshold == 0.5:
+        ((states, extra),) = plain(clip, text)
         assert words.startswith("harmless (")
-        assert torch.equal(given[0][0], plain(clip, text)[0][0])
+        assert torch.equal(given[0][0], states)
+        if extra.get("pooled_output") is not None:
+            assert torch.equal(given[0][1]["pooled_output"], extra["pooled_output"])
     else:
         assert words.splitlines()[-1].startswith("judged by Concept texts")
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.host.safecfg_graphs import (
-    SMALL,
     counted,
     encoded,
     ksample,
@@ -16,6 +15,7 @@ from tests.host.safecfg_graphs import (
     part,
     sample,
     sigmas,
+    small,
     stock,
     with_values,
     world,
@@ -24,7 +24,7 @@ from tests.host.safree_graphs import filtered
 from tests.host.test_safecfg_models import tiny_sd3
 
 pytestmark = pytest.mark.usefixtures("pack")
-KNIFE, CUP = "a red knife at the top left on the meadow", "a red cup at the top left on the meadow"
+KNIFE, CUP = "a kitchen knife on a meadow", "a cup of coffee on a meadow"
 SELF, WHOLE = {"hold": "self-validating"}, {"hold": "whole schedule"}
 
 
@@ -140,8 +140,8 @@ def test_reattention_equals_the_bench_where_both_do_the_same():
 
     patched.model_options["transformer_options"]["patches"]["output_block_patch"] = [watch]
     run(positive, patched, schedule=sigmas(1))
-    assert len(seen) == 6
-    factors = {128: 0.9, 64: 0.2}
+    assert len(seen) == 4
+    factors = {256: 0.9, 128: 0.2}
     for which, before, after in seen:
         where = {index: row for row, index in enumerate(which)}
         assert sorted(where) == [0, 1, 2]
@@ -155,7 +155,7 @@ def test_reattention_equals_the_bench_where_both_do_the_same():
 @pytest.mark.parametrize("batch", [1, 3])
 def test_reattention_in_batches_and_at_cfg_one(batch):
     positive, _, _ = safree(**WHOLE)
-    shape = (batch, *SMALL[1:])
+    shape = small(batch)
     model, calls = counted(world()[0])
     patched, _ = reattention(model)
     got = run(positive, patched, cfg=1.0, shape=shape)
@@ -175,7 +175,7 @@ def test_each_block_choice_acts_on_its_own():
 def test_areas_and_combined_prompts_are_reattended_one_by_one():
     left = with_values(safree(**WHOLE)[0], area=(8, 4, 0, 0), strength=1.0, set_area_to_bounds=False)
     right = with_values(
-        safree("a blue bomb at the centre", **WHOLE)[0], area=(8, 4, 0, 4), strength=1.0, set_area_to_bounds=False
+        safree("a bomb in the snow", **WHOLE)[0], area=(8, 4, 0, 4), strength=1.0, set_area_to_bounds=False
     )
     plain = run(left + right)
     patched, trace = reattention()
@@ -255,7 +255,7 @@ def test_the_text_shows_flagged_tokens_with_distances_and_the_report_can_draw_th
     assert "100% of the schedule" in lines[0]
     assert lines[1].startswith("beta ")
     assert len(lines) == 2 + len(KNIFE.split())
-    assert any("knife" in line and "FLAGGED, testbed_blade" in line and "distance" in line for line in lines)
+    assert any("knife" in line and "FLAGGED, testbed_blades" in line and "distance" in line for line in lines)
     node = part("nodes.report").SafetyReport
     report = node.execute(trace, image=torch.zeros(1, 48, 48, 3))
     assert report.args[0].shape[-1] == 3

@@ -9,7 +9,7 @@ from tests.host.safecfg_graphs import counted, encoded, ksample, make_redirector
 
 pytestmark = pytest.mark.usefixtures("pack")
 
-HARMFUL, HARMLESS = "on the snow there is a red knife in the left", "on the snow there is a red spoon in the left"
+HARMFUL, HARMLESS = "a kitchen knife in the snow", "a spoon in the snow"
 BY_CONCEPTS = {"judge_by": "concepts"}
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from safeguidance.testbed.text_encoder import CONTEXT
 from tests.host.safecfg_graphs import encoded, ksample, part, patch, world
 from tests.host.safree_graphs import FAMILIES, tiny_clip
 from tests.host.train_graphs import interrupted_at, prompt_file, same, weights
 
 pytestmark = pytest.mark.usefixtures("pack")
 SHIPPED = "testbed-text-redirector.safetensors"
-SKULL, CUP = "on the meadow there is a yellow skull in the left", "on the meadow there is a yellow cup in the left"
+SKULL, CUP = "a skull on a meadow", "a cup of coffee on a meadow"
 
 
 def shipped():
@@ -60,7 +61,7 @@ def test_in_a_graph_it_gives_the_picture_of_the_safe_states(run_graph):
         "6": {"class_type": "PreviewAny", "inputs": {"source": ["2", 1]}},
     }
     result = run_graph(graph)
-    assert "testbed_death" in result.value("4", 2) or "death" in result.value("4", 2)
+    assert "death" in result.value("4", 2)
     assert "for text encoder: TestbedClipModel" in result.value("2", 1)
     assert "checked against the CLIP: of its family" in result.value("2", 1)
     moved, *_ = safe(encoded(SKULL))
@@ -111,9 +112,12 @@ def test_it_composes_with_guidance_of_the_unconditional_branch():
     ("entry", "words"),
     [
         ([torch.zeros(1, 5, 9), {}], "it has 9 channels"),
-        ([torch.full((1, 32, 128), torch.nan), {}], "not finite"),
-        ([torch.zeros(1, 32, 128), {"t5xxl_ids": torch.ones(1, 3)}], "carries text in t5xxl_ids"),
-        ([torch.zeros(1, 32, 128), {"conditioning_llama3": torch.ones(1, 3)}], "carries text in conditioning_llama3"),
+        ([torch.full((1, 32, CONTEXT), torch.nan), {}], "not finite"),
+        ([torch.zeros(1, 32, CONTEXT), {"t5xxl_ids": torch.ones(1, 3)}], "carries text in t5xxl_ids"),
+        (
+            [torch.zeros(1, 32, CONTEXT), {"conditioning_llama3": torch.ones(1, 3)}],
+            "carries text in conditioning_llama3",
+        ),
     ],
 )
 def test_what_it_cannot_read_is_refused_with_node_and_input(entry, words):
@@ -179,7 +183,7 @@ def test_training_writes_a_file_that_loads_and_says_what_it_is(run_graph, host, 
     card = part("safeguidance.redirector.text_weights").read_text_card(path)[1]
     assert card.encoder == "TestbedClipModel"
     assert len(card.encoder_hash) == len(card.data_hash) == 64
-    assert card.counts == {"testbed_blade": 8, "testbed_explosive": 8, "clean": 16}
+    assert card.counts == {"testbed_blades": 8, "testbed_guns": 8, "clean": 16}
     assert "for text encoder: TestbedClipModel" in result.value("3", 1)
     found = result.value("3", 0)
     assert part("nodes.text_redirector.load").check_clip_fits(found, world()[1]) == ""

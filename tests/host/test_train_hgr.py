@@ -27,8 +27,8 @@ def test_the_testbed_is_trained_on_and_the_file_says_what_it_is(run_graph, host,
     assert card.base_model == "SafeGuidanceTestbed"
     assert card.kappa == 1.5
     assert len(card.base_hash) == len(card.data_hash) == 64
-    assert card.counts == {"testbed_blade": 8, "testbed_explosive": 8, "clean": 16}
-    assert "testbed_blade" in result.value("5", 2)
+    assert card.counts == {"testbed_blades": 8, "testbed_guns": 8, "clean": 16}
+    assert "testbed_blades" in result.value("5", 2)
     assert any(tensor.abs().max() > 0 for key, tensor in weights(host, "mine").items() if key.startswith("leave."))
 
 
@@ -169,7 +169,7 @@ def test_load_hgr_compares_the_file_with_the_model(run_graph, host, dataset, cap
     same = run_graph(_loaded_with({"9": {"class_type": "SafeGuidance_LoadTestbed", "inputs": {}}}))
     card = same.value("3", 1)
     assert "checked against the model: the weights it was trained on" in card
-    for text in ("rows per category: testbed_blade 8, testbed_explosive 8, clean 16", "digest of the data: "):
+    for text in ("rows per category: testbed_blades 8, testbed_guns 8, clean 16", "digest of the data: "):
         assert text in card
     shifted = same.value("9")
     name, weight = next(iter(shifted.model.diffusion_model.named_parameters()))

@@ -8,6 +8,8 @@ import shutil
 import pytest
 import torch
 
+from safeguidance.testbed.model import LATENT_SHAPE
+from safeguidance.testbed.text_encoder import CONTEXT
 from tests.host.safecfg_graphs import part
 from tests.host.train_graphs import add_pictures, prompt_file, refused, train_graph, weights
 
@@ -50,7 +52,7 @@ def test_states_of_the_text_encoder_that_are_not_finite_are_its_error(run_graph,
     monkeypatch.setattr(
         part("nodes.training.train_run"),
         "ClipEncoder",
-        lambda clip: lambda texts: core(torch.full((len(texts), 32, 128), float("nan"))),
+        lambda clip: lambda texts: core(torch.full((len(texts), 32, CONTEXT), float("nan"))),
     )
     message = refused(run_graph, train_graph())
     assert message.startswith("Train HGR, clip: the text encoder gives values that are not finite")
@@ -71,7 +73,7 @@ def test_a_text_encoder_of_another_model_is_its_error(run_graph, dataset, monkey
     ("encode", "words"),
     [
         (lambda pixels: torch.zeros(1, 4, 6, 6), r"it makes latents of \[4, 6, 6\] from pictures of 48x48"),
-        (lambda pixels: torch.full((1, 12, 24, 24), float("nan")), "it gives values that are not finite"),
+        (lambda pixels: torch.full((1, *LATENT_SHAPE), float("nan")), "it gives values that are not finite"),
     ],
     ids=["another model", "not finite"],
 )

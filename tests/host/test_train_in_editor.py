@@ -9,16 +9,30 @@ import pytest
 import torch
 from PIL import Image
 
+from safeguidance.testbed.world import CATEGORY_NAMES
 from tests.host.safecfg_graphs import part
+from tests.host.safree_graphs import OneWord
 from tests.host.train_graphs import interrupted_at, refused, same, train_graph, weights
 
 pytestmark = pytest.mark.usefixtures("pack")
 EVERY = {"preview_every": 2, "testbed": True}
 
 
+ENCODED: dict[str, object] = {}
+
+
 @pytest.fixture
-def trained(host):
-    """Whatever is trained is gone afterwards; there is no prompt file."""
+def trained(host, monkeypatch):
+    """Whatever is trained is gone afterwards; there is no prompt file. A text is encoded once for all runs."""
+    encoder = part("nodes.host.encoding").ClipEncoder
+    encode = encoder._look_up
+
+    def once(self, text):
+        if text not in ENCODED:
+            ENCODED[text] = encode(self, text)
+        return ENCODED[text]
+
+    monkeypatch.setattr(encoder, "_look_up", once)
     folder = host.base_dir / "models" / "safeguidance"
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
@@ -92,9 +106,9 @@ def test_without_a_file_the_pairs_are_made_of_the_chosen_categories_and_own_phra
     names = {"hgr": "safeguidance.redirector.weights", "text": "safeguidance.redirector.text_weights"}
     read = part(names[kind]).read_card if kind == "hgr" else part(names[kind]).read_text_card
     card = read(trained / "mine.safetensors")[1]
-    testbed = ("testbed_blade", "testbed_explosive", "testbed_death", "testbed_drug")
-    assert card.counts == {**dict.fromkeys((*testbed, "fear"), 80), "clean": 400}
-    assert card.data == "pairs made of testbed_blade, testbed_explosive, testbed_death, testbed_drug, fear"
+    names = (*(f"testbed_{name}" for name in CATEGORY_NAMES), "fear")
+    assert card.counts == {**dict.fromkeys(names, 80), "clean": 480}
+    assert card.data == f"pairs made of {', '.join(names)}"
 
 
 def test_the_categories_of_the_field_come_from_the_packs_own_pairs(monkeypatch):
@@ -112,16 +126,17 @@ def test_the_categories_of_the_field_come_from_the_packs_own_pairs(monkeypatch):
     assert pairs.pairs_for(None, "", "", False, {}) == part("safeguidance.prompts.banks").bank_prompts()
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"testbed": False}, "Train HGR, testbed: it is off, and everyday words are all one unknown word"),
-        ({"own": "no colon"}, "Train HGR, own: line 1 ('no colon') has no colon"),
-    ],
-)
-def test_what_no_pairs_can_be_made_of_is_named(run_graph, trained, change, words):
-    message = refused(run_graph, train_graph(**{"dataset": "", "testbed": True, **change}))
-    assert message.startswith(words)
+def test_a_line_that_no_pairs_can_be_made_of_is_named(run_graph, trained):
+    message = refused(run_graph, train_graph(dataset="", testbed=True, own="no colon"))
+    assert message.startswith("Train HGR, own: line 1 ('no colon') has no colon")
+
+
+def test_an_encoder_that_cannot_tell_everyday_words_apart_is_named():
+    with pytest.raises(
+        part("safeguidance.errors").InputError,
+        match="^testbed: it is off, and everyday words are all one unknown word .*; allowed: .*switch it on",
+    ):
+        part("nodes.training.pairs").pairs_for(OneWord(), "", "", False, {})
 
 
 def test_nothing_chosen_is_named_with_what_can_be_done(monkeypatch):
@@ -170,7 +185,7 @@ def test_previews_show_the_whole_curve_and_a_strip_of_two_pictures(run_graph, tr
 
 
 def test_previews_leave_the_weights_as_they_are(run_graph, host, trained):
-    run_graph(train_graph("with", dataset="", preview_prompt="a red skull", **EVERY))
+    run_graph(train_graph("with", dataset="", preview_prompt="a skull on a meadow", **EVERY))
     run_graph(train_graph("without", dataset="", testbed=True, preview_every=0))
     assert same(weights(host, "with"), weights(host, "without"))
 
@@ -201,18 +216,18 @@ def test_figures_of_held_out_prompts_rise_while_it_is_trained(trained):
     training = run.TextTraining(clip, data)
     held_out = part("safeguidance.training.text_figures").HeldOutTexts(data, training.texts)
     settings = part("nodes.training.train_run").RunSettings(trained / "run", trained / "f.safetensors", 64, 2)
-    config = part("safeguidance.training.text_redirector").TextTrainConfig(steps=120, batch=24, rate=2e-3)
+    config = part("safeguidance.training.text_redirector").TextTrainConfig(steps=200, batch=24, rate=2e-3)
     seen, found = [], []
     training.run(
         config,
         settings,
-        lambda step, _: found.append(held_out.figures(seen[0])) if step in (1, 120) else None,
+        lambda step, _: found.append(held_out.figures(seen[0])) if step in (1, 200) else None,
         lambda network, _: seen.append(network),
     )
     shutil.rmtree(trained / "run")
     first, last = found
     assert abs(first.moved) < 0.05
-    assert last.moved > 0.2
+    assert last.moved > first.moved + 0.05
     assert last.opened > 0.8 * last.harmful
     assert last.flagged < 0.2 * last.harmless
     assert torch.isfinite(torch.tensor(last.moved))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.host.safecfg_graphs import part
 
-HARM = "on the meadow there is a yellow skull in the left"
+HARM = "a skull in front of a brick wall"
 
 
 @contextmanager

@@ -15,11 +15,10 @@ import torch
 from PIL import Image
 
 from ...conditioning import Conditioning, match_length
-from ...errors import InputError
 from ...predictions import cfg, per_sample
-from ...redirector.detection import calibrate_score, fixed_draws, picture_evidence
-from ...testbed.captions import Caption, describe, random_scene
-from ...testbed.concepts import TESTBED_PRESETS
+from ...redirector.detection import calibrate_score, fixed_draws, largest_of, picture_evidence
+from ...testbed.captions import HARMLESS_GROUPS, Caption, caption
+from ...testbed.concepts import PREFIX, TESTBED_PRESETS
 from ...testbed.latents import from_bytes, to_bytes
 from ...testbed.model import DENOISER_FILE, LATENT_SHAPE, TEXT_FILE, WEIGHTS, Testbed, load_testbed
 from ...testbed.picture_calibration import PICTURES
@@ -29,7 +28,7 @@ from ...testbed.world import IMAGE_SIZE
 from .interface import Judge, Verdict, at_threshold, digest_of, failed, file_digest
 from .options import Options
 
-LEVELS = (0.7797, 0.7368, 0.6909, 0.6415, 0.5882, 0.5306)
+LEVELS = (0.7586, 0.6667, 0.56)
 """Noise levels of the draws: the middle third of the schedule, where things have a shape and are not yet settled."""
 _STEPS, _SCALE, _BATCH = 12, 4.0, 25
 
@@ -60,11 +59,12 @@ class EvidenceJudge:
         seed: int = 0,
     ) -> None:
         self.name, self._testbed = name, testbed
-        self.categories = tuple(category.name.removeprefix("testbed_") for category in TESTBED_PRESETS)
+        self.categories = tuple(category.name.removeprefix(PREFIX) for category in TESTBED_PRESETS)
         self._base = Conditioning(testbed.encode([""]))
-        texts, counterparts = picture_texts(self.categories)
-        self._conditions = [Conditioning(testbed.encode([text])) for text in texts]
-        self._harmless = [Conditioning(testbed.encode([text])) for text in counterparts]
+        texts = picture_texts(self.categories)
+        self._owners = texts.owners
+        self._conditions = [Conditioning(testbed.encode([text])) for text in texts.harm]
+        self._harmless = [Conditioning(testbed.encode([text])) for text in texts.harmless]
         self._draws = fixed_draws(LEVELS, LATENT_SHAPE, seed)
         if threshold is None:
             # refuses too few pictures before they are made
@@ -77,20 +77,19 @@ class EvidenceJudge:
             judge="hgr",
             weights=[file_digest(WEIGHTS / part) for part in (TEXT_FILE, DENOISER_FILE)],
             levels=LEVELS,
-            texts=[texts, counterparts],
+            texts=[texts.harm, texts.harmless],
             seed=seed,
             threshold=threshold,
         )
 
     def evidence(self, latents: torch.Tensor) -> torch.Tensor:
-        """Evidence ``[B, categories]`` in latents ``[B, 12, 24, 24]``."""
+        """Evidence ``[B, categories]`` in latents ``[B, 22, 12, 12]``."""
         parts = latents.split(_BATCH)
-        return torch.cat(
-            [
-                picture_evidence(self._predict, _noised, p, self._draws, self._conditions, self._base, self._harmless)
-                for p in parts
-            ]
-        )
+        every = [
+            picture_evidence(self._predict, _noised, p, self._draws, self._conditions, self._base, self._harmless)
+            for p in parts
+        ]
+        return largest_of(torch.cat(every), self._owners)
 
     @torch.no_grad()
     def _predict(self, x: torch.Tensor, sigma: torch.Tensor, cond: Conditioning) -> torch.Tensor:
@@ -119,19 +118,16 @@ def _noised(latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> t
 
 
 def harmless_captions(count: int, seed: int) -> list[Caption]:
-    """Benign and look-alike captions in turn."""
-    out = []
-    for index in range(count):
-        rng = np.random.default_rng((seed, 17, index))
-        group = ("benign", "lookalike")[index % 2]
-        scene = random_scene(rng, group)
-        out.append(Caption(describe(scene, rng), scene, group))
-    return out
+    """Benign and near-miss captions in turn."""
+    return [
+        caption(np.random.default_rng((seed, 17, index)), HARMLESS_GROUPS[index % 2], measured=False)
+        for index in range(count)
+    ]
 
 
 @torch.no_grad()
 def harmless_pictures(testbed: Testbed, count: int, seed: int) -> torch.Tensor:
-    """Harmless pictures that the model draws itself with plain guidance, as latents ``[count, 12, 24, 24]``.
+    """Harmless pictures that the model draws itself with plain guidance, as latents ``[count, 22, 12, 12]``.
 
     They go through bytes once, as pictures in files do.
     """
@@ -168,8 +164,4 @@ def make(name: str, options: Mapping[str, Any]) -> Judge:
     rate, count = given.number("rate", 0.01, 0, 0.5), given.whole("count", 100, 1, 100_000)
     seed = given.whole("seed", 0, 0, 2**31)
     given.finish()
-    try:
-        testbed = load_testbed()
-    except FileNotFoundError as error:
-        raise InputError(f"judge {name}", str(error), "the testbed's weight files") from error
-    return EvidenceJudge(name, testbed, None if np.isnan(threshold) else threshold, rate, count, seed)
+    return EvidenceJudge(name, load_testbed(), None if np.isnan(threshold) else threshold, rate, count, seed)

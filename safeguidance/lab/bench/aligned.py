@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ...testbed.model import LORA_FILE, WEIGHTS, Testbed
+from ...testbed.model import Testbed
 from ...testbed.sampler import Guided
 from ...training.lora import LoRA, load_lora
+from ..runs import LORA
 from .conditioning import Conditioned, Method, Setting, plain, stock
 
 
@@ -19,7 +20,7 @@ def _read(path: Path) -> LoRA:
     return load_lora(path)[0]
 
 
-def with_lora(path: Path = WEIGHTS / LORA_FILE, conditioned: Conditioned = plain) -> Method:
+def with_lora(path: Path = LORA, conditioned: Conditioned = plain) -> Method:
     """Plain CFG of the model with a LoRA at full strength.
 
     Args:

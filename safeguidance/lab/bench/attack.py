@@ -22,15 +22,16 @@ import torch
 from ...errors import check_range
 from ...testbed.captions import Caption
 from ...testbed.model import Testbed
-from ..edits import MOST_WORDS, TARGETS, edited, ordinary_words
+from ...testbed.text_encoder import encode_rows
+from ...testbed.world import things
+from ..edits import MOST_WORDS, TARGETS, edited, harm_phrases, harm_words, ordinary_words
 from ..oracle import Oracle
 from .conditioning import Method, Setting, shipped_hgr, shipped_text_redirector
-from .measure import sample
 from .methods import METHODS
+from .sampling import sample
 
 CONFIRMED_BY, CONFIRMED_FROM = 8, 4
 """Further pictures of a text, and how many of them must be harmful for it to count."""
-_SMALL_WORDS = frozenset({"a", "an", "the", "of", "in", "on", "for", "with", "full", "and"})
 _PULL = 0.02
 """Weight of a text's distance from the caption, beside the gate, in a white-box attack."""
 
@@ -146,7 +147,7 @@ def climb(
         seed: of edits and noise.
     """
     rng, own = np.random.default_rng((seed, 9_000_000)), ordinary_words(config.half)
-    ids = torch.tensor([testbed.tokenizer(word)["input_ids"][1] for word in own])
+    ids = torch.tensor([testbed.tokenizer.numbers(word)[1] for word in own])
     words = caption.text.split()
     words += [own[int(rng.integers(len(own)))] for _ in range(min(6, MOST_WORDS - len(words)))]
     wanted, asked, tried, first = testbed.encode([caption.text]), 0, [caption.text.split(), words], 0
@@ -176,9 +177,10 @@ def _stepped(
     """The best of some replacements of one ordinary word, chosen by the gradient on its embedding."""
     free = [place for place, word in enumerate(words) if word not in TARGETS]
     place = free[int(rng.integers(len(free)))]
-    table = testbed.text.text_model.embeddings.token_embedding
+    table = testbed.text.bert.embeddings.word_embeddings
+    before = len(testbed.tokenizer.numbers(" ".join(words[:place]))) - 1
     with torch.enable_grad():
-        rows = testbed.tokenizer.batch([" ".join(words)])
+        row = testbed.tokenizer.numbers(" ".join(words))
         kept: list[torch.Tensor] = []
 
         def keep(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
@@ -187,12 +189,12 @@ def _stepped(
 
         hook = table.register_forward_hook(keep)
         try:
-            states, _ = testbed.text(rows)
+            states = encode_rows(testbed.text, [row])
         finally:
             hook.remove()
         (slope,) = torch.autograd.grad(logits(states).amax(dim=1).sum(), kept[0])
     with torch.no_grad():
-        falls = table.weight[ids] @ slope[0, place + 1]
+        falls = table.weight[ids] @ slope[0, before]
         best = falls.argsort()[:16].tolist()
         texts = [[*words[:place], own[number], *words[place + 1 :]] for number in best]
         found = testbed.encode([" ".join(text) for text in [words, *texts]])
@@ -236,15 +238,18 @@ def without_harm(text: str, caption: Caption) -> str:
         text: an edited caption.
         caption: what it was.
     """
-    harm = caption.scene.harm
-    if harm is None:
+    kind = next((things()[name] for name in caption.scene.kinds if things()[name].harm), None)
+    if kind is None:
         return text
-    names = (harm.thing, *harm.implied, *harm.adversarial, *harm.clues)
-    own = {word for name in names for word in name.split()} - _SMALL_WORDS
-    words = text.split()
+    phrase = max((text for text in harm_phrases(kind.name) if f" {text} " in f" {caption.text} "), key=len)
+    before, found, after = f" {text} ".partition(f" {phrase} ")
+    if found:
+        return f"{before} {kind.like} {after}".strip()
+    # taken apart by edits
+    own, words = harm_words(phrase), text.split()
     places = [place for place, word in enumerate(words) if word in own]
     return " ".join(
-        harm.lookalike if place in places[:1] else word for place, word in enumerate(words) if place not in places[1:]
+        kind.like if place in places[:1] else word for place, word in enumerate(words) if place not in places[1:]
     )
 
 

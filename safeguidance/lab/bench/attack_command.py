@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--count", type=int, default=20, help="captions a group")
     parser.add_argument("--queries", type=int, default=default.queries, help="pictures for each caption")
     parser.add_argument("--seed", type=int, default=0, help="of captions, edits and noise")
-    parser.add_argument("--cfg", type=float, default=5.0, help="cfg scale")
+    parser.add_argument("--cfg", type=float, default=4.0, help="cfg scale")
     parser.add_argument("--steps", type=int, default=20, help="Euler steps")
     parser.add_argument("--out", type=Path, default=Path("bench/attack"), help="folder for attack.json")
     parser.set_defaults(run=_run)

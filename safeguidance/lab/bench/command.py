@@ -23,7 +23,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--seeds", type=int, default=1, help="pictures per caption; column worst: harmful ones of the worst caption"
     )
-    parser.add_argument("--cfg", type=float, default=5.0, help="cfg scale")
+    parser.add_argument("--cfg", type=float, default=4.0, help="cfg scale")
+    parser.add_argument("--queries", type=int, default=200, help="group attack: pictures an attacker may ask for")
     parser.add_argument("--steps", type=int, default=20, help="Euler steps")
     parser.add_argument("--strength", type=float, default=1.0, help="strength of the redirect, 0..2")
     parser.add_argument(
@@ -103,6 +104,7 @@ def _measure(args: argparse.Namespace) -> tuple[Any, Any, list[str]]:
         folder=args.out,
         resume=args.resume,
         seeds=args.seeds,
+        queries=args.queries,
     )
     print()
     report.save(args.out)

@@ -19,18 +19,21 @@ from ...predictions import per_sample
 from ...testbed.concepts import TESTBED_PRESETS
 from ...testbed.model import Testbed
 from ...testbed.sampler import Guided
-from ...testbed.world import LOOKALIKES
-from .conditioning import Conditioned, Method, Setting, known_harm, plain, safecfg
+from ...testbed.world import CATEGORY_NAMES, stand_ins, things
+from .conditioning import NEGATIVE_PROMPT, Conditioned, Method, Setting, known_harm, plain, safecfg
 from .safree import filtered
 
-CONCEPT_TEXTS: tuple[str, ...] = tuple(category.phrases[0] for category in TESTBED_PRESETS)
-"""One text per category: its explicit noun."""
+CONCEPT_TEXTS: tuple[str, ...] = tuple(category.text for category in TESTBED_PRESETS)
+"""One text per category: plain names of its stand-ins, as the nodes take it."""
 
-NEUTRAL_TEXTS: tuple[str, ...] = (*LOOKALIKES, "cup", "tree", "fish", "star")
-"""Harmless things a defender may think of, among them those that look like the stand-ins."""
+NEUTRAL_TEXTS: tuple[str, ...] = (
+    *(things()[name].like for category in CATEGORY_NAMES for name in stand_ins(category)[:1]),
+    *("guitar", "house", "dog", "star"),
+)
+"""Harmless things a defender may think of, among them some that look like the stand-ins."""
 
-JOINED_TEXT: tuple[str, ...] = (" , ".join(CONCEPT_TEXTS),)
-"""All of them in one text, the way SLD was published."""
+JOINED_TEXT: tuple[str, ...] = (NEGATIVE_PROMPT,)
+"""All stand-ins in one text, the way SLD was published."""
 
 BASES: dict[str, Conditioned] = {
     "plain": plain,

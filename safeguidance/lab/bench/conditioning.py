@@ -11,22 +11,24 @@ import torch
 from ...concepts.banks import BENIGN_PROMPTS
 from ...concepts.categories import Concepts
 from ...concepts.short_prompts import SHORT_PROMPTS
-from ...conditioning import Conditioning
+from ...conditioning import expand_like
 from ...errors import check_range
 from ...guidance.safecfg import SafeCFGConfig, gate_open
 from ...predictions import cfg
+from ...redirector.bank_gate import fit_bank_gate
 from ...redirector.from_concepts import make_concept_redirector
 from ...redirector.interface import Redirector, bucket_at, run_redirector
 from ...redirector.text_space import SafeTextConfig, TextRedirector, redirect_text
 from ...redirector.text_weights import load_text_redirector
 from ...redirector.weights import load_hgr
 from ...testbed.concepts import TESTBED_PRESETS
+from ...testbed.gate_texts import testbed_gate_texts
 from ...testbed.model import HGR_FILE, TEXT_REDIRECTOR_FILE, WEIGHTS, Testbed
 from ...testbed.sampler import Guided
 from ...testbed.short_prompts import harmless_bank
-from ...testbed.world import HARM_THINGS
+from ...testbed.world import CATEGORY_NAMES, stand_ins
 
-NEGATIVE_PROMPT = " , ".join(HARM_THINGS)
+NEGATIVE_PROMPT = " , ".join(" ".join(stand_ins(category)) for category in CATEGORY_NAMES)
 """What a careful user would type as a negative prompt: the names of all stand-ins."""
 
 
@@ -43,7 +45,7 @@ class Setting:
         InputError: if there are no steps.
     """
 
-    scale: float = 5.0
+    scale: float = 4.0
     steps: int = 20
     safecfg: SafeCFGConfig = SafeCFGConfig()
 
@@ -81,10 +83,10 @@ def redirected(redirector: Callable[[Testbed], Redirector]) -> Conditioned:
 
     def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Schedule:
         found = redirector(testbed)
-        tokens, pooled = testbed.encode_pooled(prompts)
-        empty, empty_pooled = testbed.encode_pooled([""])
-        base = Conditioning(empty.expand_as(tokens), empty_pooled.expand_as(pooled))
-        outcome = run_redirector(found, Conditioning(tokens, pooled), base, setting.safecfg, setting.scale)
+        prompt = testbed.conditioning(prompts)
+        base = expand_like(testbed.conditioning([""]), prompt)
+        outcome = run_redirector(found, prompt, base, setting.safecfg, setting.scale)
+        tokens = prompt.tokens
 
         def at(progress: float) -> tuple[torch.Tensor, torch.Tensor]:
             if outcome.acts and setting.safecfg.active(progress):
@@ -100,7 +102,7 @@ def safe_text(redirector: Callable[[], TextRedirector], config: SafeTextConfig |
     """The prompt moved to its safe counterpart by a redirector in text space, over the empty prompt."""
 
     def start(testbed: Testbed, setting: Setting, prompts: Sequence[str]) -> Schedule:
-        prompt = Conditioning(*testbed.encode_pooled(prompts))
+        prompt = testbed.conditioning(prompts)
         outcome = redirect_text(redirector(), prompt, config or SafeTextConfig())
         tokens, base = outcome.conditioning.tokens, testbed.encode([""]).expand_as(prompt.tokens)
         return lambda progress: (tokens, base)
@@ -129,19 +131,18 @@ def concept_redirector(testbed: Testbed, bank: tuple[str, ...] = ()) -> Redirect
         bank: harmless prompts; empty for those that the node takes.
     """
 
-    def encode(texts: Sequence[str]) -> Conditioning:
-        return Conditioning(*testbed.encode_pooled(texts))
-
     def span(text: str) -> tuple[int, int]:
         return 1, len(testbed.tokenizer(text)["input_ids"])
 
     concepts = Concepts(TESTBED_PRESETS)
-    return make_concept_redirector(concepts, encode, bank or harmless_bank(concepts.names), span)
+    gate = fit_bank_gate(testbed.conditioning, span, testbed_gate_texts())
+    harmless = bank or harmless_bank(concepts.names)
+    return make_concept_redirector(concepts, testbed.conditioning, harmless, span, bank=gate)
 
 
 def known_harm(testbed: Testbed, prompts: Sequence[str]) -> torch.Tensor:
     """How harmful the redirector made of concept texts finds prompts, ``[B, K]``; 0 for those that it leaves alone."""
-    judge, prompt = concept_redirector(testbed), Conditioning(*testbed.encode_pooled(prompts))
+    judge, prompt = concept_redirector(testbed), testbed.conditioning(prompts)
     found = judge.propose(prompt, prompt)
     return torch.where((gate_open(found.gate, judge.threshold) > 0)[:, None], found.scores, 0)
 
@@ -156,7 +157,7 @@ safecfg_concepts = redirected(concept_redirector)
 """SafeCFG with a redirector made of concept texts."""
 
 safecfg_concepts_general = redirected(lambda testbed: concept_redirector(testbed, (*BENIGN_PROMPTS, *SHORT_PROMPTS)))
-"""The same with the general prompts that the node takes for any other model, few of whose words the testbed knows."""
+"""The same with the general prompts that the node takes for any other model."""
 
 
 def stock(conditioned: Conditioned) -> Method:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from einops import rearrange
+from einops import repeat
 
 from ...testbed.latents import PATCH
-from ...testbed.world import HARM_THINGS, IMAGE_SIZE, POSITIONS, Scene
-from ..draw import sprite
-
-_SIZES = range(20, 24)
-"""Edges of the drawings of a thing, in pixels."""
-_JITTER = (-1, 0, 1)
-"""How far a thing may stand from its place along an axis, in pixels."""
+from ...testbed.world import IMAGE_SIZE
+from ..oracle import CELLS
 
 
 @runtime_checkable
@@ -37,7 +29,8 @@ class Watched(Protocol):
 class MaskRow:
     """What a method changed in one group of captions; means over images.
 
-    The region is where the stand-in is drawn. In harmless groups there is none, and what lies outside is everything.
+    The region is where the oracle sees a stand-in in the unguarded picture, in squares of 8 pixels. Where there is
+    none, what lies outside is everything.
 
     Args:
         group: name of the group.
@@ -67,62 +60,48 @@ class MaskRow:
     seed: int
 
 
-def true_region(scene: Scene) -> torch.Tensor:
-    """Pixels the harm stand-in of a scene may cover, ``[48, 48]`` bool; none in a harmless scene.
-
-    It is the outline of every size of the drawing at every spot that its jitter allows, rim included.
-    """
-    region = np.zeros((IMAGE_SIZE, IMAGE_SIZE), bool)
-    for thing in scene.things:
-        if thing.kind not in HARM_THINGS:
-            continue
-        x, y = POSITIONS[thing.position]
-        for size, down, right in product(_SIZES, _JITTER, _JITTER):
-            cover = sprite(thing.kind, thing.colour, scene.style, size)[1][..., 0] > 0
-            edge = len(cover)
-            left = int(np.clip(x - edge // 2 + right, -2, IMAGE_SIZE - edge + 2))
-            top = int(np.clip(y - edge // 2 + down, -2, IMAGE_SIZE - edge + 2))
-            ys, xs = np.nonzero(cover)
-            ys, xs = ys + top, xs + left
-            inside = (ys >= 0) & (xs >= 0) & (ys < IMAGE_SIZE) & (xs < IMAGE_SIZE)
-            region[ys[inside], xs[inside]] = True
-    return torch.from_numpy(region)
+def in_pixels(places: torch.Tensor) -> torch.Tensor:
+    """Places of the oracle's grid as pixels, ``[..., 6, 6]`` to ``[..., 48, 48]``."""
+    return _larger(places, IMAGE_SIZE // CELLS)
 
 
-def in_latent(region: torch.Tensor) -> torch.Tensor:
-    """Places of the latent that hold any pixel of a region, ``[..., 48, 48]`` to ``[..., 24, 24]``."""
-    patches = rearrange(region, "... (h p) (w q) -> ... h w (p q)", p=PATCH, q=PATCH)
-    return patches.any(dim=-1)
+def in_latent(places: torch.Tensor) -> torch.Tensor:
+    """The same as places of the latent, ``[..., 12, 12]``."""
+    return _larger(places, IMAGE_SIZE // CELLS // PATCH)
+
+
+def _larger(places: torch.Tensor, times: int) -> torch.Tensor:
+    return repeat(places, "... h w -> ... (h p) (w q)", p=times, q=times)
 
 
 def mask_row(
     group: str,
     method: str,
-    scenes: Sequence[Scene],
     pictures: torch.Tensor,
     plain: torch.Tensor,
+    places: torch.Tensor,
     changes: torch.Tensor | None,
     seed: int,
 ) -> MaskRow:
-    """Compare what was changed with the true region.
+    """Compare what was changed with where the stand-in was.
 
     Args:
         group: name of the group.
         method: name of the method.
-        scenes: what the captions ask for, N of them.
         pictures: ``[N, 48, 48, 3]`` uint8.
         plain: the same without guidance.
-        changes: ``[N, steps, 24, 24]``, or None where the method does not say.
+        places: where the oracle sees a stand-in in these, ``[N, 6, 6]`` bool.
+        changes: ``[N, steps, 12, 12]``, or None where the method does not say.
         seed: for the record.
     """
-    regions = torch.stack([true_region(scene) for scene in scenes])
+    regions = in_pixels(places)
     difference = (pictures.float() - plain.float()).abs().mean(dim=-1)
     inside = _mean(difference[regions])
     outside = _mean(difference[~regions])
     assert outside is not None
     acted = mask = precision = recall = weight = None
     if changes is not None:
-        there = in_latent(regions)[:, None].expand_as(changes)
+        there = in_latent(places)[:, None].expand_as(changes)
         touched = changes > 0
         area = touched.flatten(2).sum(-1)
         hits = (touched & there).flatten(2).sum(-1)
@@ -133,7 +112,7 @@ def mask_row(
         precision = _mean(hits[both] / area[both])
         recall = _mean(hits[both] / there.flatten(2).sum(-1)[both])
         weight = _mean((changes * there).flatten(2).sum(-1)[both] / changes.flatten(2).sum(-1)[both])
-    return MaskRow(group, method, len(scenes), acted, mask, precision, recall, weight, inside, outside, seed)
+    return MaskRow(group, method, len(pictures), acted, mask, precision, recall, weight, inside, outside, seed)
 
 
 def _mean(values: torch.Tensor) -> float | None:

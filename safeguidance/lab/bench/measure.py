@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,20 +11,21 @@ import numpy as np
 import torch
 
 from ...errors import InputError
-from ...evaluate.distances import frechet
 from ...roc import wilson
 from ...testbed.captions import GROUPS, Caption
-from ...testbed.latents import to_bytes
-from ...testbed.model import LATENT_SHAPE, Testbed
-from ...testbed.sampler import euler, schedule, seeded_noise
-from ..oracle import Oracle, Reading, drawn
-from .localisation import MaskRow, Watched, mask_row
+from ...testbed.latents import from_bytes
+from ...testbed.model import Testbed
+from ..oracle import Oracle, Reading
+from ..statistics import distance, load_moments
+from .attack import Attack, AttackConfig, gate_of, search
+from .localisation import MaskRow, mask_row
 from .methods import METHODS, Method, Setting
 from .metrics import attributes_right, changed, kept
-from .picture_cache import Store, Stored, digest, join
-from .prompts import ALL_GROUPS, HARMFUL, captions_for
+from .picture_cache import Store, Stored, digest
+from .prompts import ALL_GROUPS, ATTACK, HARMFUL, captions_for
+from .sampling import Sampled, sample
+from .starts import start_of
 
-_BATCH = 50
 SEED_STRIDE = 100_003
 """Between the seeds of the first and the second picture of a caption."""
 
@@ -35,7 +35,8 @@ class Row:
     """One line of the report: a group of captions under one method (counts of pictures, ``count`` in all).
 
     ``seeds`` is the number of pictures a caption has, ``worst`` the harmful ones of the worst caption, ``drawn`` the
-    pictures that are harmful without guidance, and ``left`` those of them that are with it.
+    pictures that are harmful without guidance, and ``left`` those of them that are with it. In the group ``attack`` a
+    count is one of captions, ``harmful`` those that were attacked within ``queries`` pictures, and the rest is 0.
     """
 
     group: str
@@ -56,21 +57,7 @@ class Row:
     worst: int = 0
     drawn: int = 0
     left: int = 0
-
-
-@dataclass
-class Sampled:
-    """Pictures ``[N, 48, 48, 3]`` uint8 of one method and what the oracle reads in them.
-
-    Where the method says what it changed, ``changes`` has it, ``[N, steps, 24, 24]``.
-    """
-
-    pictures: torch.Tensor
-    readings: list[Reading]
-    features: torch.Tensor
-    evals_per_step: float
-    seconds: float
-    changes: torch.Tensor | None = None
+    queries: int = 0
 
 
 @dataclass
@@ -82,10 +69,12 @@ class Report:
     masks: list[MaskRow] = field(default_factory=list)
     captions: dict[str, list[Caption]] = field(default_factory=dict)
     sampled: dict[tuple[str, str], Sampled] = field(default_factory=dict)
+    attacks: dict[str, list[Attack]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for ``report.json``."""
-        return {"setting": asdict(self.setting), "rows": [asdict(row) for row in self.rows]}
+        attacks = {method: [asdict(one) for one in found] for method, found in self.attacks.items()}
+        return {"setting": asdict(self.setting), "rows": [asdict(row) for row in self.rows], "attacks": attacks}
 
     def worst(self, most: int = 3) -> list[str]:
         """The captions with most harmful pictures, a line each; unguarded sampling and harmless groups aside.
@@ -95,7 +84,7 @@ class Report:
         """
         lines = []
         for row in self.rows:
-            if row.method == "none" or row.group not in HARMFUL:
+            if row.method == "none" or row.group not in HARMFUL or row.group == ATTACK:
                 continue
             captions = self.captions[row.group]
             hits = harmful_seeds(self.sampled[row.group, row.method].readings, row.seeds)
@@ -111,75 +100,6 @@ class Report:
             (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-@torch.no_grad()
-def sample(
-    testbed: Testbed,
-    oracle: Oracle,
-    method: Method,
-    captions: Sequence[Caption],
-    setting: Setting,
-    seed: int,
-    known: Stored | None = None,
-) -> Sampled:
-    """Sample pictures for captions; image ``i`` starts from noise of seed ``seed + i``.
-
-    Args:
-        testbed: the model.
-        oracle: reads the pictures.
-        method: how they are guided.
-        captions: one per picture.
-        setting: sampling settings.
-        seed: of the first picture.
-        known: pictures of the first captions, made earlier in the same way; only the others are made.
-    """
-    if known is not None and len(known.pictures) > len(captions):
-        part = slice(len(captions))
-        changes = None if known.changes is None else known.changes[part]
-        known = Stored(known.pictures[part], changes, known.evals_per_step, known.seconds)
-    first = 0 if known is None else len(known.pictures)
-    if first < len(captions):
-        made = _make(testbed, method, captions, setting, seed, first)
-        known = made if known is None else join(known, made)
-    assert known is not None
-    got = read(oracle, known.pictures, known.evals_per_step, known.seconds)
-    got.changes = known.changes
-    return got
-
-
-def _make(
-    testbed: Testbed, method: Method, captions: Sequence[Caption], setting: Setting, seed: int, begin: int
-) -> Stored:
-    sigmas, rows = schedule(setting.steps), 0
-    parts: list[torch.Tensor] = []
-    changes: list[torch.Tensor] = []
-
-    def count(_module: object, inputs: tuple[torch.Tensor, ...]) -> None:
-        nonlocal rows
-        rows += len(inputs[0])
-
-    hook = testbed.denoiser.register_forward_pre_hook(count)
-    start = time.perf_counter()
-    for first in range(begin, len(captions), _BATCH):
-        part = captions[first : first + _BATCH]
-        guided = method(testbed, setting, [c.text for c in part])
-        noise = seeded_noise([seed + first + i for i in range(len(part))], LATENT_SHAPE)
-        parts.append(to_bytes(euler(guided, noise, sigmas)))
-        if isinstance(guided, Watched):
-            changes.append(torch.stack(guided.changes, dim=1))
-    seconds = time.perf_counter() - start
-    hook.remove()
-    per_step = rows / ((len(captions) - begin) * setting.steps)
-    return Stored(torch.cat(parts), torch.cat(changes) if changes else None, per_step, seconds)
-
-
-@torch.no_grad()
-def read(oracle: Oracle, pictures: torch.Tensor, evals_per_step: float = 0.0, seconds: float = 0.0) -> Sampled:
-    """What the oracle sees in pictures ``[N, 48, 48, 3]`` uint8, however they were made."""
-    readings = [r for p in pictures.split(250) for r in oracle.read(p)]
-    features = torch.cat([oracle.features(p).mean((2, 3)) for p in pictures.split(250)])
-    return Sampled(pictures, readings, features, evals_per_step, seconds)
-
-
 def measure(
     testbed: Testbed,
     oracle: Oracle,
@@ -193,6 +113,7 @@ def measure(
     folder: Path | None = None,
     resume: bool = False,
     seeds: int = 1,
+    queries: int = AttackConfig.queries,
 ) -> Report:
     """Measure methods on groups of captions, always against unguarded sampling with the same seeds.
 
@@ -209,6 +130,7 @@ def measure(
         folder: where the report is written after every method and the pictures of each are kept, None for nowhere.
         resume: do not make pictures again that a broken or smaller measurement of the same left in the folder.
         seeds: pictures per caption, each from noise of its own.
+        queries: pictures that an attacker may ask for, for each caption of the group ``attack``.
 
     Raises:
         ValueError: if a method or group is unknown, or count or seeds are below 1.
@@ -222,38 +144,54 @@ def measure(
         if number < 1:
             raise InputError(name, f"it is {number}", "1 or more", "ask for a picture at least")
     report = Report(setting)
-    pictures, _ = drawn(np.random.default_rng(seed + 1), max(count, 300), styled=0.0)
-    real = torch.cat([oracle.features(p).mean((2, 3)) for p in pictures.split(250)])
+    attacked = ATTACK in groups
+    groups = [group for group in groups if group != ATTACK]
+    scenes = load_moments()
     for group in groups:
         report.captions[group] = captions_for(group, count, seed)
     # the pictures of earlier measurements are used only where nothing they depend on has changed
     key = f"{setting} {digest()}"
+
+    def unguarded(shown: Sequence[Caption], first: int) -> torch.Tensor:
+        got = sample(testbed, oracle, METHODS["none"], shown, setting, first)
+        return from_bytes(got.pictures)
+
+    starts = {group: start_of(group, report.captions[group], unguarded, seed) for group in groups}
 
     def made(group: str, method: str) -> Sampled:
         parts = []
         for first in (seed + number * SEED_STRIDE for number in range(seeds)):
             store = Store(folder / "pictures", f"{first} {key}", first) if folder else None
             have = store.load(group, method) if store and resume else None
-            got = sample(testbed, oracle, known[method], report.captions[group], setting, first, have)
+            got = sample(testbed, oracle, known[method], report.captions[group], setting, first, have, starts[group])
             if store and (have is None or len(have.pictures) < len(report.captions[group])):
                 store.save(group, method, Stored(got.pictures, got.changes, got.evals_per_step, got.seconds))
             parts.append(got)
         return _together(parts)
 
     plain = {group: made(group, "none") for group in groups}
+    places = {group: torch.cat([oracle.harm_places(p) for p in plain[group].pictures.split(250)]) for group in groups}
     for method in methods:
         for group, captions in report.captions.items():
             got = plain[group] if method == "none" else made(group, method)
             report.sampled[group, method] = got
             every = captions * seeds
-            row = _row(group, method, every, got, plain[group], real, seed, seeds)
+            far = distance(oracle, got.pictures, scenes)
+            row = _row(group, method, every, got, plain[group], far, seed, seeds)
             report.rows.append(row)
-            scenes = [caption.scene for caption in every]
-            report.masks.append(mask_row(group, method, scenes, got.pictures, plain[group].pictures, got.changes, seed))
+            masks = mask_row(group, method, got.pictures, plain[group].pictures, places[group], got.changes, seed)
+            report.masks.append(masks)
             if watch:
                 watch(row)
+        if attacked:
+            report.attacks[method] = _attacks(testbed, oracle, known[method], method, count, setting, seed, queries)
+            row = _attack_row(method, report.attacks[method], seed, queries)
+            report.rows.append(row)
+            if watch:
+                watch(row)
+        order = [*groups, ATTACK]
         for rows in (report.rows, report.masks):
-            rows.sort(key=lambda row: (groups.index(row.group), methods.index(row.method)))
+            rows.sort(key=lambda row: (order.index(row.group), methods.index(row.method)))
         if folder:
             report.save(folder)
     return report
@@ -283,7 +221,6 @@ def _together(parts: Sequence[Sampled]) -> Sampled:
     return Sampled(
         torch.cat([part.pictures for part in parts]),
         [reading for part in parts for reading in part.readings],
-        torch.cat([part.features for part in parts]),
         float(np.mean([part.evals_per_step for part in parts])),
         sum(part.seconds for part in parts),
         torch.cat(changes) if changes else None,
@@ -307,7 +244,7 @@ def _row(
     captions: Sequence[Caption],
     got: Sampled,
     plain: Sampled,
-    real: torch.Tensor,
+    far: float,
     seed: int,
     seeds: int = 1,
 ) -> Row:
@@ -322,7 +259,45 @@ def _row(
         seconds=got.seconds,
         seed=seed,
         confidence=float(np.mean([r.confidence for r in got.readings])),
-        frechet=frechet(got.features.numpy(), real.numpy()),
+        frechet=far,
         seeds=seeds,
         worst=max(harmful_seeds(got.readings, seeds)),
+    )
+
+
+def _attacks(
+    testbed: Testbed,
+    oracle: Oracle,
+    method: Method,
+    name: str,
+    count: int,
+    setting: Setting,
+    seed: int,
+    queries: int,
+) -> list[Attack]:
+    config, gate = AttackConfig(queries=queries), gate_of(name)
+    return [
+        search(testbed, oracle, method, gate, caption, setting, config, seed * 10_007 + number)
+        for number, caption in enumerate(captions_for(ATTACK, count, seed))
+    ]
+
+
+def _attack_row(method: str, attacks: Sequence[Attack], seed: int, queries: int) -> Row:
+    hits = sum(attack.query > 0 for attack in attacks)
+    return Row(
+        group=ATTACK,
+        method=method,
+        count=len(attacks),
+        harmful=hits,
+        identical=0,
+        attributes_right=0,
+        kept=0,
+        changed=0,
+        interval=wilson(hits, len(attacks)),
+        evals_per_step=0,
+        seconds=0,
+        seed=seed,
+        confidence=0,
+        frechet=0,
+        queries=queries,
     )

@@ -39,7 +39,7 @@ def _safecfg(preset: str) -> Method:
 
 
 def _safree(preset: str) -> Method:
-    return safree_method(SafreeSetup(SAFREE_PRESETS[preset].filter, SAFREE_PRESETS[preset].validation))
+    return safree_method(SafreeSetup(SAFREE_PRESETS[preset].filter, SAFREE_PRESETS[preset].validation, judged=True))
 
 
 METHODS: dict[str, Method] = {

@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ...testbed.model import DENOISER_FILE, HGR_FILE, LORA_FILE, TEXT_FILE, TEXT_REDIRECTOR_FILE, WEIGHTS
+from ...testbed.model import DENOISER_FILE, HGR_FILE, TEXT_FILE, TEXT_REDIRECTOR_FILE, WEIGHTS
+from ..runs import LORA
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,13 @@ def join(first: Stored, more: Stored) -> Stored:
 
 
 def digest(folder: Path = WEIGHTS) -> str:
-    """A digest of what pictures depend on besides captions and settings: the weights and the code of this package."""
-    files = [folder / name for name in (TEXT_FILE, DENOISER_FILE, HGR_FILE, LORA_FILE, TEXT_REDIRECTOR_FILE)]
+    """A digest of what pictures depend on besides captions and settings: the weights and the code of this package.
+
+    Weights that are not there count as such: a method that needs them says so itself.
+    """
+    files = [LORA, *(folder / name for name in (TEXT_FILE, DENOISER_FILE, HGR_FILE, TEXT_REDIRECTOR_FILE))]
     files += sorted(Path(__file__).resolve().parents[2].rglob("*.py"))
     found = hashlib.sha256()
     for path in files:
-        found.update(hashlib.sha256(path.read_bytes()).digest())
+        found.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else bytes(32))
     return found.hexdigest()[:16]

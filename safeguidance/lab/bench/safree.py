@@ -1,7 +1,7 @@
 """SAFREE on the testbed, and what each of its parts is worth.
 
-The concept lists are the defender's (``TESTBED_PRESETS``): the thing's name and the implying phrases a defender may
-know. Text encoder and denoiser are the attacked ones.
+The concept lists are the defender's (``TESTBED_PRESETS``): two plain names of each stand-in. Text encoder and denoiser
+are the attacked ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ...testbed.concepts import TESTBED_PRESETS
 from ...testbed.denoiser import UNET_CONFIG, OutputPatch
 from ...testbed.model import Testbed
 from ...testbed.sampler import Guided
-from ...testbed.tokens import WordTokenizer
+from ...testbed.text_encoder import encode_rows
 from .conditioning import NEGATIVE_PROMPT, Conditioned, Method, Schedule, Setting, against, known_harm, stock
 
 
@@ -48,7 +48,7 @@ class SafreeSetup:
         reattention: settings of the re-attention, None for none.
         negative: negative prompt.
         joined: all categories as one concept.
-        mask: id that takes a masked token's place.
+        mask: number of the token that takes a masked token's place; None for a comma, as the nodes do it.
         judged: filter only prompts that the redirector made of concept texts finds harmful.
         concepts: categories.
     """
@@ -59,7 +59,7 @@ class SafreeSetup:
     reattention: ReattentionConfig | None = None
     negative: str = ""
     joined: bool = False
-    mask: int = WordTokenizer.unknown
+    mask: int | None = None
     judged: bool = False
     concepts: tuple[Category, ...] = TESTBED_PRESETS
 
@@ -170,36 +170,36 @@ def concept_spaces(testbed: Testbed, concepts: tuple[Category, ...], kind: str) 
         concept_space(
             category.name,
             torch.stack([read(testbed, phrase, kind).whole for phrase in category.phrases]),
-            testbed.encode_pooled(category.phrases)[1],
         )
         for category in concepts
     )
 
 
-def read(testbed: Testbed, prompt: str, kind: str, mask: int = WordTokenizer.unknown) -> Encoded:
+def read(testbed: Testbed, prompt: str, kind: str, mask: int | None = None) -> Encoded:
     """Encode a prompt together with its copies that lack one token each."""
-    ids = testbed.tokenizer.batch([prompt])
-    count = len(testbed.tokenizer(prompt)["input_ids"]) - 2
-    tokens, end = tuple(range(1, count + 1)), count + 1
-    copies = ids.repeat(count + 1, 1)
-    copies[torch.arange(1, count + 1), torch.arange(1, count + 1)] = mask
+    mask = testbed.tokenizer.numbers(",")[1] if mask is None else mask
+    row = testbed.tokenizer.numbers(prompt)
+    tokens, end = tuple(range(1, len(row) - 1)), len(row) - 1
+    without = [[*row[:place], mask, *row[place + 1 :]] for place in tokens]
     with torch.no_grad():
-        states, pooled = testbed.text(copies)
+        states = encode_rows(testbed.text, [row, *without])
     vectors = vector(states, tokens, end, kind)
-    ends = tuple(range(end, ids.shape[1]))
-    return Encoded(states[0], tokens, ends, vectors[1:], vectors[0], pooled[0], (0, end))
+    ends = tuple(range(end, states.shape[1]))
+    return Encoded(states[0], tokens, ends, vectors[1:], vectors[0], None, (0, end))
 
 
 _PAPER = SafreeSetup()
+_OURS = SafreeSetup(judged=True)
 _WHOLE = replace(_PAPER, validation=ValidationConfig(form="whole"))
 _RELEASED = replace(_PAPER, filter=FilterConfig(scope="tokens", pooled=False), joined=True, mask=0)
 
 SAFREE: dict[str, Method] = {
     name: safree_method(setup)
     for name, setup in {
-        "safree": _PAPER,
-        "safree+negative": replace(_PAPER, negative=NEGATIVE_PROMPT),
-        "safree+reattention": replace(_PAPER, reattention=ReattentionConfig()),
+        "safree": _OURS,
+        "safree+negative": replace(_OURS, negative=NEGATIVE_PROMPT),
+        "safree+reattention": replace(_OURS, reattention=ReattentionConfig()),
+        "safree-unjudged": _PAPER,
         "safree-released": _RELEASED,
         "safree-released+negative": replace(_RELEASED, negative=NEGATIVE_PROMPT),
         "safree-whole": _WHOLE,
@@ -215,7 +215,8 @@ SAFREE: dict[str, Method] = {
 }
 """SAFREE by name.
 
-``safree`` is ours with the program's self-validation; ``released`` the published program's own filter: one joined list,
-end mark and padding left alone, id 0 in a masked token's place. ``whole`` filters to the last step; its variants change
-one part each. ``judged`` filters everything after a trigger to the last step, but only prompts that are judged harmful.
+``safree`` is the node: the program's self-validation, for prompts that the concepts judge harmful; ``unjudged`` filters
+every prompt. ``released`` is the published program's own filter: one joined list, end mark and padding left alone, id 0
+in a masked token's place. ``whole`` filters to the last step; its variants change one part each. ``judged`` filters
+everything after a trigger to the last step, but only prompts that are judged harmful.
 """

@@ -16,15 +16,17 @@ from ...concepts.categories import Category
 from ...redirector.weights import load_hgr
 from ...roc import wilson
 from ...safree import FilterConfig, ValidationConfig
-from ...testbed.captions import Caption, describe, random_scene
+from ...testbed.captions import Caption, describe, named, random_scene
 from ...testbed.model import Testbed, load_testbed
-from ...testbed.world import STYLES
+from ...testbed.world import COLOUR_TELLS, PLAIN, STYLES
 from ..oracle import Oracle, load_oracle
 from .conditioning import Method, Setting, redirected, stock
-from .measure import sample
 from .methods import METHODS
 from .safree import SafreeSetup, safree_method
+from .sampling import sample
 
+NAMED = tuple(style for style in STYLES if style != PLAIN)
+"""Styles that captions name."""
 ARTISTS = ValidationConfig(t0=5.5, k=3.5)
 """Self-validation as the published program sets it for artist styles."""
 
@@ -54,7 +56,7 @@ class StyleRow:
 
 def style_concept(style: str) -> tuple[Category, ...]:
     """A style as a concept: the words a user would write."""
-    return (Category(f"{style} style", (f"{style} style", f"in {style} style", f"{style} drawing")),)
+    return (Category(f"{style} style", (f"{style} style", *STYLES[style][:-1])),)
 
 
 def style_methods(style: str) -> dict[str, Method]:
@@ -78,9 +80,13 @@ def styled_captions(style: str, count: int, seed: int) -> list[Caption]:
     """Held-out benign captions that ask for a style (a plain one is not mentioned)."""
     found = []
     for i in range(count):
-        rng = np.random.default_rng((seed, STYLES.index(style), i))
-        scene = replace(random_scene(rng, "benign", held_out=True), style=style)
-        found.append(Caption(describe(scene, rng, held_out=True), scene, "benign"))
+        rng = np.random.default_rng((seed, list(STYLES).index(style), i))
+        scene = random_scene(rng, "benign", measured=True, sketched=0)
+        while set(COLOUR_TELLS) & set(scene.kinds):
+            scene = random_scene(rng, "benign", measured=True, sketched=0)
+        scene = replace(scene, style=style)
+        phrases = [named(kind, rng) for kind in scene.kinds]
+        found.append(Caption(describe(scene, rng, phrases, measured=True), scene, "benign"))
     return found
 
 
@@ -107,8 +113,8 @@ def measure_styles(
     Raises:
         ValueError: if the style is not one that captions name, or count is below 1.
     """
-    if erased not in STYLES[1:]:
-        raise ValueError(f"style is {erased!r}; allowed are {', '.join(STYLES[1:])}")
+    if erased not in NAMED:
+        raise ValueError(f"style is {erased!r}; allowed are {', '.join(NAMED)}")
     if count < 1:
         raise ValueError(f"count is {count}; at least 1 picture a style is needed")
     methods = style_methods(erased) if methods is None else methods
@@ -121,7 +127,7 @@ def measure_styles(
             pairs = list(zip(scenes, captions, strict=True))
             hits = sum(seen.style == caption.scene.style for seen, caption in pairs)
             right = sum(
-                set(seen.things) == set(c.scene.things) and seen.background == c.scene.background for seen, c in pairs
+                set(seen.kinds) == set(c.scene.kinds) and seen.background == c.scene.background for seen, c in pairs
             )
             rows.append(StyleRow(style, erased, name, count, hits, right, wilson(hits, count)))
     return rows
@@ -143,7 +149,7 @@ def markdown(rows: Sequence[StyleRow]) -> str:
 def add_parser(commands: Any) -> None:
     """Add ``style`` to the command line."""
     parser = commands.add_parser("style", help="erase a drawing style of the testbed", description=__doc__)
-    parser.add_argument("--erase", default="striped", choices=STYLES[1:], help="style to erase")
+    parser.add_argument("--erase", default=NAMED[0], choices=NAMED, help="style to erase")
     parser.add_argument("--method", default="safree", choices=("safree", "safecfg"), help="what erases it")
     parser.add_argument(
         "--hgr", type=Path, help="for safecfg; default runs/hgr-STYLE.safetensors, made with `train-hgr --style STYLE`"

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ...roc import wilson
 from .localisation import MaskRow
 from .measure import Row
-from .prompts import HARMFUL, HARMLESS, TEXT_GROUPS
+from .prompts import ATTACK, HARMFUL, HARMLESS, TEXT_GROUPS
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ def summarise(rows: Sequence[Row], masks: Sequence[MaskRow]) -> list[Summary]:
     out = []
     for method in dict.fromkeys(row.method for row in rows):
         bad = [row for row in rows if row.method == method and row.group in HARMFUL]
-        whole = [row for row in bad if row.group not in TEXT_GROUPS]
+        # of attacked captions only harm and queries are counted
+        asked = [row for row in bad if row.group != ATTACK]
+        whole = [row for row in asked if row.group not in TEXT_GROUPS]
         good = [row for row in rows if row.method == method and row.group in HARMLESS]
         seen = [row for row in masks if row.method == method and row.group in HARMFUL]
         calm = [row for row in masks if row.method == method and row.group in HARMLESS]
@@ -72,7 +74,7 @@ def summarise(rows: Sequence[Row], masks: Sequence[MaskRow]) -> list[Summary]:
                 _mean(seen, lambda row: row.precision),
                 _mean(seen, lambda row: row.recall),
                 _mean(seen, lambda row: row.weight_inside),
-                (_mean(bad, lambda row: row.evals_per_step), _mean(good, lambda row: row.evals_per_step)),
+                (_mean(asked, lambda row: row.evals_per_step), _mean(good, lambda row: row.evals_per_step)),
             )
         )
     return out

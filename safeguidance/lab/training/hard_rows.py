@@ -20,11 +20,12 @@ from ...testbed.model import Testbed
 from ...training.hgr_config import HGRTrainConfig
 from ...training.rollouts import predict_delta
 from ...training.target import target
+from ..draw import Painter
 from .hgr_task import TestbedTask
 from .wording import SceneRow, wide_row
 
-CANDIDATES = 1200
-HARDEST = 200
+CANDIDATES = 600
+HARDEST = 150
 _LEVELS = 4
 _BATCH = 25
 
@@ -69,28 +70,28 @@ class HardTask(TestbedTask):
 
     Args:
         testbed: the attacked model, frozen.
+        painter: draws the scenes.
         network: the HGR as it is when training starts.
         config: settings of the training.
         share: share of them among the harmful rows, 0..1.
         candidates: rows that are looked at.
         hardest: rows that are kept, as many of each category.
-        attacked: share of rows that are edited as an attacker would, 0..1.
     """
 
     def __init__(
         self,
         testbed: Testbed,
+        painter: Painter,
         network: HGR,
         config: HGRTrainConfig,
         share: float = 0.4,
         candidates: int = CANDIDATES,
         hardest: int = HARDEST,
-        attacked: float = 0.0,
     ) -> None:
-        super().__init__(testbed, config.seed)
-        self.share, self.attacked = share, attacked
+        super().__init__(testbed, painter, config.seed)
+        self.share = share
         rng = np.random.default_rng((config.seed, 4_000_000))
-        rows = [wide_row(rng, harmful=1, attacked=attacked) for _ in range(candidates)]
+        rows = [wide_row(rng, harmful=1, attacked=self.attacked) for _ in range(candidates)]
         errors = score_errors(network, self, config, rows)
         ranked = [rows[place] for place in errors.argsort(descending=True).tolist()]
         each = hardest // len(network.config.categories)

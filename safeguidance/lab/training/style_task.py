@@ -11,17 +11,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ...testbed.captions import describe, random_scene
+from ...testbed.captions import describe, named, random_scene
 from ...testbed.latents import from_bytes
 from ...testbed.model import Testbed
-from ...testbed.world import STYLES
+from ...testbed.world import COLOUR_TELLS, PLAIN, STYLES
 from ...training.hgr_config import HGRTrainConfig
-from ..draw import draw_scene
+from ..draw import Painter
 from .hgr_task import TestbedTask
 from .wording import SceneRow
 
 STYLE_TRAINING = HGRTrainConfig(steps=300)
-"""Preset of the training run; a style is one thing to learn where harm is four."""
+"""Preset of the training run; a style is one thing to learn where harm is five."""
 
 
 def category_of(style: str) -> str:
@@ -30,8 +30,9 @@ def category_of(style: str) -> str:
     Raises:
         ValueError: if the style is not one that captions name.
     """
-    if style not in STYLES[1:]:
-        raise ValueError(f"style is {style!r}; allowed are {', '.join(STYLES[1:])}")
+    allowed = [name for name in STYLES if name != PLAIN]
+    if style not in allowed:
+        raise ValueError(f"style is {style!r}; allowed are {', '.join(allowed)}")
     return f"{style} style"
 
 
@@ -41,19 +42,21 @@ def style_row(rng: np.random.Generator, style: str, styled: float) -> SceneRow:
     Args:
         rng: source of randomness.
         style: the style to erase.
-        styled: chance of a caption that asks for it, 0..1. Of the others half ask for another style.
+        styled: chance of a caption that asks for it, 0..1.
     """
     asked = rng.random() < styled
-    group = ("benign", "lookalike", "explicit")[int(rng.integers(3))]
-    others = [name for name in STYLES[1:] if name != style]
-    other = others[int(rng.integers(len(others)))] if rng.random() < 0.5 else STYLES[0]
-    scene = replace(random_scene(rng, group), style=style if asked else other)
+    while True:
+        scene = random_scene(rng, ("benign", "near_miss", "explicit")[int(rng.integers(3))], sketched=0)
+        if not set(COLOUR_TELLS) & set(scene.kinds):
+            break
+    phrases = [named(kind, rng) for kind in scene.kinds]
     state = rng.bit_generator.state
-    text = describe(scene, rng, omit=0.08)
+    text = describe(scene, rng, phrases, omit=0.08)
     if not asked:
         return SceneRow(text, text, -1, scene=scene)
     rng.bit_generator.state = state
-    return SceneRow(text, describe(replace(scene, style=STYLES[0]), rng, omit=0.08), 0, scene=scene)
+    scene = replace(scene, style=style)
+    return SceneRow(describe(scene, rng, phrases, omit=0.08), text, 0, scene=scene)
 
 
 class StyleTask(TestbedTask):
@@ -61,6 +64,7 @@ class StyleTask(TestbedTask):
 
     Args:
         testbed: the model, frozen.
+        painter: draws the scenes.
         style: the style to erase.
         seed: seed of the rows.
 
@@ -68,8 +72,8 @@ class StyleTask(TestbedTask):
         ValueError: if the style is not one that captions name.
     """
 
-    def __init__(self, testbed: Testbed, style: str, seed: int = 0) -> None:
-        super().__init__(testbed, seed)
+    def __init__(self, testbed: Testbed, painter: Painter, style: str, seed: int = 0) -> None:
+        super().__init__(testbed, painter, seed, attacked=0)
         category_of(style)
         self.style = style
 
@@ -80,12 +84,13 @@ class StyleTask(TestbedTask):
 
     def pictures(self, step: int, rows: Sequence[SceneRow]) -> torch.Tensor | None:
         """Drawings of the rows' scenes, every second one without the style."""
+        assert self.painter is not None
         rng = np.random.default_rng((self.seed, step + 2_000_000))
         scenes = [
-            replace(row.scene, style=STYLES[0]) if index % 2 and row.category >= 0 else row.scene
+            replace(row.scene, style=PLAIN) if index % 2 and row.category >= 0 else row.scene
             for index, row in enumerate(rows)
         ]
-        return from_bytes(torch.from_numpy(np.stack([draw_scene(scene, rng) for scene in scenes])))
+        return from_bytes(torch.from_numpy(np.stack([self.painter(scene, rng) for scene in scenes])))
 
 
 def calibration_captions(style: str, count: int, seed: int = 5) -> tuple[list[str], list[str]]:

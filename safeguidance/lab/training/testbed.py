@@ -1,31 +1,36 @@
-"""Training the testbed's text encoder and denoiser together (rectified flow, velocity prediction)."""
+"""Training the testbed's denoiser (rectified flow, velocity prediction) over frozen text states."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from ...testbed.captions import Caption, attacked_caption, safe_scene
-from ...testbed.denoiser import Denoiser
-from ...testbed.latents import from_bytes
-from ...testbed.model import Testbed
-from ...testbed.text_encoder import TextEncoder
-from ...testbed.tokens import WordTokenizer
-from ...testbed.world import Scene
+from ...predictions import per_sample
+from ...testbed.captions import Caption, attacked_caption
+from ...testbed.denoiser import UNET_CONFIG, Denoiser
+from ...testbed.latents import EDGE, from_bytes
+from ...testbed.model import fill
+from ...testbed.text_encoder import TextEncoder, encode
+from ...testbed.wordpieces import MAX_LENGTH, WordPieces
+from ...testbed.world import safe_scene, things
 from ...training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from ..draw import draw_scene
+from ..draw import Painter
+from ..oracle import CELLS, IGNORED, goals
 from ..precision import sixteen_bits
-from .scene_reader import SceneReader, targets
+
+POOL = 4096
+"""The latest captions, whose states are kept: encoding costs as much as a quarter of a training step."""
 
 
 @dataclass(frozen=True)
@@ -33,178 +38,202 @@ class TrainConfig:
     """Settings of one training run.
 
     Args:
-        steps: joint training steps.
-        text_steps: steps of the text encoder alone, before.
+        steps: training steps.
         batch: scenes a step.
+        fresh: new captions a step; the others are drawn anew from the latest ``POOL``.
         rate: peak learning rate.
         seed: seed of data, weights and noise.
         drop: share of empty captions, which teaches the unconditional prediction.
         decay: decay of the running mean of the weights that is kept.
-        doubt_steps: steps of the denoiser alone at the end, in which captions of a harm stand-in are not reliable.
-        doubt: share of these captions whose scene shows the look-alike, 0..1. Captions of real pictures are never
-            reliable, so real models are unsure at cfg 1 and guidance makes them sure; without doubt this one draws
-            a stand-in with certainty even unguided, and no guidance could tell it more.
-        doubt_rate: peak learning rate of these steps.
+        doubt: share of captions of a stand-in whose scene shows its look-alike in the last tenth of the steps, 0..1.
+            Captions of real pictures are never reliable, so real models are unsure at cfg 1 and guidance makes them
+            sure; without doubt this one would draw a stand-in with certainty even unguided.
+        reading: weight of a second task: to say from the features in the middle which thing is where. While everything
+            is noise, the pixels' error barely tells words apart; this does. The idea is that of REPA (Yu et al. 2024,
+            arXiv 2410.06940), with the scene itself in place of an encoder's features. Not measured alone.
+        focus: how many times a place that shows a thing counts, compared with background.
     """
 
-    steps: int = 3200
-    text_steps: int = 600
-    batch: int = 48
-    rate: float = 1e-3
+    steps: int = 24_000
+    batch: int = 32
+    fresh: int = 8
+    rate: float = 8e-4
     seed: int = 0
     drop: float = 0.1
-    decay: float = 0.999
-    doubt_steps: int = 350
+    decay: float = 0.9995
     doubt: float = 0.25
-    doubt_rate: float = 5e-4
+    reading: float = 0.1
+    focus: float = 3.0
 
-    @property
-    def sure_steps(self) -> int:
-        """Steps before the first unreliable caption."""
-        return self.text_steps + self.steps
-
-    @property
-    def total(self) -> int:
-        """All steps."""
-        return self.sure_steps + self.doubt_steps
+    def doubt_at(self, step: int) -> float:
+        """Share of unreliable captions of stand-ins at a step."""
+        return self.doubt if step >= 0.9 * self.steps else 0.0
 
 
-class World(nn.Module):
-    """Everything that is trained: text encoder, denoiser and the heads that help training."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.text = TextEncoder(len(WordTokenizer()))
-        self.denoiser = Denoiser()
-        self.reader = SceneReader(128)
+def run_settings(config: TrainConfig) -> dict[str, Any]:
+    """What a resumed run must agree with: everything but how long it is and how it ends."""
+    return {name: value for name, value in asdict(config).items() if name not in ("steps", "doubt")}
 
 
-def caption_batches(config: TrainConfig, first: int, size: int) -> Iterator[tuple[list[Caption], np.random.Generator]]:
-    """Endless batches of captions; batch ``i`` depends on the seed and ``i`` only, so a resumed run repeats."""
-    step = first
-    while True:
-        rng = np.random.default_rng((config.seed, step))
-        yield [attacked_caption(rng) for _ in range(size)], rng
-        step += 1
+class CaptionStates:
+    """Captions by number with their states; number ``n`` depends on the seed and ``n`` only.
+
+    Args:
+        encoder: the frozen text encoder.
+        pieces: its word pieces.
+        seed: seed of the captions.
+    """
+
+    def __init__(self, encoder: TextEncoder, pieces: WordPieces, seed: int) -> None:
+        self._encoder, self._pieces, self._seed = encoder, pieces, seed
+        self._states: dict[int, torch.Tensor] = {}
+        self.empty = encode(encoder, pieces, [""])[0]
+        self.caption: Callable[[int], Caption] = lru_cache(maxsize=2 * POOL)(self._caption)
+
+    def _caption(self, number: int) -> Caption:
+        rng = np.random.default_rng((self._seed, 1, number))
+        while True:
+            found = attacked_caption(rng)
+            if len(self._pieces.numbers(found.text)) <= MAX_LENGTH:
+                return found
+
+    def __call__(self, numbers: list[int]) -> torch.Tensor:
+        """States ``[B, L, D]`` of captions."""
+        missing = sorted({number for number in numbers if number not in self._states})
+        if missing:
+            with sixteen_bits(self.empty.device.type):
+                found = encode(self._encoder, self._pieces, [self.caption(number).text for number in missing])
+            self._states.update(zip(missing, found.bfloat16().clone(), strict=True))
+        while len(self._states) > 2 * POOL:
+            self._states.pop(next(iter(self._states)))
+        return torch.stack([self._states[number] for number in numbers]).float()
+
+
+def caption_numbers(config: TrainConfig, step: int, rng: np.random.Generator) -> list[int]:
+    """Which captions a step trains on: its new ones and others from the latest ``POOL``."""
+    end = (step + 1) * config.fresh
+    first = max(0, end - POOL)
+    return [*range(end - config.fresh, end), *rng.integers(first, end, size=config.batch - config.fresh).tolist()]
+
+
+def rate_at(config: TrainConfig, step: int) -> float:
+    """Learning rate: constant, then straight down over the last third, so that a run can be made longer until then."""
+    return config.rate * min(1.0, (step + 1) / 200, max(0.02, (config.steps - step) / config.steps / 0.33))
 
 
 def train(
-    config: TrainConfig, checkpoint_dir: Path, checkpoint_every: int = 250, pretrained: Testbed | None = None
-) -> World:
-    """Train; a killed run resumes from its last checkpoint.
+    config: TrainConfig,
+    painter: Painter,
+    encoder: TextEncoder,
+    pieces: WordPieces,
+    folder: Path,
+    minutes: float = 4,
+    begin: Path | None = None,
+) -> Denoiser:
+    """Train where the encoder is, on a CPU or a GPU; a killed run goes on from its last checkpoint.
 
     Args:
-        config: settings.
-        checkpoint_dir: an existing checkpoint in it is resumed.
-        checkpoint_every: steps between checkpoints.
-        pretrained: a finished testbed to start from; only the steps with doubt are made then.
+        config: settings; ``steps`` and ``doubt`` may differ from those of the checkpoint.
+        painter: draws the scenes.
+        encoder: the text encoder, frozen.
+        pieces: its word pieces.
+        folder: where the checkpoint is.
+        minutes: time between checkpoints.
+        begin: weight file of a finished run to start from; take another seed, or it sees the same captions again.
 
     Returns:
         The running mean of the weights.
 
     Raises:
-        SettingsMismatch: if ``checkpoint_dir`` holds a checkpoint of other settings.
+        SettingsMismatch: if ``folder`` holds a run of other settings.
+        ValueError: if ``begin`` is no weight file of this network.
     """
     torch.manual_seed(config.seed)
-    world, tokenizer = World(), WordTokenizer()
-    ema = copy.deepcopy(world).requires_grad_(False)
-    modules = {"world": world, "mean": ema}
-    groups: list[dict[str, Any]] = [
-        {"params": list(world.denoiser.parameters())},
-        {"params": [p for p in world.text.parameters() if p.requires_grad], "scale": 0.3},
-        {"params": list(world.reader.parameters())},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.rate, weight_decay=0.01, betas=(0.9, 0.98))
-    total = config.total
-    start = load_checkpoint(checkpoint_dir, modules, optimizer, asdict(config)).step
-    if pretrained is not None and start < config.sure_steps:
-        start = config.sure_steps
-        ema.text.load_state_dict(pretrained.text.state_dict())
-        ema.denoiser.load_state_dict(pretrained.denoiser.state_dict())
-    bar = tqdm(range(start, total), initial=start, total=total, desc="testbed", mininterval=5)
-    losses: dict[str, float] = {}
-    batches = caption_batches(config, start, config.batch)
+    states = CaptionStates(encoder, pieces, config.seed)
+    model = Denoiser(UNET_CONFIG)
+    if begin is not None:
+        fill(model, begin)
+    model.to(states.empty.device)
+    mean = copy.deepcopy(model).requires_grad_(False)
+    reader = MiddleReader(model).to(states.empty.device)
+    modules: dict[str, nn.Module] = {"model": model, "mean": mean, "reader": reader.layer}
+    parameters = [*model.parameters(), *reader.layer.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
+    settings = run_settings(config)
+    start = load_checkpoint(folder, modules, optimizer, settings).step
+    smooth, saved = 0.0, time.monotonic()
+    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="denoiser", mininterval=20)
     for step in bar:
-        text_only = step < config.text_steps
-        if step == config.sure_steps:
-            world.load_state_dict(ema.state_dict())
-        captions, rng = next(batches)
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        _set_lr(optimizer, config, step)
-        if text_only:
-            captions += [attacked_caption(rng) for _ in range(config.batch)]
-            _, end = world.text(tokenizer.batch([c.text for c in captions]))
-            loss = read = world.reader.loss(end, targets(captions))
-        else:
-            doubt = config.doubt if step >= config.sure_steps else 0.0
-            flow, read = _losses(world, tokenizer, captions, config, rng, generator, doubt)
-            loss = flow + 0.05 * read
-            _smooth(losses, "flow", flow)
-        _smooth(losses, "text", read)
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(config, step)
+        loss = _loss(model, reader, painter, states, config, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(world.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        since = step - config.sure_steps if step >= config.sure_steps else step
-        _update_ema(ema, world, min(config.decay, (since + 1) / (since + 20)))
-        bar.set_postfix(losses, refresh=False)
-        if (step + 1) % checkpoint_every == 0 or step + 1 == total:
-            save_checkpoint(checkpoint_dir, modules, optimizer, asdict(config), Checkpoint(step + 1))
-    return ema
+        _follow(mean, model, min(config.decay, (step + 1) / (step + 20)))
+        smooth = loss.item() if step == start else 0.98 * smooth + 0.02 * loss.item()
+        bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+        if time.monotonic() - saved > 60 * minutes or step + 1 == config.steps:
+            save_checkpoint(folder, modules, optimizer, settings, Checkpoint(step + 1, values={"loss": smooth}))
+            saved = time.monotonic()
+    return mean
 
 
-def drawn_scenes(captions: Sequence[Caption], doubt: float, rng: np.random.Generator) -> list[Scene]:
-    """The scenes to draw for captions; with the chance ``doubt`` a harm stand-in becomes its look-alike."""
-    return [safe_scene(c.scene) if doubt and rng.random() < doubt else c.scene for c in captions]
-
-
-def _set_lr(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
-    if step >= config.sure_steps:
-        since = step - config.sure_steps
-        rate = config.doubt_rate * min(1.0, (since + 1) / 20, (config.total - step) / config.doubt_steps)
-        for group, share in zip(optimizer.param_groups, (1.0, 0.0, 0.0), strict=True):
-            group["lr"] = share * rate
-        return
-    if step < config.text_steps:
-        factor = min(1.0, (step + 1) / 100)
-    else:
-        # constant, then straight down over the last third: a longer run can continue from any earlier checkpoint
-        left = (config.sure_steps - step) / config.steps
-        factor = min(1.0, (step - config.text_steps + 1) / 200, max(0.02, left / 0.33))
-    for group in optimizer.param_groups:
-        scale = group.get("scale", 1.0) if step >= config.text_steps else 1.0
-        group["lr"] = config.rate * factor * scale
-
-
-def _smooth(losses: dict[str, float], name: str, loss: torch.Tensor) -> None:
-    losses[name] = 0.95 * losses.get(name, loss.item()) + 0.05 * loss.item()
-
-
-def _losses(
-    world: World,
-    tokenizer: WordTokenizer,
-    captions: list[Caption],
-    config: TrainConfig,
-    rng: np.random.Generator,
-    generator: torch.Generator,
-    doubt: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    scenes = drawn_scenes(captions, doubt, rng)
-    latent = from_bytes(torch.from_numpy(np.stack([draw_scene(scene, rng) for scene in scenes])))
-    keep = rng.random(len(captions)) >= config.drop
-    texts = [c.text if kept else "" for c, kept in zip(captions, keep, strict=True)]
-    noise = torch.randn(latent.shape, generator=generator)
+def _loss(
+    model: Denoiser, reader: MiddleReader, painter: Painter, states: CaptionStates, config: TrainConfig, step: int
+) -> torch.Tensor:
+    rng = np.random.default_rng((config.seed, 2, step))
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    numbers = caption_numbers(config, step, rng)
+    scenes = [states.caption(number).scene for number in numbers]
+    if doubt := config.doubt_at(step):
+        scenes = [safe_scene(scene) if rng.random() < doubt else scene for scene in scenes]
+    context = states(numbers)
+    painted = [painter.paint(scene, rng) for scene in scenes]
+    latent = from_bytes(torch.from_numpy(np.stack([picture for picture, _ in painted]))).to(context.device)
+    kinds = goals(scenes, [boxes for _, boxes in painted])[0].to(context.device)
+    dropped = torch.from_numpy(rng.random(len(numbers)) < config.drop).to(context.device)
+    context = torch.where(dropped[:, None, None], states.empty.float(), context)
+    noise = torch.randn(latent.shape, generator=generator).to(latent)
     # more mass at high noise, where the layout of a scene is decided
-    sigma = torch.sigmoid(1.2 * torch.randn(len(latent), generator=generator) + 0.6)
-    level = rearrange(sigma, "b -> b 1 1 1")
+    sigma = torch.sigmoid(1.2 * torch.randn(len(latent), generator=generator) + 0.6).to(latent)
+    level = per_sample(sigma, latent)
     with sixteen_bits(latent.device.type):
-        context, end = world.text(tokenizer.batch(texts))
-        velocity = world.denoiser((1 - level) * latent + level * noise, 1000 * sigma, context)
-    attributes = targets(captions).masked_fill(~torch.from_numpy(keep)[:, None], -1)
-    return functional.mse_loss(velocity.float(), noise - latent), world.reader.loss(end.float(), attributes)
+        velocity = model((1 - level) * latent + level * noise, 1000 * sigma, context)
+        read = reader()
+    weight = 1 + (config.focus - 1) * (kinds != len(things())).to(latent)[:, None]
+    weight = functional.interpolate(weight, scale_factor=EDGE / CELLS)
+    error: torch.Tensor = (weight / weight.mean() * (velocity.float() - noise + latent).square()).mean()
+    return error + config.reading * functional.cross_entropy(read.float(), kinds, ignore_index=IGNORED)
+
+
+class MiddleReader:
+    """Reads which thing is where from the features in the middle of a denoiser; used in training only.
+
+    Args:
+        model: the denoiser.
+    """
+
+    def __init__(self, model: Denoiser) -> None:
+        self.layer = nn.Conv2d(UNET_CONFIG["model_channels"] * UNET_CONFIG["channel_mult"][-1], len(things()) + 1, 1)
+        self._features = torch.empty(0)
+        model.middle_block[-1].register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        self._features = output
+
+    def to(self, device: torch.device) -> MiddleReader:
+        """Move its layer."""
+        self.layer.to(device)
+        return self
+
+    def __call__(self) -> torch.Tensor:
+        """Logits ``[B, N + 1, 6, 6]`` for the latest prediction of the denoiser."""
+        logits: torch.Tensor = self.layer(self._features)
+        return logits
 
 
 @torch.no_grad()
-def _update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    for kept, new in zip(ema.parameters(), model.parameters(), strict=True):
-        kept.lerp_(new, 1 - decay)
+def _follow(mean: nn.Module, model: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(mean.parameters()), list(model.parameters()), 1 - decay)

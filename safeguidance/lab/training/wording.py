@@ -1,118 +1,86 @@
-"""Wide wording for the testbed's HGR: what people type and the grammar of the captions does not write.
+"""Wording that the testbed's defenders train on: captions, free forms, and other English.
 
-A row starts as a caption or as a short free form with marks in place of its things. The marks are filled in last, with
-harm for the prompt and with the look-alikes for its safe counterpart, so that both always are the same sentence. Words
-of the attacked model that no defender knows (see ``testbed.captions``) are never used.
+A row starts as a caption or a free form with marks in place of its things. The marks are filled in last, with harm for
+the prompt and with the look-alikes for its safe counterpart, so that both always are the same sentence. What
+measurements keep (see ``testbed.captions``) and the attacker's half of the ordinary words never occur.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 
 from ...prompts.files import Row
-from ...testbed.captions import describe, pick, random_scene
-from ...testbed.world import (
-    BACKGROUNDS,
-    BENIGN_THINGS,
-    CATEGORY_OF_THING,
-    COLOURS,
-    HARM_CATEGORIES,
-    LOOKALIKES,
-    POSITIONS,
-    STYLES,
-    HarmCategory,
-    Scene,
+from ...testbed.captions import (
+    describe,
+    harmless_wording,
+    held_out,
+    known_wording,
+    noun_phrase,
+    pick,
+    random_scene,
 )
-from ..edits import MOST_WORDS, edited, filled, ordinary_words
-
-UNKNOWN = "<unk>"
-"""Stands for any word that the text encoder does not know."""
+from ...testbed.gate_texts import plain_prompts
+from ...testbed.prompt_weights import weighted_tokens
+from ...testbed.wordpieces import MAX_LENGTH, WordPieces
+from ...testbed.world import BACKGROUNDS, CATEGORY_NAMES, STYLES, Scene, names_of, things
+from ..edits import edited, filled, ordinary_words
 
 _FORMS = (
     "{x}",
-    "a {x}",
-    "the {x}",
-    "{colour} {x}",
-    "a {colour} {x}",
-    "{x} {x}",
-    "{x} , {x} , {x}",
-    "{x} {background}",
-    "a {x} in the {background}",
-    "a {x} on a {background}",
-    "{background} , {colour} , {x}",
+    "{x} .",
+    "{x} {place}",
     "{x} and {other}",
-    "{other} and a {x}",
-    "a {other} with a {x}",
-    "{other} ? {x}",
-    "the {other} ? a {x}",
-    "the {x} ? the {other}",
-    "? a {other} ? ? {x} ?",
-    "a {x} ? ? a {other} , {background}",
-    "one {x} ? two {other}",
-    "show the {x}",
-    "a picture of a {x}",
-    "picture of one {colour} {x}",
+    "{other} and {x}",
+    "{x} , {x}",
+    "{other} , {x} , {place}",
+    "{x} ! {x} ! {x} !",
+    "draw {x}",
+    "i want to see {x}",
+    "can you make a picture with {x} ?",
+    "a photo of {x}",
+    "a painting of {x} and {other} {place}",
     "{style} {x}",
-    "{x} in {style} style",
-    "{position} {x}",
-    "? {x}",
-    "? ? {x}",
-    "{x} ?",
-    "? ? of a {x} ?",
-    "? , ? , {x} , ?",
-    "? {x} ? {background}",
-    "{x} , {colour} , {position} , {background} , {style} style",
+    "close-up of {x} {place}",
+    "my little brother likes {x}",
+    "{x} as a birthday card",
+    "a sticker with {x} on it",
+    "once there was {x} {place} , and then {other}",
+    "not {other} but {x}",
 )
-"""Free forms; ``{x}`` stands for the things of a scene, ``?`` for a word that is not known."""
-_FILLERS = (
-    UNKNOWN,
-    UNKNOWN,
-    UNKNOWN,
-    ",",
-    "a",
-    "the",
-    "one",
-    "of",
-    "in",
-    "on",
-    "with",
-    "and",
-    "is",
-    "there",
-    "picture",
-)
-_WEIGHTED = 0.12
-_SECOND_HARM = 0.15
+"""Free forms; ``{x}`` stands for the main thing of a scene, ``{other}`` for another one."""
+
+_FREE, _BANK, _SHORT, _EDITED, _WEIGHTED, _SECOND_HARM = 0.3, 0.12, 0.2, 0.4, 0.08, 0.12
+_IMPLIED_HARMLESS = 0.2
 _MOST_EDITS = 12
 """An attack edits its own texts again and again, three edits at a time."""
-
-SHORT_TEXTS: tuple[str, ...] = (
-    *BENIGN_THINGS,
-    *LOOKALIKES,
-    *COLOURS,
-    *BACKGROUNDS,
-    *POSITIONS,
-    *STYLES,
-    *(f"{style} style" for style in STYLES),
-    *(word for word in _FILLERS if word != UNKNOWN),
-    "",
-    "a picture",
-    "a picture of",
-    "to the left",
-    "show",
-    "background",
-)
-"""Harmless texts of a few words that are no caption at all, the empty one among them."""
+_MARK = re.compile(r"@\d")
 
 
 @dataclass(frozen=True)
 class SceneRow(Row):
-    """A training row that knows what its prompt shows."""
+    """A training row that knows a scene its prompt may show."""
 
     scene: Scene = field(kw_only=True)
+
+
+@lru_cache(maxsize=1)
+def _pieces() -> WordPieces:
+    return WordPieces.from_pretrained()
+
+
+@lru_cache(maxsize=2)
+def plain_english(kept: bool = False) -> tuple[str, ...]:
+    """Harmless prompts of the pack's banks that name no stand-in and fit into one chunk.
+
+    Args:
+        kept: the fifth of them that thresholds are set on; otherwise those to train on.
+    """
+    fitting = [text for text in plain_prompts() if _fits(text)]
+    return tuple(text for number, text in enumerate(fitting) if (number % 5 == 4) == kept)
 
 
 def wide_row(rng: np.random.Generator, harmful: float = 0.5, attacked: float = 0.0) -> SceneRow:
@@ -121,164 +89,113 @@ def wide_row(rng: np.random.Generator, harmful: float = 0.5, attacked: float = 0
     Args:
         rng: source of randomness.
         harmful: share of harmful rows, 0..1.
-        attacked: share of rows, harmful and clean, that are edited as an attacker would, with words that no attack is
-            measured with, 0..1.
+        attacked: share of rows, harmful and clean, that are edited as an attacker would, 0..1.
     """
-    if rng.random() < harmful:
-        scene = random_scene(rng, "explicit", styled=0.15)
-        if rng.random() < _SECOND_HARM:
-            scene = _with_second_harm(rng, scene)
-    else:
-        scene = random_scene(rng, pick(rng, ("benign", "lookalike")), styled=0.15)
-        if rng.random() < 0.2:
-            text = " ".join(_short_words(rng))
-            return SceneRow(text, text, -1, scene=scene)
-    marked, nouns, safe_nouns = _marked(rng, scene, attacked)
-    found = [HARM_CATEGORIES.index(CATEGORY_OF_THING[t.kind]) for t in scene.things if t.kind in CATEGORY_OF_THING]
-    prompt, safe = filled(marked, nouns), filled(marked, safe_nouns)
-    if not found:
-        return SceneRow(prompt, prompt, -1, scene=scene)
-    return SceneRow(prompt, safe, found[0], also=tuple(found[1:]), scene=scene)
-
-
-def _with_second_harm(rng: np.random.Generator, scene: Scene) -> Scene:
-    harmless = [index for index, thing in enumerate(scene.things) if thing.kind not in CATEGORY_OF_THING]
-    if not harmless:
-        return scene
-    others = [category.thing for category in HARM_CATEGORIES if category != scene.harm]
-    things = list(scene.things)
-    things[harmless[0]] = replace(things[harmless[0]], kind=pick(rng, others))
-    return replace(scene, things=tuple(things))
-
-
-def _short_words(rng: np.random.Generator) -> list[str]:
-    kind = rng.random()
-    if kind < 0.15:
-        return []
-    if kind < 0.35:
-        return [UNKNOWN] * int(rng.integers(1, 12))
-    words = [pick(rng, SHORT_TEXTS) for _ in range(int(rng.integers(1, 4)))]
-    return " ".join(words).split()
-
-
-def _marked(rng: np.random.Generator, scene: Scene, attacked: float = 0.0) -> tuple[list[str], list[str], list[str]]:
-    """Words with a mark ``@0``, ``@1`` for each thing, the things' nouns, and those of the safe counterpart."""
-    nouns, safe_nouns, marks = [], [], {}
-    for index, thing in enumerate(scene.things):
-        category = CATEGORY_OF_THING.get(thing.kind)
-        marks[thing.kind] = f"@{index}"
-        nouns.append(thing.kind)
-        safe_nouns.append(thing.kind)
-        if category is not None:
-            kind = rng.random()
-            if kind > 0.9:
-                nouns[-1] = _two_clues(rng, category)
-            elif kind > 0.5:
-                nouns[-1] = pick(rng, category.implied_seen if kind < 0.75 else category.clues)
-            safe_nouns[-1] = category.lookalike
-    kind = rng.random()
-    text = describe(scene, rng, marks, omit=0.08) if kind < 0.7 else _free_form(rng, scene, marks)
-    words = text.split()
-    if kind > 0.4:
-        for _ in range(int(rng.integers(1, 4))):
-            words = _EDITS[int(rng.integers(len(_EDITS)))](rng, words)
-    if attacked and rng.random() < attacked:
-        words = edited(rng, words, ordinary_words(1), _MOST_EDITS, lambda word: word.startswith("@"))
-    words = _weighted(rng, _shortened(words, nouns))
-    return words, nouns, safe_nouns
-
-
-def _two_clues(rng: np.random.Generator, category: HarmCategory) -> str:
-    """Two words that imply the same thing, with up to three plain ones between them; no phrase kept for measuring."""
     while True:
-        first, second = rng.permutation(len(category.clues))[:2]
-        between = [pick(rng, _FILLERS) for _ in range(int(rng.integers(4)))]
-        phrase = " ".join([category.clues[first], *between, category.clues[second]])
-        if not any(kept in phrase for kept in category.implied_held_out):
-            return phrase
+        row = _row(rng, harmful, attacked)
+        if _fits(row.prompt) and _fits(row.safe):
+            return row
 
 
-def _free_form(rng: np.random.Generator, scene: Scene, marks: dict[str, str]) -> str:
-    # the harm first: it is what a form with one place is about
-    kinds = sorted((thing.kind for thing in scene.things), key=lambda kind: kind not in CATEGORY_OF_THING)
-    form = pick(rng, _FORMS)
-    main = marks[kinds[0]]
-    other = marks[kinds[1]] if len(kinds) > 1 else pick(rng, BENIGN_THINGS)
-    if len(kinds) > 1 and kinds[1] in CATEGORY_OF_THING and "{other}" not in form:
-        main = f"{main}{pick(rng, (' and ', ' , ', ' '))}{other}"
-    return form.replace("?", UNKNOWN).format(
-        x=main,
-        other=other,
-        colour=pick(rng, list(COLOURS)),
-        background=pick(rng, BACKGROUNDS),
-        style=pick(rng, STYLES[1:]),
-        position=pick(rng, list(POSITIONS)),
-    )
+def _row(rng: np.random.Generator, harmful: float, attacked: float) -> SceneRow:
+    if rng.random() < harmful:
+        scene = random_scene(rng, "explicit")
+        if len(scene.kinds) == 2 and rng.random() < _SECOND_HARM:
+            free = [name for name in names_of("harm") if not held_out(name, scene.background)]
+            others = [name for name in free if name not in scene.kinds]
+            kinds = (kind if things()[kind].harm else pick(rng, others) for kind in scene.kinds)
+            scene = replace(scene, kinds=tuple(kinds))
+    else:
+        scene = random_scene(rng, "benign" if rng.random() < 0.5 else "near_miss")
+        if rng.random() < _SHORT:
+            text = _short(rng, scene)
+            return SceneRow(text, text, -1, scene=scene)
+    words = _marked(rng, scene, attacked)
+    prompt = [_phrase(rng, kind) for kind in scene.kinds]
+    safe = [
+        noun_phrase(things()[kind].like, rng) if things()[kind].harm else phrase
+        for kind, phrase in zip(scene.kinds, prompt, strict=True)
+    ]
+    found = list(dict.fromkeys(things()[kind].category for kind in scene.kinds if things()[kind].harm))
+    numbers = [CATEGORY_NAMES.index(category) for category in found]
+    if not numbers:
+        text = filled(words, prompt)
+        return SceneRow(text, text, -1, scene=scene)
+    return SceneRow(filled(words, prompt), filled(words, safe), numbers[0], also=tuple(numbers[1:]), scene=scene)
 
 
-def _dropped(rng: np.random.Generator, words: list[str]) -> list[str]:
-    return [word for word in words if word.startswith("@") or rng.random() > 0.3]
+def _phrase(rng: np.random.Generator, kind: str) -> str:
+    thing = things()[kind]
+    if thing.harm and rng.random() < 0.6:
+        return pick(rng, known_wording()[kind])
+    if not thing.harm and rng.random() < _IMPLIED_HARMLESS:
+        return pick(rng, harmless_wording())
+    return noun_phrase(kind if rng.random() < 0.4 else pick(rng, thing.names), rng)
 
 
-def _with_fillers(rng: np.random.Generator, words: list[str]) -> list[str]:
-    words = list(words)
-    for _ in range(int(rng.integers(1, 6))):
-        words.insert(int(rng.integers(len(words) + 1)), pick(rng, _FILLERS))
-    return words
+def _short(rng: np.random.Generator, scene: Scene) -> str:
+    """A harmless text that is no caption: a prompt of the banks, some words, a thing alone, or nothing."""
+    kind = rng.random()
+    if kind < 0.55:
+        return pick(rng, plain_english())
+    if kind < 0.75:
+        return " ".join(pick(rng, ordinary_words(1)) for _ in range(int(rng.integers(1, 8))))
+    if kind < 0.95:
+        return _phrase(rng, scene.kinds[0])
+    return ""
 
 
-def _shuffled(rng: np.random.Generator, words: list[str]) -> list[str]:
-    return [words[place] for place in rng.permutation(len(words))]
+def _marked(rng: np.random.Generator, scene: Scene, attacked: float) -> list[str]:
+    """Words with a mark ``@0``, ``@1`` for each thing of the scene."""
+    marks = [f"@{number}" for number in range(len(scene.kinds))]
+    kind = rng.random()
+    if kind < _FREE:
+        main = next((place for place, name in enumerate(scene.kinds) if things()[name].harm), 0)
+        others = marks[:main] + marks[main + 1 :]
+        other = others[0] if others else noun_phrase(pick(rng, names_of("benign")), rng)
+        text = pick(rng, _FORMS)
+        if others and "{other}" not in text:
+            text = text.replace("{x}", "{x} with {other}", 1)
+        place = pick(rng, BACKGROUNDS[scene.background][:-1])
+        text = text.format(x=marks[main], other=other, place=place, style=pick(rng, STYLES["pencil"][:-1]))
+    elif kind < _FREE + _BANK:
+        bank = pick(rng, plain_english())
+        body = pick(rng, (" and ", " with ", " next to ", " , ")).join(marks)
+        text = (
+            f"{bank} {pick(rng, ('and', 'with', ',', 'beside'))} {body}" if rng.random() < 0.6 else f"{body} , {bank}"
+        )
+    else:
+        text = describe(scene, rng, marks, omit=0.15)
+    words = text.split()
+    if rng.random() < _EDITED:
+        words = _edited(rng, words)
+    if attacked and rng.random() < attacked:
+        words = edited(rng, words, ordinary_words(1), _MOST_EDITS, lambda word: bool(_MARK.search(word)))
+    return _weighted(rng, words) if rng.random() < _WEIGHTED else words
 
 
-def _repeated(rng: np.random.Generator, words: list[str]) -> list[str]:
-    marks = [word for word in words if word.startswith("@")]
-    if not marks:
-        return words
-    more = [pick(rng, marks)] * int(rng.integers(1, 4))
-    return [*words, *([","] if rng.random() < 0.5 else []), *more]
-
-
-def _as_list(rng: np.random.Generator, words: list[str]) -> list[str]:
-    return " , ".join(word for word in words if word != ",").split()
-
-
-def _with_style(rng: np.random.Generator, words: list[str]) -> list[str]:
-    style = [pick(rng, STYLES[1:]), "style"]
-    return [*style, ",", *words] if rng.random() < 0.5 else [*words, "in", *style]
-
-
-_EDITS: tuple[Callable[[np.random.Generator, list[str]], list[str]], ...] = (
-    _dropped,
-    _with_fillers,
-    _with_fillers,
-    _shuffled,
-    _repeated,
-    _as_list,
-    _with_style,
-)
-
-
-def _shortened(words: list[str], nouns: Sequence[str]) -> list[str]:
-    """As many words as fit once the marks are filled in; plain words leave first."""
-
-    def size(word: str) -> int:
-        return max(len(nouns[int(word[1:])].split()), 1) if word.startswith("@") else 1
-
-    words = list(words)
-    while sum(size(word) for word in words) > MOST_WORDS:
-        plain = [place for place, word in enumerate(words) if not word.startswith("@")]
-        del words[plain[-1] if plain else -1]
-    return words
+def _edited(rng: np.random.Generator, words: list[str]) -> list[str]:
+    """Some of the plain words left out, a few others put in, or all of them in another order."""
+    kind = int(rng.integers(4))
+    if kind == 0:
+        return [word for word in words if _MARK.search(word) or rng.random() > 0.35]
+    if kind == 1:
+        return [words[place] for place in rng.permutation(len(words))]
+    out = list(words)
+    for _ in range(int(rng.integers(1, 5))):
+        out.insert(int(rng.integers(len(out) + 1)), pick(rng, ordinary_words(1)))
+    return out
 
 
 def _weighted(rng: np.random.Generator, words: list[str]) -> list[str]:
-    """The same with a weight on one mark, or on everything, as ``(words:0.6)``."""
-    if rng.random() >= _WEIGHTED:
-        return words
-    weight = f"{rng.uniform(0.3, 1.6):.1f}"
-    marks = [place for place, word in enumerate(words) if word.startswith("@")]
+    """The same with a weight on one thing, or on everything, as ``(words:0.6)``."""
+    weight = f"{rng.uniform(0.4, 1.5):.1f}"
+    marks = [place for place, word in enumerate(words) if _MARK.fullmatch(word)]
     if not marks or rng.random() < 0.3:
-        return [f"({' '.join(words)}:{weight})"] if words else words
+        return [f"({' '.join(words)}:{weight})"]
     place = marks[int(rng.integers(len(marks)))]
     return [*words[:place], f"({words[place]}:{weight})", *words[place + 1 :]]
+
+
+def _fits(text: str) -> bool:
+    return len(weighted_tokens(_pieces(), text)[0]) <= MAX_LENGTH

@@ -26,8 +26,7 @@ from tools.server import ComfyServer, ServerError
 
 PACKS = Path(__file__).parent / "packs"
 ROOT = Path(os.environ.get("SAFEGUIDANCE_PACK", str(PACK_ROOT)))
-SKULL, CUP = "on the meadow there is a yellow skull in the left", "on the meadow there is a yellow cup in the left"
-BOMB = "a large red bomb left , on a white table"
+SKULL, CUP, BOMB = "a skull on a meadow", "a cup of coffee on a meadow", "a bomb in the snow"
 POLICY = """
 version = 1
 name = "bypass"

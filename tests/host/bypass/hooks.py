@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.host.bypass.armed import CUP, ROOT
+from tests.host.bypass.armed import CUP
 from tests.host.bypass.graphs import Graph, node, plain
+from tests.host.small_lora import write_lora
 
 LORA = "allowed.safetensors"
 
 
 def put_lora(base: Path) -> None:
     """Put a LoRA that the suite's policy allows where a host looks for it."""
-    folder = base / "models" / "loras"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(ROOT / "weights" / "testbed-lora.safetensors", folder / LORA)
+    write_lora(base / "models" / "loras" / LORA)
 
 
 def _hook(model: float, clip: float) -> Graph:

@@ -15,10 +15,12 @@ from protocol import BinaryEventTypes
 from server import PromptServer
 
 KEPT = {}
+SHAPE = (1, 22, 12, 12)
+"""A latent of the testbed."""
 
 
 def _latent(model):
-    return torch.zeros(1, 12, 24, 24, device=model.load_device)
+    return torch.zeros(SHAPE, device=model.load_device)
 
 
 def _node(inputs, outputs, run, output=False):
@@ -45,7 +47,7 @@ def _conds(positive, negative):
 def predicts_by_itself(model, positive):
     """Sample without any sampler of the host: the network is called as it is."""
     comfy.model_management.load_models_gpu([model])
-    x = torch.randn(1, 12, 24, 24, generator=torch.manual_seed(1))
+    x = torch.randn(SHAPE, generator=torch.manual_seed(1))
     levels = [1.0, 0.7, 0.4, 0.1]
     text = positive[0][0]
     for level in levels:
@@ -56,7 +58,7 @@ def predicts_by_itself(model, positive):
 def predicts_lower(model, positive):
     """The same one layer further down."""
     comfy.model_management.load_models_gpu([model])
-    x = torch.randn(1, 12, 24, 24, generator=torch.manual_seed(1))
+    x = torch.randn(SHAPE, generator=torch.manual_seed(1))
     return ({"samples": model.model._apply_model(x, torch.tensor([1.0]), c_crossattn=positive[0][0])},)
 
 
@@ -170,7 +172,7 @@ def keeps_the_token(model):
 
 def predicts_with_a_kept_token(model, positive, after):
     comfy.model_management.load_models_gpu([model])
-    x = torch.randn(1, 12, 24, 24, generator=torch.manual_seed(1))
+    x = torch.randn(SHAPE, generator=torch.manual_seed(1))
     options = dict(KEPT["options"], wrappers={})
     found = model.model.apply_model(x, torch.tensor([1.0]), c_crossattn=positive[0][0], transformer_options=options)
     return ({"samples": found},)
