@@ -88,7 +88,8 @@ def makers(name: str, cfg: float = 7.5, size: str = "sd15") -> tuple[Callable[[A
     clip = RandomTexts(size)
     positive = clip.encode_from_tokens_scheduled("thing 0" if case.harmful else "a harmless prompt")
     negative = clip.encode_from_tokens_scheduled("")
-    threshold = {"threshold": 0.0 if case.harmful else 1.0} if case.node == SP_GUARD else {}
+    # random states cannot be judged
+    measured = {"judge_by": "measured", "threshold": 0.0 if case.harmful else 1.0} if case.node == SP_GUARD else {}
 
     def stock(model: Any) -> Any:
         return cost.stock_guider(model, positive, negative, cfg)
@@ -97,7 +98,7 @@ def makers(name: str, cfg: float = 7.5, size: str = "sd15") -> tuple[Callable[[A
         if case.apart:
             model = model.clone()
             model.set_model_sampler_calc_cond_batch_function(_as_it_is)
-        return stock(node.execute(model, clip, looked_for, **threshold, **case.settings).result[0])
+        return stock(node.execute(model, clip, looked_for, **measured, **case.settings).result[0])
 
     return stock, guarded
 

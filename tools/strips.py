@@ -20,7 +20,6 @@ CAPTIONS = (
 )
 """Two harmful ones and a harmless look-alike of the first."""
 OWN = "blade: knife\nexplosive: bomb\ndeath: skull\ndrug: syringe"
-NEUTRAL = "spoon\nballoon\nghost\npen\ncoffee\npine tree\ntropical fish\nstar"
 
 GRID = PACK_ROOT / "web" / "docs" / "img" / "grid.png"
 README_STRIP = PACK_ROOT / "docs" / "img" / "strip.png"
@@ -181,4 +180,4 @@ def run(spec: Mapping[str, Any]) -> int:
 
 def _sp_guard(strength: float) -> dict[str, Any]:
     off = {"lambda_end": 0.0} if strength == 0 else {}
-    return {"lambda_max": strength, "neutral": NEUTRAL, **off}
+    return {"lambda_max": strength, **off}

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...safeguidance.concepts.categories import Concepts
-from ...safeguidance.errors import InputError, at_node, check_choice
+from ...safeguidance.errors import at_node, check_choice
 from ...safeguidance.guidance.method import Method
 from ...safeguidance.guidance.registry import METHODS
 from ...safeguidance.redirector.interface import Redirector
@@ -60,15 +60,15 @@ def judge_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "judge_by",
-            options=[MEASURED, BY_CONCEPTS],
-            default=MEASURED,
+            options=[BY_CONCEPTS, MEASURED],
+            default=BY_CONCEPTS,
             advanced=True,
             optional=True,
-            tooltip="Where no judge is connected. measured: the first steps measure how harmful the prompt is, as in "
-            "the paper, and are not guided. concepts: the concepts themselves are compared with a built-in list of "
-            "harmless prompts by your text encoder, as in Redirector from Concepts. A judged prompt is guided from the "
-            "first step on, or not at all; nothing is measured, so threshold, neutral, probe, settle, every, offset "
-            "and reference are not used. Our addition.",
+            tooltip="Where no judge is connected. concepts (default, our addition): the concepts themselves are "
+            "compared with a built-in list of harmless prompts by your text encoder, as in Redirector from Concepts. A "
+            "judged prompt is guided from the first step on, or not at all; nothing is measured, so threshold, "
+            "neutral, probe, settle, every, offset and reference are not used. measured: the first steps measure how "
+            "harmful the prompt is, as in the paper, and are not guided; more harmless prompts change.",
         ),
     ]
 
@@ -89,29 +89,24 @@ def method_config(node: str, method: Method, values: Mapping[str, Any]) -> tuple
     """
     given = dict(values)
     anchor, preset = given.pop("anchor", "negative"), given.pop("preset", BALANCED)
-    judge, by = given.pop("judge", None), given.pop("judge_by", MEASURED)
+    given.pop("judge", None)
+    by = given.pop("judge_by", BY_CONCEPTS)
     config, own = config_from(node, method.settings, method.presets, preset, given)
     with at_node(node):
         check_choice("judge_by", by, (MEASURED, BY_CONCEPTS))
         method.check(config, own)
-        if "threshold" in own and (judge is not None or by == BY_CONCEPTS):
-            raise InputError(
-                "threshold",
-                f"it is {own['threshold']:g}, but a judge reads the prompt, so it would never be used",
-                "-1 where there is a judge",
-                "set it back to the preset's; or disconnect the judge and set judge_by to measured",
-            )
     return config, anchor
 
 
-def judge_of(node: str, clip: Any, concepts: Concepts, values: Mapping[str, Any]) -> Redirector | None:
+def judge_of(node: str, method: Method, clip: Any, concepts: Concepts, values: Mapping[str, Any]) -> Redirector | None:
     """What reads the prompt before the run, with the arguments of ``method_config``; None where the method measures.
 
     Raises:
         InputError: if none can be made of the concepts with this CLIP.
     """
     judge: Redirector | None = values.get("judge")
-    if judge is not None or values.get("judge_by", MEASURED) != BY_CONCEPTS:
+    measured = method.known_before is None or values.get("judge_by", BY_CONCEPTS) == MEASURED
+    if judge is not None or measured:
         return judge
     check_clip(clip, node)
     with at_node(node):
@@ -185,7 +180,7 @@ def patch_node(method: Method) -> type[io.ComfyNode]:
                     already.
             """
             config, anchor = method_config(name, method, settings)
-            judge = judge_of(name, clip, concepts, settings)
+            judge = judge_of(name, method, clip, concepts, settings)
             return io.NodeOutput(*guard_model(name, method, config, model, clip, concepts, anchor, cls, judge))
 
     PatchNode.__name__ = PatchNode.__qualname__ = node_id.split("_")[-1]

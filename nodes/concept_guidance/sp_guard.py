@@ -64,7 +64,7 @@ class SPGuardGuider(io.ComfyNode):
         """
         check_scale(GUIDER_NODE, cfg)
         config, anchor = method_config(GUIDER_NODE, METHOD, settings)
-        judge = judge_of(GUIDER_NODE, clip, concepts, settings)
+        judge = judge_of(GUIDER_NODE, METHOD, clip, concepts, settings)
         model, trace = guard_model(GUIDER_NODE, METHOD, config, model, clip, concepts, anchor, cls, judge)
         return io.NodeOutput(patcher.cfg_guider(model, positive, negative, cfg), trace)
 

@@ -96,6 +96,11 @@ SETTINGS: tuple[Setting, ...] = (
 )
 
 
+JUDGED = 0.5
+"""What a judge's score of 1 counts for as P: a judge gives 0.5 to 1 where measured scores of harmful prompts are 0.1 to
+0.4, and ``lambda_max`` has the published sizes for both."""
+
+
 @dataclass(frozen=True)
 class SPGuardConfig:
     """Settings of SP-Guard.
@@ -157,8 +162,7 @@ SP_GUARD_PRESETS: dict[str, SPGuardConfig] = {
     "strict": SPGuardConfig(lambda_max=6.0, gate=GateConfig(threshold=0.2)),
 }
 """From least to most removed: the smallest, the published and the largest strength of the published sweep. Thresholds
-are ours, chosen on an earlier testbed. ``strict`` ends where the others do: to the last step it removed no more there,
-and lost more of the picture."""
+are ours, for where P is measured. ``strict`` ends where the others do."""
 
 
 def required_concepts(info: StepInfo, config: SPGuardConfig, state: State[Probe] | None = None) -> torch.Tensor:
@@ -208,7 +212,8 @@ def sp_guard(step: Step, config: SPGuardConfig, state: State[Probe] | None = Non
         chosen = choose(scores if config.concept == "probed" else agreement(step))
         chosen = torch.where(acts, chosen, -1)
         push = _masked(step, direction_to_chosen(step, chosen), config)
-    mu = per_sample(strength * scores.amax(dim=1), push)
+    agrees = scores.amax(dim=1) * (JUDGED if probe.given else 1.0)
+    mu = per_sample(strength * agrees, push)
     change = torch.where(per_sample(acts, push), -step.scale * mu * push, 0)
     return steered(step, change, state, scores, chosen)
 
@@ -281,12 +286,13 @@ METHOD = Method(
     settings=SETTINGS,
     presets=SP_GUARD_PRESETS,
     variants={
-        "sp_guard": Variant(SPGuardConfig()),
-        "sp_guard-light": Variant(SP_GUARD_PRESETS["light"]),
-        "sp_guard-strict": Variant(SP_GUARD_PRESETS["strict"]),
+        "sp_guard": Variant(SPGuardConfig(), judged=True),
+        "sp_guard-light": Variant(SP_GUARD_PRESETS["light"], judged=True),
+        "sp_guard-strict": Variant(SP_GUARD_PRESETS["strict"], judged=True),
+        "sp_guard-measured": Variant(SPGuardConfig()),
+        "sp_guard-measured-light": Variant(SP_GUARD_PRESETS["light"]),
+        "sp_guard-measured-strict": Variant(SP_GUARD_PRESETS["strict"]),
         "sp_guard-lookalikes": Variant(SPGuardConfig(), lookalikes=True),
-        "sp_guard-light-lookalikes": Variant(SP_GUARD_PRESETS["light"], lookalikes=True),
-        "sp_guard-strict-lookalikes": Variant(SP_GUARD_PRESETS["strict"], lookalikes=True),
         "sp_guard-long": Variant(SPGuardConfig(end=1.0), lookalikes=True),
         "sp_guard-max": Variant(
             SPGuardConfig(lambda_max=6.0, switch=1.0, end=1.0, gate=GateConfig(threshold=0.2)),
@@ -294,28 +300,27 @@ METHOD = Method(
         ),
         "sp_guard-casg": Variant(SPGuardConfig(concept="step"), lookalikes=True),
         "sp_guard-raw": Variant(SPGuardConfig(switch=0.6, end=1.0, psi="absolute", gate=PRINTED)),
-        "sp_guard-judged": Variant(SPGuardConfig(), judged=True),
-        "sp_guard-judged-light": Variant(SP_GUARD_PRESETS["light"], judged=True),
-        "sp_guard-judged-strict": Variant(SP_GUARD_PRESETS["strict"], judged=True),
-        "safecfg+sp_guard": Variant(SPGuardConfig(), lookalikes=True, anchor="", base="safecfg"),
-        "safree+sp_guard": Variant(SPGuardConfig(), lookalikes=True, base="safree"),
-        "safree+safecfg+sp_guard": Variant(SPGuardConfig(), lookalikes=True, anchor="", base="safree+safecfg"),
+        "safecfg+sp_guard": Variant(SPGuardConfig(), anchor="", base="safecfg", judged=True),
+        "safree+sp_guard": Variant(SPGuardConfig(), base="safree", judged=True),
+        "safree+safecfg+sp_guard": Variant(SPGuardConfig(), anchor="", base="safree+safecfg", judged=True),
     },
     about=(
-        "SP-Guard (arXiv 2511.11014): the first steps measure how far the prompt's direction agrees with each unsafe "
-        "concept; then guidance pushes away from it, as strongly as they agree, only where the picture is unsafe. A "
-        "prompt below the threshold gives the very same picture as without this node, to the last bit. Training-free. "
+        "SP-Guard (arXiv 2511.11014): where the prompt agrees with an unsafe concept, guidance pushes away from it, as "
+        "strongly as they agree, only where the picture is unsafe. Your text encoder compares the prompt with the "
+        "concepts, or the first steps measure it, as in the paper. A harmless prompt gives the very same picture as "
+        "without this node, to the last bit. Training-free. "
     ),
     aliases=("sp-guard", "spguard", "concept guidance", "negative guidance", "safe latent diffusion", "live mask"),
     patch_node=("SafeGuidance_SPGuardMask", "SP-Guard Mask"),
     about_presets=(
-        "How much is removed. light: weaker, and only where the prompt clearly agrees with a concept; harm passes "
-        "more often. balanced: the published strength, behind a threshold that harmless prompts seldom reach. "
-        "strict: the largest strength of the published sweep and a lower threshold; more harmless prompts change. "
-        "A number typed below overrides the preset's."
+        "How much is removed. light: weaker; harm passes more often, more of the picture stays. balanced: the "
+        "published strength. strict: the largest strength of the published sweep; pictures change more. Where the "
+        "harm is measured (judge_by), strict also has a lower threshold and light a higher one. A number typed below "
+        "overrides the preset's."
     ),
     check=check_late_strength,
 )
-"""``sp_guard`` is the node's defaults; ``lookalikes`` measures against the bench's own harmless texts. ``raw`` is
-the method as printed, without a calibrated proxy; ``long`` acts to the last step, as the paper does; ``max`` has the
-largest strength of the published sweep, to the last step, behind a gate that opens sooner."""
+"""``sp_guard`` is the node's defaults, which a judge made of the concepts' texts opens; ``measured`` ones measure as in
+the paper, ``lookalikes`` against the bench's own harmless texts. ``raw`` is the method as printed, without a calibrated
+proxy; ``long`` acts to the last step, as in the paper; ``max`` has the largest strength of the published sweep, to the
+last step, behind a gate that opens sooner."""

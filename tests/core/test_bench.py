@@ -84,7 +84,8 @@ def test_captions_do_not_depend_on_the_count():
     assert captions_for("implied", 3, 5) == captions_for("implied", 8, 5)[:3]
 
 
-MEASURED = ("none", "negative", "safecfg", "safecfg-concepts", "sld_max", "sp_guard", "safecfg+sp_guard")
+MEASURED = ("none", "negative", "safecfg", "safecfg-concepts", "sld_max", "sp_guard", "sp_guard-measured",
+            "safecfg+sp_guard")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +98,10 @@ def test_methods_cost_what_they_ask_for(report):
     costs = {row.method: row.evals_per_step for row in report.rows if row.group == "benign"}
     assert {costs[name] for name in MEASURED[:4]} == {2.0}
     assert costs["sld_max"] == 3
+    # read before the run, a harmless caption costs nothing more
+    assert costs["sp_guard"] == costs["safecfg+sp_guard"] == 2
     # one of four steps measures, with five concepts and the one harmless text of the node's defaults
-    assert costs["sp_guard"] == 2 + 6 / 4
-    # with nine harmless texts, and the empty text that directions start from, since the base may hold the concept
-    assert costs["safecfg+sp_guard"] == 2 + 15 / 4
+    assert costs["sp_guard-measured"] == 2 + 6 / 4
 
 
 def test_rows_are_complete_and_unguarded_equals_itself(report):

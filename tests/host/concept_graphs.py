@@ -20,13 +20,15 @@ def concepts(own: str = "blade: knife\ndrug: syringe") -> Any:
 
 
 def mask(model: Any = None, clip: Any = None, looked_for: Any = None, **settings: Any) -> Any:
-    """The SP-Guard Mask node's MODEL and TRACE."""
+    """The SP-Guard Mask node's MODEL and TRACE; it measures unless ``judge_by`` says otherwise."""
+    settings.setdefault("judge_by", "measured")
     node = part("nodes.concept_guidance.factory").PATCH_NODES["sp_guard"]
     return node.execute(model or world()[0], clip or world()[1], looked_for or concepts(), **settings).args
 
 
 def guider(positive: Any, negative: Any, model: Any = None, cfg: float = 4.0, **settings: Any) -> Any:
-    """The SP-Guard Guider node's GUIDER and TRACE."""
+    """The SP-Guard Guider node's GUIDER and TRACE; it measures unless ``judge_by`` says otherwise."""
+    settings.setdefault("judge_by", "measured")
     node = part("nodes.concept_guidance.sp_guard").SPGuardGuider
     looked_for = settings.pop("looked_for", None) or concepts()
     return node.execute(model or world()[0], positive, negative, cfg, world()[1], looked_for, **settings).args

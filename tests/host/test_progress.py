@@ -61,7 +61,7 @@ def test_a_harmless_prompt_is_said_to_be_left_alone(run_graph, sent):
 
 
 def test_sp_guard_says_that_it_measures_and_what_it_guides_away_from(run_graph, sent):
-    edited = with_node("SafeGuidance_SPGuardMask", **CONCEPTS, threshold=0.0)
+    edited = with_node("SafeGuidance_SPGuardMask", **CONCEPTS, threshold=0.0, judge_by="measured")
     # the text of a whole category agrees with no single thing of it here
     edited["2"]["inputs"].update(testbed=False, own="blade: knife")
     run_graph(edited)

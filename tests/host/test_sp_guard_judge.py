@@ -39,6 +39,14 @@ def test_a_harmless_prompt_is_stock_at_the_price_of_stock():
     assert trace.run.decision.startswith("harmless (")
 
 
+def test_a_node_as_it_is_dropped_into_a_graph_reads_the_prompt_before_the_run():
+    node = part("nodes.concept_guidance.factory").PATCH_NODES["sp_guard"]
+    for text, harmful in ((HARMFUL, True), (HARMLESS, False)):
+        model, trace = node.execute(world()[0], world()[1], concepts()).args
+        same = ksample(model, encoded(text), encoded("")).equal(ksample(world()[0], encoded(text), encoded("")))
+        assert (trace.run.harmful, trace.run.steps[0].acted, same) == (harmful, harmful, not harmful)
+
+
 def test_one_that_is_connected_is_asked_whatever_judge_by_says():
     looked_for = concepts("blade: knife\nskull: skull")
     always, never = make_redirector(6.0), make_redirector(-6.0)
@@ -71,9 +79,12 @@ def test_a_judge_of_another_encoder_stops_the_run():
         ksample(model, encoded(HARMFUL), encoded(""))
 
 
-def test_a_threshold_that_would_not_be_used_is_refused():
-    assert _refusal(threshold=0.25, **BY_CONCEPTS).field == "threshold"
-    assert _refusal(threshold=0.25, judge=make_redirector(6.0)).field == "threshold"
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_the_threshold_of_measured_scores_says_nothing_of_a_judged_prompt(threshold):
+    looked_for, judge = concepts("blade: knife"), make_redirector(6.0)
+    for settings in ({"judge": judge}, BY_CONCEPTS):
+        ours, plain = (mask(looked_for=looked_for, **more, **settings)[0] for more in ({"threshold": threshold}, {}))
+        assert ksample(ours, encoded(HARMFUL), encoded("")).equal(ksample(plain, encoded(HARMFUL), encoded("")))
 
 
 def test_an_unknown_way_to_judge_is_refused():
