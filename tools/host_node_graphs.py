@@ -167,9 +167,10 @@ class _Builder:
             self.hgr()
             return self.add("ours", "SafeGuidance_SafeCFGPatch", model=model, redirector=["hgr", 0])
         if self.method == SP_GUARD:
-            # Whether a score is high enough is a matter of calibration. Here a harmful prompt is to act at all, and a
-            # harmless one, though measured, is to keep its bits.
-            more = {"threshold": 0.02 if self.caption == HARMFUL else 1.0, "neutral": "coffee\nballoon"}
+            # Measuring meets more of the other nodes than a judge does. Whether a score is high enough is a matter of
+            # calibration: a harmful prompt is to act at all, and a harmless one, though measured, to keep its bits.
+            threshold = 0.02 if self.caption == HARMFUL else 1.0
+            more = {"judge_by": "measured", "threshold": threshold, "neutral": "coffee\nballoon"}
             clip = ["world", 1]
             return self.add(
                 "ours", "SafeGuidance_SPGuardMask", model=model, clip=clip, concepts=self.concepts(), **more

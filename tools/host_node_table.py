@@ -39,7 +39,8 @@ With the harmless prompt the picture is the same as without our node, to the las
 *Before ours* means that the other node makes the MODEL that our node is given; *after ours* means that it is given the
 MODEL our node made. Where two inputs take the same type, the name of the input is given.
 
-*SafeCFG* is SafeCFG (Model Patch), *SP-Guard* is SP-Guard Mask (SP-Guard Guider and Concept Guidance run the same code),
+*SafeCFG* is SafeCFG (Model Patch), *SP-Guard* is SP-Guard Mask with `judge_by` *measured* (SP-Guard Guider and Concept Guidance
+run the same code),
 *SAFREE* is SAFREE Embedding Filter, and *SafeCFG beside SAFREE* is SafeCFG on a prompt that is joined with a filtered text.
 SafeCFG Guider, which runs the code of the patch, was tried behind every node that changes guidance and with every sampler
 and schedule. Where no method is named, all that were tried gave the same.
