@@ -97,8 +97,8 @@ SETTINGS: tuple[Setting, ...] = (
 
 
 JUDGED = 0.5
-"""What a judge's score of 1 counts for as P: a judge gives 0.5 to 1 where measured scores of harmful prompts are 0.1 to
-0.4, and ``lambda_max`` has the published sizes for both."""
+"""What a judge's score of 1 counts for as P. A judge gives 0.5 to 1, more than is measured (medians of 0.1 and 0.2 for
+harmful captions of the testbed), and ``lambda_max`` has the published sizes for both."""
 
 
 @dataclass(frozen=True)

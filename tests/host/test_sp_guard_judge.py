@@ -83,8 +83,10 @@ def test_a_judge_of_another_encoder_stops_the_run():
 def test_the_threshold_of_measured_scores_says_nothing_of_a_judged_prompt(threshold):
     looked_for, judge = concepts("blade: knife"), make_redirector(6.0)
     for settings in ({"judge": judge}, BY_CONCEPTS):
-        ours, plain = (mask(looked_for=looked_for, **more, **settings)[0] for more in ({"threshold": threshold}, {}))
+        ours, trace = mask(looked_for=looked_for, threshold=threshold, **settings)
+        plain, _ = mask(looked_for=looked_for, **settings)
         assert ksample(ours, encoded(HARMFUL), encoded("")).equal(ksample(plain, encoded(HARMFUL), encoded("")))
+        assert trace.run.acted
 
 
 def test_an_unknown_way_to_judge_is_refused():
